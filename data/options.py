@@ -1,0 +1,139 @@
+"""The flags of the train and evaluate commands, the same for both frameworks."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from data import datasets, recipe, runfolder
+from data.errors import UserError
+from data.networks import BACKBONES
+from data.recipe import Recipe
+
+# What a run is started with when a flag is not given; None: the recipe's own value.
+DEFAULTS: dict[str, Any] = {
+    "dataset": "digits",
+    "recipe": "default",
+    "backbone": None,
+    "protocol": None,
+    "epochs": None,
+    "batch_size": None,
+    "limit": 0,
+    "seed": None,
+    "volatility": None,
+    "grouping": "threshold",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong flag as one line, like every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what `run_command` prints."""
+        raise UserError(f"{message} (see --help)")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What `train` was asked for."""
+
+    recipe: Recipe
+    flags: dict[str, Any]
+    out: Path
+    resume: bool
+    data_dir: str | None
+    json: Path | None
+
+
+def train_parser(framework: str) -> Parser:
+    """The flags of `python -m trunk_jax.train` and `python -m trunk_torch_ref.train`."""
+    parser = Parser(
+        prog=f"python -m trunk_{'jax' if framework == 'jax' else 'torch_ref'}.train",
+        description="Grow and train a TRUNK tree, then evaluate it on the test split.",
+        argument_default=argparse.SUPPRESS,
+    )
+    add = parser.add_argument
+    add("--dataset", help=f"one of {', '.join(datasets.SPECS)} (default: digits)")
+    add("--data-dir", help="folder of prepared TFDS datasets (default: TFDS_DATA_DIR, else "
+                           "~/tensorflow_datasets)")  # fmt: skip
+    add("--backbone", help=f"node networks: {', '.join(BACKBONES)} (default: the recipe's first "
+                           "for the dataset)")  # fmt: skip
+    add("--recipe", help=f"one of {', '.join(recipe.names())} (default: default)")
+    add("--protocol", help="holdout: select on held-out training images; published: select on "
+                           "test, as the release did (default: the recipe's)")  # fmt: skip
+    add("--epochs", type=int, help="epochs of every phase (default: the recipe's)")
+    add("--batch-size", type=int, help="images in a training batch (default: the recipe's)")
+    add("--limit", type=int, help="use only so many images of each split (default: 0, all)")
+    add("--seed", type=int, help="of weights, batches, augmentation and splits (default: the "
+                                 "recipe's)")  # fmt: skip
+    add("--volatility", type=float, help="grouping threshold for all nodes, above 0; higher "
+                                         "splits more (default: the recipe's)")  # fmt: skip
+    add("--grouping", help="threshold, or sampled: by 100,000 draws, as the release does "
+                           "(default: threshold)")  # fmt: skip
+    add("--out", help="the run folder (default: runs/<dataset>-<backbone>-<recipe>-seed<seed>"
+                      "-<framework>)")  # fmt: skip
+    add("--resume", action="store_true", help="go on with the run in --out, or start it if it "
+                                              "is not there (default: off)")  # fmt: skip
+    add("--json", metavar="FILE", help="also write the summary to FILE (default: none)")
+    return parser
+
+
+def train_options(framework: str, arguments: list[str] | None = None) -> TrainOptions:
+    """Parse and check the flags of `train`; UserError for any that makes no sense.
+
+    A resumed run keeps the flags it was started with: those given again must agree.
+    """
+    given = vars(train_parser(framework).parse_args(arguments))
+    out = given.pop("out", None)
+    resume, data_dir = given.pop("resume", False), given.pop("data_dir", None)
+    report = given.pop("json", None)
+    stored: dict[str, Any] = {}
+    if resume and out and (Path(out) / "config.json").exists():
+        stored = runfolder.read_config(Path(out)).get("flags")
+        if not isinstance(stored, dict) or stored.keys() - DEFAULTS.keys():
+            raise UserError(f"{Path(out) / 'config.json'} is not a run's configuration")
+    flags = DEFAULTS | stored | given
+    datasets.spec(flags["dataset"])
+    chosen = recipe.load(flags["recipe"], flags["dataset"], flags["backbone"])
+    chosen = recipe.override(
+        chosen,
+        **{key: flags[key] for key in DEFAULTS.keys() - {"dataset", "recipe", "backbone"}},
+    )
+    if out is None:
+        stem = f"{chosen.dataset}-{chosen.backbone}-{chosen.name}-seed{chosen.seed}-{framework}"
+        out = f"runs/{stem}"
+    return TrainOptions(
+        chosen, flags, Path(out), resume, data_dir, Path(report) if report else None
+    )
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What `evaluate` was asked for."""
+
+    run: Path
+    split: str
+    data_dir: str | None
+    json: Path | None
+
+
+def evaluate_options(framework: str, arguments: list[str] | None = None) -> EvaluateOptions:
+    """Parse the flags of `python -m trunk_jax.evaluate` and its PyTorch sister."""
+    parser = Parser(
+        prog=f"python -m trunk_{'jax' if framework == 'jax' else 'torch_ref'}.evaluate",
+        description="Recompute a finished run's accuracy; write predictions and confusion matrix "
+        "into its folder.",
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", help="the run folder")
+    add("--split", choices=("train", "validation", "test"), default="test",
+        help="which images (default: %(default)s)")  # fmt: skip
+    add("--data-dir", help="folder of prepared TFDS datasets (default: the run's own)")
+    add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
+    options = parser.parse_args(arguments)
+    return EvaluateOptions(
+        Path(options.run),
+        options.split,
+        options.data_dir,
+        Path(options.json) if options.json else None,
+    )

@@ -1,0 +1,231 @@
+"""Training recipes: read from the TOML files in `data/recipes/`, checked, held as frozen values."""
+
+import dataclasses
+import math
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.augmentation import Augmentation
+from data.errors import UserError
+from data.networks import BACKBONES
+
+FOLDER = Path(__file__).parent / "recipes"
+
+# The release's faults that change numbers (published.md, section 6), each switched on by name.
+FAULTS = (
+    "pointwise_padding",  # padding 1 on 1x1 convolutions
+    "warm_batchnorm",  # one image of ones through `features` in train mode before training
+    "subset_batches",  # a child's batch: its members in a shuffled batch of the whole dataset
+    "train_mode_validation",  # batch statistics and dropout in validation; it updates the former
+    "train_mode_asl",  # likewise when ASL is taken, on shuffled, augmented training batches
+    "drop_last_validation",  # the last partial validation batch is left out
+)
+LOSSES = ("nll", "cross_entropy")
+OPTIMIZERS = ("adam", "sgd")
+SCHEDULES = ("cosine", "step", "constant")
+PROTOCOLS = ("holdout", "published")
+GROUPINGS = ("threshold", "sampled")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """How one network is trained once.
+
+    `optimizer`: PyTorch's Adam or SGD with coupled weight decay (L2 added to the gradient).
+    `schedule`, stepped once an epoch: cosine with T_max = `period` (which rises again after
+    it; 0 means all epochs), step (times `factor` every `period` epochs), or constant.
+    """
+
+    epochs: int
+    optimizer: str = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: str = "constant"
+    period: int = 0
+    factor: float = 0.1
+
+
+@dataclass(frozen=True)
+class NodeRecipe:
+    """The two phases of a node and its volatility."""
+
+    volatility: float
+    class_phase: Phase
+    group_phase: Phase
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a training run, but for the dataset itself.
+
+    `mean`, `std`: per channel, applied to pixels/255; empty for none.
+    `limit`: use only so many training (and of validation and test) images; 0 for all.
+    """
+
+    name: str
+    dataset: str
+    backbone: str
+    root: NodeRecipe
+    others: NodeRecipe
+    batch_size: int = 128
+    eval_batch_size: int = 256
+    seed: int = 0
+    loss: str = "cross_entropy"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    augment: Augmentation = field(default_factory=Augmentation)
+    eval_augment: Augmentation = field(default_factory=Augmentation)
+    protocol: str = "holdout"
+    grouping: str = "threshold"
+    limit: int = 0
+    faults: tuple[str, ...] = ()
+
+    def node(self, is_root: bool) -> NodeRecipe:
+        """The row that applies to a node."""
+        return self.root if is_root else self.others
+
+
+def names() -> list[str]:
+    """The recipes there are."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load(name: str, dataset: str, backbone: str | None = None) -> Recipe:
+    """The recipe `name` for a dataset and backbone (None: the first one it has).
+
+    UserError, with the choices, if there is none.
+    """
+    if name not in names():
+        raise UserError(f"no recipe {name!r}; the recipes: {', '.join(names())}")
+    path = FOLDER / f"{name}.toml"
+    table = tomllib.loads(path.read_text())
+    if backbone is not None and backbone not in BACKBONES:
+        raise UserError(f"no backbone {backbone!r}; the backbones: {', '.join(BACKBONES)}")
+    rows = table.get(dataset)
+    if rows is None or (backbone is not None and backbone not in rows):
+        choices = [f"{d} {b}" for d, backbones in table.items() for b in backbones]
+        wanted = f"{dataset} {backbone}" if backbone else dataset
+        raise UserError(f"recipe {name!r} has none for {wanted}; it has: {', '.join(choices)}")
+    backbone = backbone or next(iter(rows))
+    row = rows[backbone]
+    others = _node(row.pop("others"))
+    root = _node(row.pop("root")) if "root" in row else others
+    row = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    for key in ("augment", "eval_augment"):
+        if key in row:
+            row[key] = _augmentation(row[key])
+    return check(
+        Recipe(name=name, dataset=dataset, backbone=backbone, root=root, others=others, **row)
+    )
+
+
+def override(
+    recipe: Recipe,
+    *,
+    epochs: int | None = None,
+    volatility: float | None = None,
+    **values: Any,
+) -> Recipe:
+    """`recipe` with the given fields replaced; `epochs` and `volatility` apply to every phase.
+
+    None means: keep the recipe's. UserError if the outcome makes no sense.
+    """
+
+    def node(row: NodeRecipe) -> NodeRecipe:
+        changes: dict[str, Any] = {}
+        if volatility is not None:
+            changes["volatility"] = volatility
+        if epochs is not None:
+            changes["class_phase"] = dataclasses.replace(row.class_phase, epochs=epochs)
+            changes["group_phase"] = dataclasses.replace(row.group_phase, epochs=epochs)
+        return dataclasses.replace(row, **changes)
+
+    given = {key: value for key, value in values.items() if value is not None}
+    return check(
+        dataclasses.replace(recipe, root=node(recipe.root), others=node(recipe.others), **given)
+    )
+
+
+def check(recipe: Recipe) -> Recipe:
+    """The recipe itself; UserError naming the first value that makes no sense."""
+    _need(recipe.loss in LOSSES, "loss", recipe.loss, LOSSES)
+    _need(recipe.protocol in PROTOCOLS, "protocol", recipe.protocol, PROTOCOLS)
+    _need(recipe.grouping in GROUPINGS, "grouping", recipe.grouping, GROUPINGS)
+    for fault in recipe.faults:
+        _need(fault in FAULTS, "fault", fault, FAULTS)
+    _need(recipe.batch_size >= 1, "batch size", recipe.batch_size, "a whole number above 0")
+    _need(recipe.eval_batch_size >= 1, "eval batch size", recipe.eval_batch_size, "above 0")
+    _need(recipe.limit >= 0, "limit", recipe.limit, "0 (all) or more")
+    _need(0 <= recipe.seed < 2**63, "seed", recipe.seed, "a whole number, 0 or more")
+    _need(len(recipe.mean) == len(recipe.std), "std", recipe.std, "one value for each of mean's")
+    _need(all(std > 0 for std in recipe.std), "std", recipe.std, "above 0")
+    for row in (recipe.root, recipe.others):
+        good = math.isfinite(row.volatility) and row.volatility > 0
+        _need(good, "volatility", row.volatility, "a number above 0")
+        for phase in (row.class_phase, row.group_phase):
+            _need(phase.optimizer in OPTIMIZERS, "optimizer", phase.optimizer, OPTIMIZERS)
+            _need(phase.schedule in SCHEDULES, "schedule", phase.schedule, SCHEDULES)
+            _need(phase.epochs >= 1, "epochs", phase.epochs, "a whole number above 0")
+            _need(phase.lr > 0 and math.isfinite(phase.lr), "lr", phase.lr, "above 0")
+            _need(phase.period >= 0, "period", phase.period, "0 or more")
+            needs_period = phase.schedule == "step"
+            _need(phase.period > 0 or not needs_period, "period", phase.period, "above 0 for step")
+    return recipe
+
+
+def to_json(recipe: Recipe) -> dict[str, Any]:
+    """The form stored in `config.json`."""
+    return dataclasses.asdict(recipe)
+
+
+def from_json(value: Any) -> Recipe:
+    """Read `to_json`'s form. UserError if it is not a recipe."""
+    try:
+        fields = dict(value)
+        for key in ("root", "others"):
+            row = dict(fields[key])
+            for phase in ("class_phase", "group_phase"):
+                row[phase] = _build(Phase, row[phase])
+            fields[key] = _build(NodeRecipe, row)
+        for key in ("augment", "eval_augment"):
+            fields[key] = _augmentation(fields[key])
+        return check(_build(Recipe, fields))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"not a recipe: {error}") from error
+
+
+def _node(row: dict[str, Any]) -> NodeRecipe:
+    phases = {key: _build(Phase, row[key]) for key in ("class", "group")}
+    return NodeRecipe(row["volatility"], phases["class"], phases["group"])
+
+
+def _augmentation(value: dict[str, Any]) -> Augmentation:
+    return _build(Augmentation, value)
+
+
+def _build(kind: type, value: dict[str, Any]) -> Any:
+    """A dataclass from plain JSON or TOML: lists become tuples, types are checked."""
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    unknown = set(value) - set(fields)
+    if unknown:
+        raise UserError(f"unknown {kind.__name__} setting: {', '.join(sorted(unknown))}")
+    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    for key, item in plain.items():
+        expected = fields[key].type
+        if expected is float and type(item) is int:
+            plain[key] = float(item)
+        elif expected in (int, float, str) and type(item) is not expected:
+            raise UserError(f"{key} must be {expected.__name__}, not {item!r:.80}")
+        elif str(expected).startswith("tuple") and not isinstance(item, tuple):
+            raise UserError(f"{key} must be a list, not {item!r:.80}")
+    return kind(**plain)
+
+
+def _need(good: bool, what: str, value: Any, wanted: Any) -> None:
+    if not good:
+        choices = f"one of {', '.join(wanted)}" if isinstance(wanted, tuple) else wanted
+        raise UserError(f"{what} is {value!r:.80}; it must be {choices}")

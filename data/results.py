@@ -1,0 +1,116 @@
+"""The numbers of a finished run: its summary, predictions and confusion matrix."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data import hierarchy, metrics, runfolder
+from data.datasets import Dataset, Examples
+from data.hierarchy import Tree
+from data.recipe import Recipe
+
+Costs = dict[str, dict[str, int]]
+
+
+def summary(
+    framework: str,
+    recipe: Recipe,
+    dataset: Dataset,
+    tree: Tree,
+    costs: Costs,
+    parts: dict[str, tuple[Examples, np.ndarray]],
+) -> dict[str, Any]:
+    """The content of `summary.json`. `parts`: by split, its examples and predicted labels."""
+    examples, predicted = parts["test"]
+    return {
+        "framework": framework,
+        "dataset": dataset.spec.name,
+        "dataset_title": dataset.title,
+        "backbone": recipe.backbone,
+        "recipe": recipe.name,
+        "protocol": recipe.protocol,
+        "selected_on": "test" if recipe.protocol == "published" else "validation",
+        "seed": recipe.seed,
+        "accuracy": {
+            part: _counts(examples.labels, labels) for part, (examples, labels) in parts.items()
+        },
+        "nodes": {
+            name: costs[name] | {"test": accuracy}
+            for name, accuracy in metrics.node_accuracy(tree, examples.labels, predicted).items()
+        },
+        "depth": hierarchy.depth(tree),
+        "paths": metrics.path_costs(tree, costs, examples.labels),
+    }
+
+
+def evaluation(
+    split: str, recipe: Recipe, dataset: Dataset, tree: Tree, examples: Examples, labels: np.ndarray
+) -> dict[str, Any]:
+    """What `evaluate` prints: `accuracy` (0 to 1), `correct`, `total`, `split` and more."""
+    return _counts(examples.labels, labels) | {
+        "split": split,
+        "dataset": dataset.spec.name,
+        "dataset_title": dataset.title,
+        "protocol": recipe.protocol,
+        "nodes": metrics.node_accuracy(tree, examples.labels, labels),
+    }
+
+
+def write_predictions(
+    folder: Path,
+    split: str,
+    dataset: Dataset,
+    examples: Examples,
+    labels: np.ndarray,
+    confidence: np.ndarray,
+) -> None:
+    """`predictions-<split>.csv` (a row an image) and `confusion-<split>.csv` (true x predicted)."""
+    rows = ["index,label,predicted,confidence"]
+    rows += [
+        f"{index},{true},{guess},{sure:.6f}"
+        for index, (true, guess, sure) in enumerate(
+            zip(examples.labels, labels, confidence, strict=True)
+        )
+    ]
+    text = "\n".join(rows) + "\n"
+    runfolder.write_bytes(folder / f"predictions-{split}.csv", text.encode())
+    names = dataset.spec.class_names
+    table = io.StringIO()
+    table.write("true \\ predicted," + ",".join(names) + "\n")
+    for name, row in zip(
+        names, metrics.confusion(examples.labels, labels, len(names)), strict=True
+    ):
+        table.write(name + "," + ",".join(map(str, row)) + "\n")
+    runfolder.write_bytes(folder / f"confusion-{split}.csv", table.getvalue().encode())
+
+
+def lines(value: dict[str, Any]) -> list[str]:
+    """A summary for people."""
+    how = "selected on TEST (protocol published)"
+    if value["protocol"] == "holdout":
+        how = "selected on held-out training images; test used once"
+    result = [
+        f"{value['dataset_title']}, {value['backbone']} nodes, recipe {value['recipe']}, {how}"
+    ]
+    for part, counts in value["accuracy"].items():
+        share, right, total = 100 * counts["accuracy"], counts["correct"], counts["total"]
+        result.append(f"  {part:<10} {share:6.2f} %  ({right:,} of {total:,})")
+    result.append(f"  {'node':<10} {'accuracy':>8}  {'parameters':>10}  {'multiply-adds':>13}")
+    for name, node in value["nodes"].items():
+        share = node["test"]["accuracy"]
+        text = "-" if share is None else f"{100 * share:.2f} %"
+        result.append(
+            f"  {name:<10} {text:>8}  {node['parameters']:>10,}  {node['multiply_adds']:>13,}"
+        )
+    for name, path in value["paths"].items():
+        result.append(
+            f"  {name + ' path':<13}  {path['parameters']:>15,.0f}  {path['multiply_adds']:>13,.0f}"
+        )
+    return result
+
+
+def _counts(true: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
+    correct = int((true == predicted).sum())
+    return {"accuracy": correct / len(true), "correct": correct, "total": len(true)}

@@ -1,0 +1,1 @@
+"""TRUNK, the tree of small CNNs for low-power image classification, in JAX and Flax."""

@@ -1,0 +1,92 @@
+"""A node's network as a value: its graph, parameters and statistics, and pure functions on them."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from trunk_jax.layers import EVAL, Conv, Linear, Mode, record
+
+Arrays = dict[str | int, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Network:
+    """An NNX module split once. The graph is static; the rest are nested dicts of arrays.
+
+    The dicts hold plain arrays, not NNX variables: a module merged from them can change its
+    own variables and nothing else.
+    """
+
+    graph: nnx.GraphDef = field(metadata={"static": True})
+    params: Arrays
+    stats: Arrays
+
+
+def split(module: nnx.Module) -> Network:
+    """The module as a value."""
+    graph, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
+    return Network(graph, nnx.to_pure_dict(params), nnx.to_pure_dict(stats))
+
+
+def merge(network: Network) -> nnx.Module:
+    """The value as a module."""
+    return nnx.merge(network.graph, nnx.State(network.params), nnx.State(network.stats))
+
+
+def initial(build: Callable[[nnx.Rngs], nnx.Module], seed: int) -> Network:
+    """What `build` makes with parameters drawn from `seed`, in one compiled call."""
+    graph = split(nnx.eval_shape(lambda: build(nnx.Rngs(0)))).graph
+
+    @jax.jit
+    def draw(key):
+        network = split(build(nnx.Rngs(key)))
+        return network.params, network.stats
+
+    return Network(graph, *draw(jax.random.key(seed)))
+
+
+def apply(
+    network: Network, x: Float[Array, "b h w c"], mode: Mode = EVAL
+) -> tuple[tuple[Float[Array, "b h2 w2 c2"], Float[Array, "b outputs"]], Arrays]:
+    """((features, scores), statistics after the pass)."""
+    module = merge(network)
+    outputs = module(x, mode)
+    return outputs, split(module).stats
+
+
+def features(network: Network, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+    """What the children are given, in eval mode."""
+    return merge(network).features(x, EVAL)
+
+
+def feature_shape(network: Network, in_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Height, width and channels of what the children are given."""
+    return jax.eval_shape(features, network, _image(in_shape)).shape[1:]
+
+
+def cost(network: Network, in_shape: tuple[int, int, int]) -> dict[str, int]:
+    """Parameters, and multiply-adds for one image, of convolutions and linear layers.
+
+    Counted from the program: every layer's own output shape, padding included, as the
+    published figures are.
+    """
+    multiply_adds = 0
+    with record() as tape:
+        jax.eval_shape(lambda network, x: apply(network, x)[0], network, _image(in_shape))
+    for layer, _, y in tape:
+        if isinstance(layer, Conv | Linear):
+            multiply_adds += y.size * math.prod(layer.kernel.shape[:-1])
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(network.params))
+    return {"parameters": parameters, "multiply_adds": multiply_adds}
+
+
+def _image(shape: tuple[int, int, int]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *shape), jnp.float32)

@@ -1,0 +1,113 @@
+"""MobileNet-style node (published.md, section 2)."""
+
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from data.networks import MobileNet, Residual
+from trunk_jax.layers import (
+    EVAL,
+    BatchNorm,
+    Conv,
+    Flatten,
+    GlobalAvgPool,
+    LogSoftmax,
+    Mode,
+    Relu6,
+    Sequential,
+)
+
+
+class _Pointwise(nnx.Module):
+    def __init__(self, in_channels: int, out_channels: int, padding: int, rngs: nnx.Rngs):
+        self.conv_1x1_block = Sequential(
+            [
+                Conv(in_channels, out_channels, 1, padding=padding, bias=False, rngs=rngs),
+                BatchNorm(out_channels),
+                Relu6(),
+            ]
+        )
+
+    def __call__(self, x: Array, mode: Mode) -> Array:
+        return self.conv_1x1_block(x, mode)
+
+
+class _Depthwise(nnx.Module):
+    def __init__(self, channels: int, stride: int, rngs: nnx.Rngs):
+        self.depthwise_convolution_block = Sequential(
+            [
+                Conv(
+                    channels,
+                    channels,
+                    3,
+                    stride=stride,
+                    padding=1,
+                    groups=channels,
+                    bias=False,
+                    rngs=rngs,
+                ),
+                BatchNorm(channels),
+                Relu6(),
+            ]
+        )
+
+    def __call__(self, x: Array, mode: Mode) -> Array:
+        return self.depthwise_convolution_block(x, mode)
+
+
+class _InvertedResidual(nnx.Module):
+    """Widen, filter depthwise, narrow; the input is added where shapes match."""
+
+    def __init__(self, in_channels: int, spec: Residual, padding: int, rngs: nnx.Rngs):
+        wide = spec.expansion * in_channels
+        self.inverted_residual = Sequential(
+            [
+                _Pointwise(in_channels, wide, padding, rngs),
+                _Depthwise(wide, spec.stride, rngs),
+                _Pointwise(wide, spec.out, padding, rngs),
+            ]
+        )
+
+    def __call__(self, x: Array, mode: Mode) -> Array:
+        y = self.inverted_residual(x, mode)
+        return x + y if x.shape == y.shape else y
+
+
+class MobileNetNode(nnx.Module):
+    """`features`: stem (root only) and inverted residuals; `classifier`: 1x1, pool, log-softmax.
+
+    With `pointwise_padding` 1, as published, every 1x1 convolution grows the map by 2 and no
+    shortcut is ever taken.
+    """
+
+    def __init__(
+        self,
+        spec: MobileNet,
+        in_shape: tuple[int, int, int],
+        outputs: int,
+        *,
+        pointwise_padding: int,
+        rngs: nnx.Rngs,
+    ):
+        channels = in_shape[2]
+        layers: list[nnx.Module] = []
+        if spec.stem:
+            layers += [
+                Conv(channels, spec.stem, 3, stride=2, padding=1, rngs=rngs),
+                BatchNorm(spec.stem),
+                Relu6(),
+            ]
+            channels = spec.stem
+        for residual in spec.residuals:
+            layers.append(_InvertedResidual(channels, residual, pointwise_padding, rngs))
+            channels = residual.out
+        self.features = Sequential(layers)
+        self.classifier = Sequential(
+            [Conv(channels, outputs, 1, rngs=rngs), GlobalAvgPool(), LogSoftmax(), Flatten()]
+        )
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], mode: Mode = EVAL
+    ) -> tuple[Float[Array, "b h2 w2 c2"], Float[Array, "b outputs"]]:
+        features = self.features(x, mode)
+        return features, self.classifier(features, mode)

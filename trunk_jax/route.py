@@ -1,0 +1,86 @@
+"""Inference through a tree: each image is computed by the nodes on its own path, and no others."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int, UInt8
+
+from data.augmentation import Augmentation
+from data.hierarchy import ROOT, Path, Tree
+from data.recipe import Recipe
+from trunk_jax.augment import prepare
+from trunk_jax.network import Network, apply
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """`labels`: the predicted class. `confidence`: the product of probabilities on its path."""
+
+    labels: Int[np.ndarray, " n"]
+    confidence: Float[np.ndarray, " n"]
+
+
+@partial(jax.jit, static_argnames=("mean", "std"))
+def _normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
+    return prepare(images, {}, Augmentation(), mean, std)
+
+
+@jax.jit
+def _visit(network: Network, x: Array, rows: Int[Array, " b"]) -> tuple[Array, Array, Array]:
+    """(features, chosen output, its log-probability) of a node for the given rows of `x`."""
+    (features, scores), _ = apply(network, x[rows])
+    chosen = scores.argmax(1)
+    likelihood = jax.nn.log_softmax(scores, axis=1)
+    return features, chosen, jnp.take_along_axis(likelihood, chosen[:, None], 1)[:, 0]
+
+
+def predict(
+    recipe: Recipe,
+    tree: Tree,
+    networks: dict[Path, Network],
+    images: UInt8[np.ndarray, "n h w c"],
+    batch: int = BATCH,
+) -> Predictions:
+    """Follow each image from the root to a leaf.
+
+    A batch is partitioned by child at each node. Parts are padded to one of three sizes
+    (the batch, a quarter, a sixteenth), so that few shapes are compiled.
+    """
+    leaves = {path: label for label, path in enumerate(tree.paths)}
+    labels = np.full(len(images), -1, np.int32)
+    confidence = np.zeros(len(images))
+    batch = min(batch, len(images))
+
+    def visit(node: Path, x: Array, rows: np.ndarray, places: np.ndarray) -> None:
+        """`rows` of `x` are the images at `places`."""
+        padded = np.zeros(_bucket(len(rows), batch), np.int32)
+        padded[: len(rows)] = rows
+        features, *outputs = _visit(networks[node], x, padded)
+        chosen, likelihood = (np.asarray(output)[: len(rows)] for output in outputs)
+        confidence[places] += likelihood
+        for output in np.unique(chosen):
+            mine = np.flatnonzero(chosen == output)
+            child = (*node, int(output))
+            if child in leaves:
+                labels[places[mine]] = leaves[child]
+            else:
+                visit(child, features, mine, places[mine])
+
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        places = np.arange(start, start + len(part))
+        x = np.zeros((batch, *part.shape[1:]), np.uint8)
+        x[: len(part)] = part
+        visit(ROOT, _normalise(x, recipe.mean, recipe.std), np.arange(len(part)), places)
+    return Predictions(labels, np.exp(confidence))
+
+
+def _bucket(count: int, batch: int) -> int:
+    sizes = [size for size in (batch // 16, batch // 4) if size >= count]
+    return max(1, sizes[0] if sizes else batch)
