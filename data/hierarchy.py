@@ -154,7 +154,7 @@ def from_json(value: Any) -> Tree:
     if not isinstance(targets, dict) or not isinstance(named, dict):
         raise UserError("not a tree: targets and nodes must be objects")
     paths = _paths_by_label(targets)
-    names = {_path(path, name): name for name, path in named.items()}
+    names = {_path(path, f"{name!r:.80}"): name for name, path in named.items()}
     if len(names) != len(named):
         raise UserError("not a tree: two nodes share a path")
     return Tree(paths, names)
@@ -171,10 +171,10 @@ def from_published(target_map: Any, models: Any) -> Tree:
     unpadded = {}
     for label, path in target_map.items():
         if not isinstance(path, list):
-            raise UserError(f"not a tree: target map of label {label} is no list")
+            raise UserError(f"not a tree: target map of label {label!r:.80} is no list")
         end = path.index(-1) if -1 in path else len(path)
         if any(step != -1 for step in path[end:]):
-            raise UserError(f"not a tree: target map of label {label} goes on after its -1")
+            raise UserError(f"not a tree: target map of label {label!r:.80} goes on after its -1")
         unpadded[label] = path[:end]
     paths = _paths_by_label(unpadded)
     everything = sorted({path[:length] for path in paths for length in range(len(path) + 1)})

@@ -83,15 +83,14 @@ def train_options(framework: str, arguments: list[str] | None = None) -> TrainOp
 
     A resumed run keeps the flags it was started with: those given again must agree.
     """
-    given = vars(train_parser(framework).parse_args(arguments))
+    parser = train_parser(framework)
+    given = vars(parser.parse_args(arguments))
     out = given.pop("out", None)
     resume, data_dir = given.pop("resume", False), given.pop("data_dir", None)
     report = given.pop("json", None)
     stored: dict[str, Any] = {}
     if resume and out and (Path(out) / "config.json").exists():
-        stored = runfolder.read_config(Path(out)).get("flags")
-        if not isinstance(stored, dict) or stored.keys() - DEFAULTS.keys():
-            raise UserError(f"{Path(out) / 'config.json'} is not a run's configuration")
+        stored = _stored_flags(Path(out), parser)
     flags = DEFAULTS | stored | given
     datasets.spec(flags["dataset"])
     chosen = recipe.load(flags["recipe"], flags["dataset"], flags["backbone"])
@@ -105,6 +104,18 @@ def train_options(framework: str, arguments: list[str] | None = None) -> TrainOp
     return TrainOptions(
         chosen, flags, Path(out), resume, data_dir, Path(report) if report else None
     )
+
+
+def _stored_flags(run: Path, parser: Parser) -> dict[str, Any]:
+    """The flags that a run was started with, checked as those of a command line are."""
+    flags = runfolder.read_config(run).get("flags")
+    if not isinstance(flags, dict) or flags.keys() - DEFAULTS.keys():
+        raise UserError(f"{run / 'config.json'} is not a run's configuration")
+    words = [f"--{k.replace('_', '-')}={v}" for k, v in flags.items() if v is not None]
+    try:
+        return vars(parser.parse_args(words))
+    except UserError as error:
+        raise UserError(f"{run / 'config.json'}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from data.augmentation import Augmentation
 from data.errors import UserError
@@ -111,16 +112,12 @@ def load(name: str, dataset: str, backbone: str | None = None) -> Recipe:
         wanted = f"{dataset} {backbone}" if backbone else dataset
         raise UserError(f"recipe {name!r} has none for {wanted}; it has: {', '.join(choices)}")
     backbone = backbone or next(iter(rows))
-    row = rows[backbone]
-    others = _node(row.pop("others"))
-    root = _node(row.pop("root")) if "root" in row else others
-    row = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
-    for key in ("augment", "eval_augment"):
-        if key in row:
-            row[key] = _augmentation(row[key])
-    return check(
-        Recipe(name=name, dataset=dataset, backbone=backbone, root=root, others=others, **row)
-    )
+    row = {"root": rows[backbone]["others"]} | rows[backbone]
+    for key in ("root", "others"):
+        both = {"class_phase": row[key]["class"], "group_phase": row[key]["group"]}
+        row[key] = {"volatility": row[key]["volatility"]} | both
+    row |= {"name": name, "dataset": dataset, "backbone": backbone}
+    return check(_build(Recipe, row))
 
 
 def override(
@@ -171,6 +168,10 @@ def check(recipe: Recipe) -> Recipe:
             _need(phase.schedule in SCHEDULES, "schedule", phase.schedule, SCHEDULES)
             _need(phase.epochs >= 1, "epochs", phase.epochs, "a whole number above 0")
             _need(phase.lr > 0 and math.isfinite(phase.lr), "lr", phase.lr, "above 0")
+            for what in ("weight_decay", "momentum", "factor"):
+                number = getattr(phase, what)
+                _need(number >= 0 and math.isfinite(number), what, number, "0 or more")
+            _need(all(0 <= beta < 1 for beta in phase.betas), "betas", phase.betas, "0 to 1")
             _need(phase.period >= 0, "period", phase.period, "0 or more")
             needs_period = phase.schedule == "step"
             _need(phase.period > 0 or not needs_period, "period", phase.period, "above 0 for step")
@@ -185,44 +186,44 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
 def from_json(value: Any) -> Recipe:
     """Read `to_json`'s form. UserError if it is not a recipe."""
     try:
-        fields = dict(value)
-        for key in ("root", "others"):
-            row = dict(fields[key])
-            for phase in ("class_phase", "group_phase"):
-                row[phase] = _build(Phase, row[phase])
-            fields[key] = _build(NodeRecipe, row)
-        for key in ("augment", "eval_augment"):
-            fields[key] = _augmentation(fields[key])
-        return check(_build(Recipe, fields))
-    except (KeyError, TypeError, ValueError) as error:
+        return check(_build(Recipe, value))
+    except (TypeError, OverflowError) as error:  # a setting is missing; too large for a float
         raise UserError(f"not a recipe: {error}") from error
 
 
-def _node(row: dict[str, Any]) -> NodeRecipe:
-    phases = {key: _build(Phase, row[key]) for key in ("class", "group")}
-    return NodeRecipe(row["volatility"], phases["class"], phases["group"])
-
-
-def _augmentation(value: dict[str, Any]) -> Augmentation:
-    return _build(Augmentation, value)
-
-
-def _build(kind: type, value: dict[str, Any]) -> Any:
-    """A dataclass from plain JSON or TOML: lists become tuples, types are checked."""
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    unknown = set(value) - set(fields)
+def _build(kind: type, value: Any) -> Any:
+    """A dataclass from plain JSON or TOML: tables become dataclasses, lists tuples."""
+    if not isinstance(value, dict):
+        raise UserError(f"{kind.__name__} must be a table of settings, not {value!r:.80}")
+    types = {field.name: field.type for field in dataclasses.fields(kind)}
+    unknown = ", ".join(sorted(f"{key!r:.80}" for key in value.keys() - types.keys()))
     if unknown:
-        raise UserError(f"unknown {kind.__name__} setting: {', '.join(sorted(unknown))}")
-    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
-    for key, item in plain.items():
-        expected = fields[key].type
-        if expected is float and type(item) is int:
-            plain[key] = float(item)
-        elif expected in (int, float, str) and type(item) is not expected:
-            raise UserError(f"{key} must be {expected.__name__}, not {item!r:.80}")
-        elif str(expected).startswith("tuple") and not isinstance(item, tuple):
-            raise UserError(f"{key} must be a list, not {item!r:.80}")
-    return kind(**plain)
+        raise UserError(f"unknown {kind.__name__} setting: {unknown}")
+    return kind(**{key: _typed(item, types[key], key) for key, item in value.items()})
+
+
+def _typed(value: Any, kind: Any, what: str) -> Any:
+    """`value` as a field's type. UserError if it is of another."""
+    if isinstance(kind, UnionType):  # a tuple or None
+        if value is None:
+            return None
+        kind = get_args(kind)[0]
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{what} must be a list, not {value!r:.80}")
+        kinds = get_args(kind)
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(value)
+        if len(value) != len(kinds):
+            raise UserError(f"{what} must be a list of {len(kinds)} values, not {value!r:.80}")
+        return tuple(_typed(item, each, what) for item, each in zip(value, kinds, strict=True))
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise UserError(f"{what} must be {kind.__name__}, not {value!r:.80}")
+    return value
 
 
 def _need(good: bool, what: str, value: Any, wanted: Any) -> None:

@@ -18,7 +18,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +36,33 @@ FORMAT = 1
 _MOST_JSON = 64 * 2**20  # bytes; the largest file of ours is far below
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace the file at once: written aside, synced, renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Name the file that cannot be written: the system's own error on a full disk does not."""
     try:
-        with open(aside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; make room for it, or choose another "
+            "folder"
+        ) from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace the file at once: written aside, synced, renamed. UserError if it cannot be."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(aside, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except BaseException:
+            with suppress(OSError):  # the first error is the one to report
+                aside.unlink()
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -71,27 +85,22 @@ def read_json(path: Path) -> Any:
 def create(path: Path, config: dict[str, Any], resume: bool) -> bool:
     """Make the run folder, or go on with it. True if it existed as a run.
 
-    UserError if it exists and `resume` is off, if it is something else, or if it was
-    started with another configuration (the settings that differ are named).
+    UserError if it exists and `resume` is off, or if it was started with another
+    configuration (the settings that differ are named).
     """
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file; choose another --out")
     config_file = path / "config.json"
     if config_file.exists():
         if not resume:
             raise UserError(
                 f"{path} exists; add --resume to go on with it, or choose another --out"
             )
-        stored = read_json(config_file)
-        different = _differences(json.loads(json.dumps(config)), stored)
+        different = _differences(json.loads(json.dumps(config)), read_config(path))
         if different:
             raise UserError(
                 f"{path} was started with other settings ({'; '.join(different)}); "
                 "resume with the same flags, or choose another --out"
             )
         return True
-    if path.exists() and any(not entry.name.startswith(".") for entry in path.iterdir()):
-        raise UserError(f"{path} exists and is no run folder; choose another --out")
     write_json(config_file, config)
     return False
 
@@ -107,9 +116,19 @@ def _differences(new: Any, old: Any, at: str = "") -> list[str]:
 
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Hold the run folder; UserError if another process does. Released however we end."""
-    path.mkdir(parents=True, exist_ok=True)
-    with open(path / ".lock", "w") as file:
+    """Hold the run folder, made if it is not there. Released however we end.
+
+    UserError if another process holds it, or if something else is in its place.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; choose another --out")
+    with _writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        foreign = any(not entry.name.startswith(".") for entry in path.iterdir())
+        if foreign and not (path / "config.json").exists():
+            raise UserError(f"{path} exists and is no run folder; choose another --out")
+        file = open(path / ".lock", "w")  # noqa: SIM115 (closed below)
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -182,10 +201,12 @@ def read_asl(path: Path, node: str, classes: int) -> tuple[np.ndarray, hierarchy
     try:
         asl = np.array(value["asl"], np.float64)
         groups = hierarchy.as_groups(value["groups"])
-        whole = sorted(index for group in groups for index in group) == list(range(classes))
+        indices = [index for group in groups for index in group]
+        whole = sorted(indices) == list(range(classes)) and all(groups)
+        whole = whole and all(type(index) is int for index in indices)
         if asl.shape != (classes, classes) or not np.isfinite(asl).all() or not whole:
             raise ValueError(f"it is not the ASL of {classes} classes")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{file} is not an ASL file ({error})") from None
     return asl, groups
 
@@ -221,10 +242,11 @@ def append_metrics(path: Path, row: dict[str, Any]) -> None:
     clean = {
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
     }
-    with open(path / "metrics.jsonl", "a") as file:
-        file.write(json.dumps(clean) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    file = path / "metrics.jsonl"
+    with _writing(file), open(file, "a") as lines:
+        lines.write(json.dumps(clean) + "\n")
+        lines.flush()
+        os.fsync(lines.fileno())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -233,7 +255,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     rows = []
-    for line in file.read_text().splitlines():
+    for line in file.read_bytes().splitlines():
         try:
             rows.append(json.loads(line))
         except ValueError:

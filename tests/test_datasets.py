@@ -378,6 +378,50 @@ def test_server_that_never_answers_is_given_up_within_ten_seconds(tmp_path, monk
         released.set()
 
 
+def test_name_that_is_never_resolved_is_given_up(tmp_path, monkeypatch):
+    """A resolver without an answer heeds no timeout of requests', so ours must be its own."""
+    from data import prepare
+
+    released = threading.Event()
+    _point_builders_at(monkeypatch, "http://127.0.0.1:1/")
+
+    def never_resolved(*arguments, **more):
+        released.wait(30)
+        raise prepare.requests.ConnectionError("no such name")
+
+    monkeypatch.setattr(prepare.requests, "head", never_resolved)
+    monkeypatch.setattr(prepare, "_REACH_S", 0.3)
+    started = time.monotonic()
+    message = _fails_to_download("cifar10", "http://127.0.0.1:1/", tmp_path / "data")
+    released.set()
+    assert "no answer" in message
+    assert time.monotonic() - started < 10  # 0.3 s and TFDS's own; without the limit, 30
+
+
+def test_download_that_stalls_is_given_up(tmp_path, monkeypatch):
+    from data import prepare
+
+    released = threading.Event()
+
+    def stall(handler):
+        if handler.command == "GET":
+            handler.send_response(200)
+            handler.send_header("Content-Length", "100000")
+            handler.end_headers()
+            handler.wfile.write(b"and then nothing")
+            released.wait(30)
+        return handler.command == "GET"
+
+    monkeypatch.setattr(prepare, "_READ_S", 0.3)
+    with _server(_site(), behave=stall) as (address, _):
+        _point_builders_at(monkeypatch, address)
+        started = time.monotonic()
+        message = _fails_to_download("cifar10", address, tmp_path / "data")
+        assert time.monotonic() - started < 10  # 0.3 s and TFDS's own; without the limit, 30
+        released.set()
+    assert "timed out" in message
+
+
 def test_missing_file_and_broken_connection_are_reported(tmp_path, monkeypatch):
     with _server({}) as (address, asked):
         _point_builders_at(monkeypatch, address)
@@ -419,11 +463,15 @@ def test_archive_that_is_no_archive_is_refused(tmp_path, monkeypatch):
             assert "cannot be unpacked" in message
 
 
-def test_data_dir_that_cannot_be_written_is_one_line(tmp_path):
+def test_data_dir_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(UserError) as caught:
         datasets.load("svhn", tmp_path / "file" / "below")
     assert f"{tmp_path / 'file'} is not a writable folder" in _one_line(caught)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the tests may run as root
+    with pytest.raises(UserError) as caught:
+        datasets.load("svhn", tmp_path / "below")
+    assert f"{tmp_path} is not a writable folder" in _one_line(caught)
 
 
 # --- folders as stock TFDS writes them, and damaged ones
@@ -534,7 +582,7 @@ def test_tfrecord_damage_is_found(prepared, tmp_path):
     for cut in (len(whole) - 1, 5):
         shard.write_bytes(whole[:cut])
         assert "truncated" in _refuses(tmp_path)
-    for at in (3, 100, len(whole) - 1):  # in a length, in a record, in a checksum
+    for at in (3, 9, 100, len(whole) - 1):  # a length, its checksum, a record, its checksum
         shard.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         assert "damaged" in _refuses(tmp_path)
     _write_tfrecord(shard, test[:2])
@@ -629,9 +677,9 @@ def test_fingerprint_depends_on_every_array_and_its_type():
         changed = _arrays()
         changed[name].flat[-1] ^= 1
         marks.add(cache.fingerprint(changed))
-    wider = _arrays()
-    wider["test_labels"] = wider["test_labels"].astype(np.int64)
-    marks.add(cache.fingerprint(wider))
+    other = _arrays()
+    other["test_labels"] = other["test_labels"].view(np.uint32)  # the same bytes
+    marks.add(cache.fingerprint(other))
     flat = _arrays()
     flat["test_images"] = flat["test_images"].reshape(5, 2, 8, 1)
     marks.add(cache.fingerprint(flat))
@@ -710,6 +758,12 @@ def test_cache_follows_the_prepared_folder(prepared, tmp_path):
     third = datasets.load("svhn", root)
     assert len(list(home.iterdir())) == 3
     assert (third.stand_in, third.title) == (True, "half of it")
+    # An edit that leaves size and time as they were, which a copying tool may do.
+    info, times = folder / "dataset_info.json", (folder / "dataset_info.json").stat()
+    info.write_text(info.read_text().replace("STAND-IN, not it", "stand-in, not it"))
+    os.utime(info, ns=(times.st_atime_ns, times.st_mtime_ns))
+    datasets.load("svhn", root)
+    assert len(list(home.iterdir())) == 4
     assert first.title == "SVHN (cropped) stand-in"  # by its sizes
     assert first.fingerprint == third.fingerprint == prepared[1]["svhn"].fingerprint
 

@@ -38,7 +38,7 @@ def prepare(
     """
     images = augment(images, draws, policy)
     # Half precision would lose bits in the subtraction, so only the result is rounded to it.
-    inputs = images.astype(dtype) / 255
+    inputs = images.astype(jnp.promote_types(dtype, jnp.float32)) / 255
     if mean:
         inputs = (inputs - jnp.array(mean, inputs.dtype)) / jnp.array(std, inputs.dtype)
     if policy.cutout:

@@ -6,7 +6,6 @@ from pathlib import Path as FilePath
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from data import grouping, growth, hierarchy, metrics, runfolder, streams
 from data.augmentation import Augmentation, draw
@@ -18,7 +17,7 @@ from trunk_jax import nodes
 from trunk_jax.checkpoint import Checkpoints
 from trunk_jax.exchange import to_state_dict
 from trunk_jax.fit import Program, Source, evaluate, fit
-from trunk_jax.network import Network, feature_shape, initial
+from trunk_jax.network import Network, feature_shape, split, warmed
 
 
 @dataclass(frozen=True)
@@ -117,12 +116,18 @@ def initial_network(
     outputs = (
         len(hierarchy.members(tree, node)) if phase == "class" else hierarchy.width(tree, node)
     )
-
-    def build(rngs: nnx.Rngs) -> nodes.Node:
-        dataset, backbone, faults = recipe.dataset, recipe.backbone, recipe.faults
-        return nodes.build(dataset, backbone, name, shape, outputs, faults=faults, rngs=rngs)
-
-    return initial(build, streams.integer(recipe.seed, name, phase, "weights"))
+    module = nodes.build(
+        recipe.dataset,
+        recipe.backbone,
+        name,
+        shape,
+        outputs,
+        faults=recipe.faults,
+        rng=streams.stream(recipe.seed, name, phase, "weights"),
+    )
+    if "warm_batchnorm" in recipe.faults:
+        return warmed(split(module), jnp.ones(shape))
+    return split(module)
 
 
 def average_likelihood(

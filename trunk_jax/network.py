@@ -1,7 +1,6 @@
 """A node's network as a value: its graph, parameters and statistics, and pure functions on them."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,16 +40,15 @@ def merge(network: Network) -> nnx.Module:
     return nnx.merge(network.graph, nnx.State(network.params), nnx.State(network.stats))
 
 
-def initial(build: Callable[[nnx.Rngs], nnx.Module], seed: int) -> Network:
-    """What `build` makes with parameters drawn from `seed`, in one compiled call."""
-    graph = split(nnx.eval_shape(lambda: build(nnx.Rngs(0)))).graph
+@jax.jit
+def warmed(network: Network, image: Float[Array, "h w c"]) -> Network:
+    """The network after one image through its features in train mode: statistics one step on.
 
-    @jax.jit
-    def draw(key):
-        network = split(build(nnx.Rngs(key)))
-        return network.params, network.stats
-
-    return Network(graph, *draw(jax.random.key(seed)))
+    The published constructors do this with an image of ones.
+    """
+    module = merge(network)
+    module.features(image[None], Mode(train=True, key=jax.random.key(0)))
+    return split(module)
 
 
 def apply(

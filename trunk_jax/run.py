@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from data import hierarchy, runfolder
 from data.errors import UserError
@@ -13,7 +14,7 @@ from data.options import TrainOptions
 from data.recipe import Recipe, to_json
 from trunk_jax import nodes
 from trunk_jax.exchange import from_state_dict
-from trunk_jax.network import Network, cost, feature_shape, initial
+from trunk_jax.network import Network, cost, feature_shape, split
 
 FRAMEWORK = "jax"
 
@@ -50,15 +51,17 @@ def load_networks(
         name = tree.names[node]
         if node != hierarchy.ROOT:
             shapes[node] = feature_shape(networks[node[:-1]], shapes[node[:-1]])
-        template = initial(
-            lambda rngs, name=name, node=node: nodes.build(
-                recipe.dataset, recipe.backbone, name, shapes[node], hierarchy.width(tree, node),
-                faults=recipe.faults, rngs=rngs,
-            ),
-            seed=0,
-        )  # fmt: skip
+        module = nodes.build(
+            recipe.dataset,
+            recipe.backbone,
+            name,
+            shapes[node],
+            hierarchy.width(tree, node),
+            faults=recipe.faults,
+            rng=np.random.default_rng(0),
+        )
         try:
-            networks[node] = from_state_dict(template, runfolder.read_weights(folder, name))
+            networks[node] = from_state_dict(split(module), runfolder.read_weights(folder, name))
         except UserError as error:
             raise UserError(f"{name} of {folder}: {error}") from None
     return networks

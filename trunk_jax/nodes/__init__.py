@@ -1,11 +1,8 @@
 """The networks of a tree's nodes, each of which returns (features, scores)."""
 
-import jax
-import jax.numpy as jnp
-from flax import nnx
+import numpy as np
 
 from data.networks import MobileNet, network
-from trunk_jax.layers import EVAL, Mode
 from trunk_jax.nodes.mobilenet import MobileNetNode
 from trunk_jax.nodes.vgg import VggNode
 
@@ -21,25 +18,22 @@ def build(
     outputs: int,
     *,
     faults: tuple[str, ...] = (),
-    rngs: nnx.Rngs,
+    rng: np.random.Generator,
 ) -> Node:
     """The node called `name`, with PyTorch's default initialisation.
 
     Args:
       in_shape: height, width and channels of its input: an image or its parent's features.
       outputs: the number of its children.
-      faults: of the recipe; `pointwise_padding` and `warm_batchnorm` matter here.
+      faults: of the recipe; `pointwise_padding` matters here.
+      rng: what the weights are drawn from.
 
     """
     spec = network(dataset, backbone, name)
     if isinstance(spec, MobileNet):
         padding = 1 if "pointwise_padding" in faults else 0
-        node = MobileNetNode(spec, in_shape, outputs, pointwise_padding=padding, rngs=rngs)
-    else:
-        node = VggNode(spec, in_shape, outputs, rngs=rngs)
-    if "warm_batchnorm" in faults:
-        node.features(jnp.ones((1, *in_shape)), Mode(train=True, key=jax.random.key(0)))
-    return node
+        return MobileNetNode(spec, in_shape, outputs, pointwise_padding=padding, rng=rng)
+    return VggNode(spec, in_shape, outputs, rng=rng)
 
 
 __all__ = ["MobileNetNode", "Node", "Shape", "VggNode", "build"]

@@ -1,5 +1,6 @@
 """MobileNet-style node (published.md, section 2)."""
 
+import numpy as np
 from flax import nnx
 from jax import Array
 from jaxtyping import Float
@@ -19,10 +20,10 @@ from trunk_jax.layers import (
 
 
 class _Pointwise(nnx.Module):
-    def __init__(self, in_channels: int, out_channels: int, padding: int, rngs: nnx.Rngs):
+    def __init__(self, in_channels: int, out_channels: int, padding: int, rng: np.random.Generator):
         self.conv_1x1_block = Sequential(
             [
-                Conv(in_channels, out_channels, 1, padding=padding, bias=False, rngs=rngs),
+                Conv(in_channels, out_channels, 1, padding=padding, bias=False, rng=rng),
                 BatchNorm(out_channels),
                 Relu6(),
             ]
@@ -33,7 +34,7 @@ class _Pointwise(nnx.Module):
 
 
 class _Depthwise(nnx.Module):
-    def __init__(self, channels: int, stride: int, rngs: nnx.Rngs):
+    def __init__(self, channels: int, stride: int, rng: np.random.Generator):
         self.depthwise_convolution_block = Sequential(
             [
                 Conv(
@@ -44,7 +45,7 @@ class _Depthwise(nnx.Module):
                     padding=1,
                     groups=channels,
                     bias=False,
-                    rngs=rngs,
+                    rng=rng,
                 ),
                 BatchNorm(channels),
                 Relu6(),
@@ -58,13 +59,13 @@ class _Depthwise(nnx.Module):
 class _InvertedResidual(nnx.Module):
     """Widen, filter depthwise, narrow; the input is added where shapes match."""
 
-    def __init__(self, in_channels: int, spec: Residual, padding: int, rngs: nnx.Rngs):
+    def __init__(self, in_channels: int, spec: Residual, padding: int, rng: np.random.Generator):
         wide = spec.expansion * in_channels
         self.inverted_residual = Sequential(
             [
-                _Pointwise(in_channels, wide, padding, rngs),
-                _Depthwise(wide, spec.stride, rngs),
-                _Pointwise(wide, spec.out, padding, rngs),
+                _Pointwise(in_channels, wide, padding, rng),
+                _Depthwise(wide, spec.stride, rng),
+                _Pointwise(wide, spec.out, padding, rng),
             ]
         )
 
@@ -87,23 +88,23 @@ class MobileNetNode(nnx.Module):
         outputs: int,
         *,
         pointwise_padding: int,
-        rngs: nnx.Rngs,
+        rng: np.random.Generator,
     ):
         channels = in_shape[2]
         layers: list[nnx.Module] = []
         if spec.stem:
             layers += [
-                Conv(channels, spec.stem, 3, stride=2, padding=1, rngs=rngs),
+                Conv(channels, spec.stem, 3, stride=2, padding=1, rng=rng),
                 BatchNorm(spec.stem),
                 Relu6(),
             ]
             channels = spec.stem
         for residual in spec.residuals:
-            layers.append(_InvertedResidual(channels, residual, pointwise_padding, rngs))
+            layers.append(_InvertedResidual(channels, residual, pointwise_padding, rng))
             channels = residual.out
         self.features = Sequential(layers)
         self.classifier = Sequential(
-            [Conv(channels, outputs, 1, rngs=rngs), GlobalAvgPool(), LogSoftmax(), Flatten()]
+            [Conv(channels, outputs, 1, rng=rng), GlobalAvgPool(), LogSoftmax(), Flatten()]
         )
 
     def __call__(

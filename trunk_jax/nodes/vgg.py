@@ -1,5 +1,6 @@
 """VGG-style node (published.md, section 2)."""
 
+import numpy as np
 from flax import nnx
 from jax import Array
 from jaxtyping import Float
@@ -21,9 +22,11 @@ from trunk_jax.layers import (
 
 
 class VggNode(nnx.Module):
-    """`features`: 3x3 convolutions with batch norm and ReLU; `classifier`: one Linear, raw scores."""
+    """`features`: 3x3 convolutions, batch norm, ReLU; `classifier`: one Linear, raw scores."""
 
-    def __init__(self, spec: Vgg, in_shape: tuple[int, int, int], outputs: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self, spec: Vgg, in_shape: tuple[int, int, int], outputs: int, *, rng: np.random.Generator
+    ):
         height, width, channels = in_shape
         layers: list[nnx.Module] = []
         for position, word in enumerate(spec.layers):
@@ -36,7 +39,7 @@ class VggNode(nnx.Module):
                 out, _, stride = word[1:].partition("/")
                 step = int(stride or 1)
                 layers += [
-                    Conv(channels, int(out), 3, stride=step, padding=1, rngs=rngs),
+                    Conv(channels, int(out), 3, stride=step, padding=1, rng=rng),
                     BatchNorm(int(out)),
                     Relu(),
                 ]
@@ -45,7 +48,7 @@ class VggNode(nnx.Module):
         layers.append(Identity())  # the published average pool of window 1
         self.features = Sequential(layers)
         self.flatten = Flatten()
-        self.classifier = Sequential([Linear(channels * height * width, outputs, rngs=rngs)])
+        self.classifier = Sequential([Linear(channels * height * width, outputs, rng=rng)])
 
     def __call__(
         self, x: Float[Array, "b h w c"], mode: Mode = EVAL

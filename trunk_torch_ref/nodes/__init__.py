@@ -1,0 +1,42 @@
+"""The networks of a tree's nodes, each of which returns (features, scores)."""
+
+import torch
+
+from data.networks import MobileNet, network
+from trunk_torch_ref.nodes.mobilenet import MobileNetNode
+from trunk_torch_ref.nodes.vgg import VggNode
+
+Node = MobileNetNode | VggNode
+Shape = tuple[int, int, int]
+
+
+def build(
+    dataset: str,
+    backbone: str,
+    name: str,
+    in_shape: Shape,
+    outputs: int,
+    *,
+    faults: tuple[str, ...] = (),
+) -> Node:
+    """The node called `name`, initialised by PyTorch from its global generator.
+
+    Args:
+      in_shape: channels, height and width of its input: an image or its parent's features.
+      outputs: the number of its children.
+      faults: of the recipe; `pointwise_padding` and `warm_batchnorm` matter here.
+
+    """
+    spec = network(dataset, backbone, name)
+    if isinstance(spec, MobileNet):
+        padding = 1 if "pointwise_padding" in faults else 0
+        node = MobileNetNode(spec, in_shape, outputs, pointwise_padding=padding)
+    else:
+        node = VggNode(spec, in_shape, outputs)
+    if "warm_batchnorm" in faults:
+        with torch.no_grad():
+            node.train().features(torch.ones(1, *in_shape))
+    return node
+
+
+__all__ = ["MobileNetNode", "Node", "Shape", "VggNode", "build"]

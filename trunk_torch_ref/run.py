@@ -1,0 +1,115 @@
+"""A run of this framework: its configuration and device, and a finished tree read back."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data import hierarchy, runfolder
+from data.errors import UserError
+from data.hierarchy import Path as NodePath
+from data.hierarchy import Tree
+from data.options import TrainOptions
+from data.recipe import Recipe, to_json
+from trunk_torch_ref import nodes
+from trunk_torch_ref.exchange import from_state_dict
+from trunk_torch_ref.network import cost, feature_shape, initial
+from trunk_torch_ref.nodes import Node
+
+FRAMEWORK = "torch"
+
+
+def config(options: TrainOptions, fingerprint: str) -> dict[str, Any]:
+    """All that decides a run's result."""
+    return {
+        "format": runfolder.FORMAT,
+        "framework": FRAMEWORK,
+        "flags": options.flags,
+        "dataset_sha256": fingerprint,
+        "recipe": to_json(options.recipe),
+    }
+
+
+def where() -> torch.device:
+    """The device to compute on: the first GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device() -> dict[str, Any]:
+    """What the run computes on."""
+    platform = where().type
+    return {
+        "platform": platform,
+        "kind": torch.cuda.get_device_name() if platform == "cuda" else "cpu",
+        "count": torch.cuda.device_count() if platform == "cuda" else 1,
+        "threads": torch.get_num_threads(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+    }
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Only algorithms that repeat bit for bit, and full float32 (no TF32), inside the block."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    backends = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+def channel_first(image_shape: tuple[int, int, int]) -> nodes.Shape:
+    """(height, width, channels) as datasets state it to (channels, height, width)."""
+    height, width, channels = image_shape
+    return channels, height, width
+
+
+def load_networks(
+    folder: Path, recipe: Recipe, tree: Tree, image_shape: tuple[int, int, int]
+) -> dict[NodePath, Node]:
+    """The network of every node of a run, from `weights/`. UserError if any does not fit.
+
+    `image_shape`: height, width and channels.
+    """
+    networks: dict[NodePath, Node] = {}
+    shapes = {hierarchy.ROOT: channel_first(image_shape)}
+    for node in hierarchy.nodes(tree):
+        name = tree.names[node]
+        if node != hierarchy.ROOT:
+            shapes[node] = feature_shape(networks[node[:-1]], shapes[node[:-1]])
+        template = initial(
+            lambda name=name, node=node: nodes.build(
+                recipe.dataset, recipe.backbone, name, shapes[node], hierarchy.width(tree, node),
+                faults=recipe.faults,
+            ),
+            seed=0,
+        )  # fmt: skip
+        try:
+            loaded = from_state_dict(template, runfolder.read_weights(folder, name))
+        except UserError as error:
+            raise UserError(f"{name} of {folder}: {error}") from None
+        networks[node] = loaded.to(where()).eval()
+    return networks
+
+
+def costs(
+    tree: Tree, networks: dict[NodePath, Node], image_shape: tuple[int, int, int]
+) -> dict[str, dict[str, int]]:
+    """Parameters and multiply-adds of each node, by name."""
+    shapes = {hierarchy.ROOT: channel_first(image_shape)}
+    result = {}
+    for node in hierarchy.nodes(tree):
+        if node != hierarchy.ROOT:
+            shapes[node] = feature_shape(networks[node[:-1]], shapes[node[:-1]])
+        result[tree.names[node]] = cost(networks[node], shapes[node])
+    return result
