@@ -29,7 +29,8 @@ def plan(
 ) -> Plan:
     """Batches of the images in `order` for which `member` is True.
 
-    Rows hold `batch_size` images, the last one the rest, unless `drop_last`. With `subset`
+    Rows hold `batch_size` images (all of them if they are fewer), the last one the rest,
+    unless `drop_last`. With `subset`
     (the release's way) rows are cut from all of `order` and only then reduced to members:
     their size varies, and rows without members are left out.
     """

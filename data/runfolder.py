@@ -258,7 +258,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for line in file.read_bytes().splitlines():
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             break
     return [row for row in rows if isinstance(row, dict)]
 

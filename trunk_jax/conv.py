@@ -1,9 +1,13 @@
 """Convolution in the form that is fast where it runs; the same values in every form.
 
 Images are channel-last, kernels [height, width, in / groups, out]. Padding is explicit and
-symmetric, as in PyTorch, never "SAME". XLA's CPU backend is slow at depthwise convolution
-and at the gradient of its kernel, so there depthwise is a sum of shifted products with a
-gradient written by hand; 1x1 convolutions are matrix products everywhere.
+symmetric, as in PyTorch, never "SAME".
+
+XLA's CPU backend has fast code for one form of convolution only, the plain one over NHWC;
+the gradients that JAX derives have other forms, which inside a loop (a compiled epoch is
+one) run 20 to 100 times slower. So on the CPU gradients are written here as plain
+convolutions, depthwise convolution as a sum of shifted products, and everywhere 1x1
+convolution as a matrix product.
 """
 
 from functools import partial
@@ -14,7 +18,6 @@ from jax import Array, lax
 from jaxtyping import Float
 
 Images = Float[Array, "b h w c"]
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def conv(
@@ -29,24 +32,29 @@ def conv(
     if kernel.shape[:2] == (1, 1) and stride == 1 and groups == 1:
         return _pad(_pointwise(x, kernel[0, 0]), padding)
     if kernel.shape[2] == 1 and groups == x.shape[3] == kernel.shape[3]:
-        # `platform_dependent` would keep both branches alive under vmap and in AOT exports
-        # for several platforms; the choice is made for the platform that runs the program.
         return lax.platform_dependent(
             x,
             kernel,
             cpu=lambda x, k: _depthwise(x, k[:, :, 0], stride, padding),
             default=lambda x, k: _general(x, k, stride, padding, groups),
         )
-    return _general(x, kernel, stride, padding, groups)
+    if groups > 1:
+        return _general(x, kernel, stride, padding, groups)
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda x, k: _dense(x, k, stride, padding),
+        default=lambda x, k: _general(x, k, stride, padding),
+    )
 
 
-def _general(x: Images, kernel: Array, stride: int, padding: int, groups: int) -> Images:
+def _general(x: Images, kernel: Array, stride: int, padding: int, groups: int = 1) -> Images:
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
         [(padding, padding)] * 2,
-        dimension_numbers=_LAYOUT,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
 
@@ -75,6 +83,51 @@ def _shifted_products(x: Images, kernel: Float[Array, "kh kw c"], stride: int) -
     return sum(_window(x, i, j, stride, height, width) * kernel[i, j] for i, j in taps)
 
 
+def _spread(dy: Images, kernel: Array, size: tuple[int, int], stride: int, padding: int) -> Images:
+    """The gradient of the output, ready for the gradient of the input as a plain convolution.
+
+    Its values are set `stride` apart and framed by zeros, such that windows of stride 1
+    over it meet the input's pixels. Rows and columns of the padded input that no window
+    reached get zeros.
+    """
+
+    def edges(of: int, out: int, k: int) -> tuple[int, int, int]:
+        unreached = of + 2 * padding - ((out - 1) * stride + k)
+        return (k - 1 - padding, k - 1 - padding + unreached, stride - 1)
+
+    (height, width), (kh, kw) = size, kernel.shape[:2]
+    rows, columns = edges(height, dy.shape[1], kh), edges(width, dy.shape[2], kw)
+    return lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), rows, columns, (0, 0, 0)))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _dense(x: Images, kernel: Array, stride: int, padding: int) -> Images:
+    return _general(x, kernel, stride, padding)
+
+
+def _dense_forward(x, kernel, stride, padding):
+    return _dense(x, kernel, stride, padding), (x, kernel)
+
+
+def _dense_backward(stride, padding, saved, dy):
+    x, kernel = saved
+    turned = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+    dx = _general(_spread(dy, kernel, x.shape[1:3], stride, padding), turned, 1, 0)
+    # dkernel: images become channels, so that the sum over them is that of a convolution
+    # of the input's maps with the gradient's maps.
+    taps = lax.pad(
+        dy,
+        jnp.zeros((), dy.dtype),
+        ((0, 0, 0), (0, 0, stride - 1), (0, 0, stride - 1), (0, 0, 0)),
+    )
+    dkernel = _general(x.transpose(3, 1, 2, 0), taps.transpose(1, 2, 0, 3), 1, padding)
+    kh, kw = kernel.shape[:2]
+    return dx, dkernel[:, :kh, :kw].transpose(1, 2, 0, 3)
+
+
+_dense.defvjp(_dense_forward, _dense_backward)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise(x: Images, kernel: Float[Array, "kh kw c"], stride: int, padding: int) -> Images:
     return _shifted_products(_pad(x, padding), kernel, stride)
@@ -88,19 +141,7 @@ def _depthwise_backward(stride, padding, saved, dy):
     x, kernel = saved
     kh, kw, channels = kernel.shape
     height, width = dy.shape[1:3]
-
-    # dx: spread dy to the stride, then correlate with the kernel turned by 180 degrees.
-    # Rows of the padded image past the last window get no gradient: `rest`.
-    def edges(size, out, k):
-        low = k - 1 - padding
-        rest = size + 2 * padding - ((out - 1) * stride + k)
-        return (low, k - 1 + rest - padding, stride - 1)
-
-    spread = lax.pad(
-        dy,
-        jnp.zeros((), dy.dtype),
-        ((0, 0, 0), edges(x.shape[1], height, kh), edges(x.shape[2], width, kw), (0, 0, 0)),
-    )
+    spread = _spread(dy, kernel, x.shape[1:3], stride, padding)
     dx = _shifted_products(spread, kernel[::-1, ::-1], 1)
 
     # dkernel: image by image. As XLA derives it, nine strided reductions over the whole
