@@ -213,7 +213,7 @@ def read_asl(path: Path, node: str, classes: int) -> tuple[np.ndarray, hierarchy
 
 def write_weights(path: Path, node: str, weights: dict[str, np.ndarray]) -> None:
     """Store a node's final weights, a state_dict with PyTorch's names and layouts."""
-    contiguous = {name: np.ascontiguousarray(array) for name, array in weights.items()}
+    contiguous = {name: np.asarray(array, order="C") for name, array in weights.items()}
     write_bytes(path / "weights" / f"{node}.safetensors", save_safetensors(contiguous))
 
 

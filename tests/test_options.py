@@ -103,9 +103,9 @@ def test_the_command_itself(arguments, parts, tmp_path):
 
 def test_defaults(tmp_path):
     found = train_options("jax", [])
-    assert found.recipe == recipe.load("default", "digits", "mobilenet")
+    assert found.recipe == recipe.load("default", "digits")
     assert found.flags == options.DEFAULTS
-    assert found.out == Path("runs/digits-mobilenet-default-seed0-jax")
+    assert found.out == Path(f"runs/digits-{found.recipe.backbone}-default-seed0-jax")
     assert (found.resume, found.data_dir, found.json) == (False, None, None)
     assert list(tmp_path.iterdir()) == []
 

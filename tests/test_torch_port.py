@@ -310,6 +310,9 @@ def test_ancestors_stay_as_they_are_and_are_in_eval_mode():
 
 def test_a_double_network_is_trained_in_double():
     result, _ = _fit(_node().double())
+    source = _source(COUNT)
+    x = fit.inputs(RECIPE, source, Augmentation(), np.arange(9), {}, torch.float64)
+    assert torch.equal(x, source.images[:9].double() / 255)
     weights = to_state_dict(result.network)
     assert weights["features.0.weight"].dtype == np.float64
     scores, _ = fit.evaluate(
@@ -414,7 +417,7 @@ def test_a_run_grows_a_tree(finished):
     summary = runfolder.read_json(finished / "summary.json")
     tree = runfolder.read_tree(finished)
     assert summary["framework"] == "torch"
-    assert summary["depth"] == 2
+    assert summary["depth"] >= 2
     assert summary["accuracy"]["test"]["accuracy"] > 0.4  # chance is 0.1
     names = [tree.names[node] for node in hierarchy.nodes(tree)]
     assert {file.stem for file in (finished / "weights").iterdir()} == set(names)
