@@ -1,12 +1,16 @@
 """The order in which a tree is grown (published.md, section 1); the same for every framework."""
 
 from collections.abc import Callable
+from pathlib import Path as FilePath
 
 import numpy as np
 
-from data import hierarchy
+from data import grouping, hierarchy, runfolder
 from data.grouping import splits
 from data.hierarchy import ROOT, Groups, Path, Tree
+from data.recipe import Recipe
+from data.stages import Stage, row_of
+from data.streams import stream
 
 
 def grow(
@@ -39,3 +43,45 @@ def grow(
             waiting += [paths[name] for name in hierarchy.name_order(paths)]
         finish(tree, node)
     return tree
+
+
+def grow_into(
+    folder: FilePath,
+    recipe: Recipe,
+    classes: int,
+    *,
+    fit: Callable[[Stage], None],
+    likelihood: Callable[[Stage], np.ndarray],
+    weights: Callable[[Path], dict[str, np.ndarray]],
+) -> Tree:
+    """Grow a tree and keep it in a run folder; an ASL that is there already is used again.
+
+    Args:
+      fit: train a stage's node.
+      likelihood: the ASL of a node after its class stage.
+      weights: a trained node's state_dict.
+
+    """
+
+    def decide(tree: Tree, node: Path, take: Callable[[], np.ndarray]) -> Groups:
+        name = tree.names[node]
+        recorded = runfolder.read_asl(folder, name, len(hierarchy.members(tree, node)))
+        if recorded is not None:
+            return recorded[1]
+        asl, volatility = take(), row_of(recipe, node).volatility
+        draws = stream(recipe.seed, name, "grouping") if recipe.grouping == "sampled" else None
+        groups = grouping.group(asl, volatility, draws)
+        runfolder.write_asl(folder, name, asl, volatility, groups)
+        return groups
+
+    def finish(tree: Tree, node: Path) -> None:
+        runfolder.write_tree(folder, tree)
+        runfolder.write_weights(folder, tree.names[node], weights(node))
+
+    return grow(
+        classes,
+        fit=lambda tree, node, phase: fit(Stage(tree, node, phase)),
+        likelihood=lambda tree, node: likelihood(Stage(tree, node, "class")),
+        decide=decide,
+        finish=finish,
+    )

@@ -81,28 +81,34 @@ def train_parser(framework: str) -> Parser:
 def train_options(framework: str, arguments: list[str] | None = None) -> TrainOptions:
     """Parse and check the flags of `train`; UserError for any that makes no sense.
 
-    A resumed run keeps the flags it was started with: those given again must agree.
+    A resumed run keeps the flags it was started with: those given again must agree. Without
+    `--out` it is the run in the default folder for the flags given.
     """
     parser = train_parser(framework)
     given = vars(parser.parse_args(arguments))
     out = given.pop("out", None)
     resume, data_dir = given.pop("resume", False), given.pop("data_dir", None)
     report = given.pop("json", None)
-    stored: dict[str, Any] = {}
-    if resume and out and (Path(out) / "config.json").exists():
-        stored = _stored_flags(Path(out), parser)
-    flags = DEFAULTS | stored | given
+    flags = DEFAULTS | given
+    out = _default_folder(_recipe(flags), framework) if out is None else Path(out)
+    if resume and (out / "config.json").exists():
+        flags = DEFAULTS | _stored_flags(out, parser) | given
+    return TrainOptions(
+        _recipe(flags), flags, out, resume, data_dir, Path(report) if report else None
+    )
+
+
+def _recipe(flags: dict[str, Any]) -> Recipe:
+    """The recipe that the flags choose, with what they override."""
     datasets.spec(flags["dataset"])
     chosen = recipe.load(flags["recipe"], flags["dataset"], flags["backbone"])
-    chosen = recipe.override(
-        chosen,
-        **{key: flags[key] for key in DEFAULTS.keys() - {"dataset", "recipe", "backbone"}},
-    )
-    if out is None:
-        stem = f"{chosen.dataset}-{chosen.backbone}-{chosen.name}-seed{chosen.seed}-{framework}"
-        out = f"runs/{stem}"
-    return TrainOptions(
-        chosen, flags, Path(out), resume, data_dir, Path(report) if report else None
+    overrides = DEFAULTS.keys() - {"dataset", "recipe", "backbone"}
+    return recipe.override(chosen, **{key: flags[key] for key in overrides})
+
+
+def _default_folder(chosen: Recipe, framework: str) -> Path:
+    return Path(
+        f"runs/{chosen.dataset}-{chosen.backbone}-{chosen.name}-seed{chosen.seed}-{framework}"
     )
 
 

@@ -27,6 +27,7 @@ LOSSES = ("nll", "cross_entropy")
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("cosine", "step", "constant")
 PROTOCOLS = ("holdout", "published")
+TIES = ("first", "last")
 GROUPINGS = ("threshold", "sampled")
 
 
@@ -64,6 +65,7 @@ class Recipe:
     """All that decides a training run, but for the dataset itself.
 
     `mean`, `std`: per channel, applied to pixels/255; empty for none.
+    `ties`: which of the epochs with the same validation accuracy is kept.
     `limit`: use only so many training (and of validation and test) images; 0 for all.
     """
 
@@ -82,6 +84,7 @@ class Recipe:
     eval_augment: Augmentation = field(default_factory=Augmentation)
     protocol: str = "holdout"
     grouping: str = "threshold"
+    ties: str = "last"
     limit: int = 0
     faults: tuple[str, ...] = ()
 
@@ -152,6 +155,7 @@ def check(recipe: Recipe) -> Recipe:
     _need(recipe.loss in LOSSES, "loss", recipe.loss, LOSSES)
     _need(recipe.protocol in PROTOCOLS, "protocol", recipe.protocol, PROTOCOLS)
     _need(recipe.grouping in GROUPINGS, "grouping", recipe.grouping, GROUPINGS)
+    _need(recipe.ties in TIES, "ties", recipe.ties, TIES)
     for fault in recipe.faults:
         _need(fault in FAULTS, "fault", fault, FAULTS)
     _need(recipe.batch_size >= 1, "batch size", recipe.batch_size, "a whole number above 0")

@@ -38,14 +38,24 @@ def split(dataset: Dataset, protocol: str, seed: int, limit: int = 0) -> Splits:
         test = _take(test, _limited(test.labels, np.arange(len(test.labels)), limit, seed, "limit"))
         if held_out is not None:
             held_out = _limited(train.labels, held_out, limit, seed, "limit validation")
+    _check_classes(train.labels[kept], len(dataset.spec.class_names), protocol, limit)
     train_part = _take(train, kept) if len(kept) < len(train.labels) else train
-    missing = set(range(len(dataset.spec.class_names))) - set(np.unique(train_part.labels).tolist())
-    if missing:
-        raise UserError(
-            f"{len(kept)} training images leave {len(missing)} of "
-            f"{len(dataset.spec.class_names)} classes without any; raise --limit"
-        )
     return Splits(train_part, test if held_out is None else _take(train, held_out), test)
+
+
+def _check_classes(labels: np.ndarray, classes: int, protocol: str, limit: int) -> None:
+    """UserError if a class has no training image: no node could be trained for it."""
+    missing = classes - len(np.unique(labels))
+    if not missing:
+        return
+    advice = "the dataset needs images of each"
+    if limit and limit == len(labels):
+        advice = "raise --limit"
+    elif protocol != "published":
+        advice = "one image of each is held out, so the dataset needs at least two"
+    raise UserError(
+        f"{len(labels)} training images leave {missing} of {classes} classes without any; {advice}"
+    )
 
 
 def stratified(labels: np.ndarray, fraction: float, seed: int, *names: str) -> np.ndarray:

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from data import datasets, hierarchy, recipe, runfolder, streams
+from data import datasets, hierarchy, recipe, runfolder, streams, training
 from data.augmentation import Augmentation
 from data.batches import plan
+from data.epochs import Position
 from data.errors import UserError
 from data.recipe import Phase
 from data.splits import split
@@ -469,7 +470,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
             if (at["stage"], at["epoch"]) == (stage, epoch) and at["share"] >= share:
                 raise KeyboardInterrupt
 
-        patch.setattr(train.Reporter, "__call__", crash)
+        patch.setattr(training.Reporter, "__call__", crash)
         with pytest.raises(KeyboardInterrupt):
             train.main([*FLAGS, "--out", str(folder)])
     assert not (folder / "summary.json").exists()
@@ -541,8 +542,7 @@ def _state(outputs=10):
 def saved(tmp_path):
     state = _state()
     fit.train_step(state.network, state.optimizer, torch.rand(4, 1, 8, 8), torch.arange(4), "nll")
-    position = {"epoch": 1, "best_epoch": 1, "best_accuracy": 0.5}
-    Checkpoints(tmp_path).save(state, state.network, position, final=True)
+    Checkpoints(tmp_path).save(state, state.network, Position(1, 1, 0.5), final=True)
     return tmp_path, state
 
 
@@ -552,7 +552,7 @@ def test_a_checkpoint_holds_all_that_training_changes(saved):
     other.network.features[0].weight.data.zero_()
     best.features[0].weight.data.zero_()
     position = Checkpoints(folder).restore(other, best)
-    assert position == {"epoch": 1, "best_epoch": 1, "best_accuracy": 0.5}
+    assert position == Position(1, 1, 0.5)
     assert torch.equal(best.features[0].weight, state.network.features[0].weight)
     for mine, theirs in zip(
         state.optimizer.state.values(), other.optimizer.state.values(), strict=True
@@ -564,10 +564,10 @@ def test_a_checkpoint_holds_all_that_training_changes(saved):
 
 def test_saves_close_together_are_skipped(tmp_path, monkeypatch):
     state, checkpoints = _state(), Checkpoints(tmp_path)
-    checkpoints.save(state, state.network, {"epoch": 1}, final=False)
+    checkpoints.save(state, state.network, Position(1, 1, 0.5), final=False)
     assert not checkpoints.file.exists()
     monkeypatch.setattr("trunk_torch_ref.checkpoint.SECONDS_BETWEEN", 0)
-    checkpoints.save(state, state.network, {"epoch": 1}, final=False)
+    checkpoints.save(state, state.network, Position(1, 1, 0.5), final=False)
     assert checkpoints.file.exists()
 
 

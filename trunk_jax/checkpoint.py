@@ -1,6 +1,7 @@
 """Training state on disk, with Orbax: the last and the best of a stage, and where it stands."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from data.epochs import Position, position_from_json
 from data.errors import UserError
 
 SECONDS_BETWEEN = 10.0  # saving takes a quarter of a second; short epochs share a checkpoint
@@ -27,19 +29,19 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         return self._manager
 
-    def save(self, last: Any, best: Any, position: dict[str, Any], final: bool) -> None:
+    def save(self, last: Any, best: Any, position: Position, final: bool) -> None:
         """Store a stage's state after an epoch; skipped when the previous save is recent."""
         if not final and time.monotonic() - self._saved < SECONDS_BETWEEN:
             return
         arguments = ocp.args.Composite(
             last=ocp.args.StandardSave(_by_name(last)),
             best=ocp.args.StandardSave(_by_name(best)),
-            position=ocp.args.JsonSave(position),
+            position=ocp.args.JsonSave(asdict(position)),
         )
-        self._open().save(position["epoch"], args=arguments, force=True)
+        self._open().save(position.epoch, args=arguments, force=True)
         self._saved = time.monotonic()
 
-    def restore(self, last: Any, best: Any) -> tuple[Any, Any, dict[str, Any]] | None:
+    def restore(self, last: Any, best: Any) -> tuple[Any, Any, Position] | None:
         """(last, best, position) with the structure of the given values; None if none was saved.
 
         UserError if the checkpoint is damaged or of another network.
@@ -59,9 +61,7 @@ class Checkpoints:
                     position=ocp.args.JsonRestore(),
                 ),
             )
-            position = dict(restored.position)
-            if {"epoch", "best_epoch", "best_accuracy"} - position.keys():
-                raise ValueError("its position is incomplete")
+            position = position_from_json(restored.position)
             return _like(last, restored.last), _like(best, restored.best), position
         except Exception as error:  # Orbax raises a different type for each way to be damaged
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__

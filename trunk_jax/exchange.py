@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from data.errors import UserError
+from data.exchange import check_fit
 from trunk_jax.layers import BatchNorm, Conv, Linear
 from trunk_jax.network import Network, merge, split
 
@@ -69,21 +69,9 @@ def from_state_dict(network: Network, weights: Mapping[str, np.ndarray]) -> Netw
     expected = {
         key: tuple(np.array(variable.shape, int)[list(axes)]) for key, variable, axes in entries
     }
-    problems = [f"missing {key}" for key in expected if key not in weights]
-    problems += [f"unexpected {key}" for key in weights if key not in expected]
-    problems += [
-        f"{key} is {_shape(weights[key].shape)}, not {_shape(shape)}"
-        for key, shape in expected.items()
-        if key in weights and tuple(weights[key].shape) != shape
-    ]
-    if problems:
-        raise UserError(f"the weights do not fit the network: {'; '.join(problems)}")
+    check_fit(expected, weights)
     for key, variable, axes in entries:
         array = np.asarray(weights[key]).transpose(np.argsort(axes).tolist())
         integer = jnp.issubdtype(variable.dtype, jnp.integer)
         variable[...] = jnp.asarray(array, variable.dtype if integer else None)
     return split(module)
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "a scalar"

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +12,10 @@ import optax
 from jax import Array
 from jaxtyping import Bool, Int, UInt8
 
-from data import metrics, streams
-from data.augmentation import Augmentation, draw
-from data.batches import Plan, pad, plan
-from data.errors import UserError
+from data import epochs, metrics
+from data.augmentation import Augmentation
+from data.batches import Plan, pad
+from data.epochs import Pass, Position, metrics_row
 from data.recipe import Phase, Recipe
 from trunk_jax import memory
 from trunk_jax.augment import prepare
@@ -35,6 +34,7 @@ class Program:
     loss: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    dtype: str
 
 
 @jax.tree_util.register_dataclass
@@ -69,12 +69,18 @@ class Result:
     epoch: int
 
 
+def program_of(recipe: Recipe, phase: Phase, network: Network) -> Program:
+    """The program of a phase, in the type of the network's parameters."""
+    dtype = str(jax.tree.leaves(network.params)[0].dtype)
+    return Program(phase, recipe.loss, recipe.mean, recipe.std, dtype)
+
+
 def inputs(
     program: Program, source: Source, policy: Augmentation, index: Int[Array, " b"], draws: Draws
 ) -> Array:
     """What the node is given for the images at `index`: augmented, normalised, through `above`."""
     mine = {name: values[index] for name, values in draws.items()}
-    x = prepare(source.images[index], mine, policy, program.mean, program.std)
+    x = prepare(source.images[index], mine, policy, program.mean, program.std, program.dtype)
     for network in source.above:
         x = features(network, x)
     return x
@@ -101,7 +107,7 @@ def train_step(
     right = scores.argmax(1) == targets
     if mode.valid is not None:
         right &= mode.valid
-    return State(replace(state.network, params=params, stats=stats), moments), value, right.sum()
+    return State(replace(state.network, params=params, stats=stats), moments), value, right.sum(dtype=jnp.int32)
 
 
 @partial(
@@ -136,7 +142,7 @@ def train_steps(
         x = inputs(program, source, policy, rows, draws)
         targets = jnp.maximum(source.targets[rows], 0)
         state, value, correct = train_step(program, state, x, targets, mode, learning_rate)
-        return state, (total + value * real.sum(), right + correct)
+        return state, (total + value * real.sum().astype(value.dtype), right + correct)
 
     return jax.lax.fori_loop(start, stop, body, (state, sums))
 
@@ -189,22 +195,10 @@ def evaluate(
     return np.asarray(scores)[batches.valid], targets[batches.valid], network
 
 
-def epoch_plans(recipe: Recipe, phase: Phase, targets: np.ndarray, stage: str) -> list[Plan]:
-    """The batches of every epoch of a stage, padded to one shape."""
-    member = targets >= 0
-    subset = "subset_batches" in recipe.faults
-    plans = [
-        plan(
-            streams.stream(recipe.seed, stage, epoch, "order").permutation(len(targets)),
-            member,
-            recipe.batch_size,
-            subset=subset,
-            drop_last=True,
-        )
-        for epoch in range(1, phase.epochs + 1)
-    ]
-    steps = max(len(batches.index) for batches in plans)
-    width = max(batches.index.shape[1] for batches in plans)
+def one_shape(plans: list[Plan]) -> list[Plan]:
+    """The plans padded to the longest and widest, so that one program serves them all."""
+    shapes = [batches.index.shape for batches in plans]
+    steps, width = map(max, zip(*shapes, strict=True))
     return [pad(batches, steps, width) for batches in plans]
 
 
@@ -216,8 +210,8 @@ def fit(
     train: Source,
     validation: Source,
     *,
-    restore: Callable[[State, Network], tuple[State, Network, dict[str, Any]] | None],
-    save: Callable[[State, Network, dict[str, Any], bool], None],
+    restore: Callable[[State, Network], tuple[State, Network, Position] | None],
+    save: Callable[[State, Network, Position, bool], None],
     report: Callable[..., None],
 ) -> Result:
     """Train `network` for a phase and return its best epoch.
@@ -228,90 +222,71 @@ def fit(
       save: called after each epoch with the same; its last argument tells the final one.
       report: called with the epoch's numbers, and during it with how far it is.
 
-    An epoch: train, validate, keep if strictly better, then the next learning rate.
+    An epoch: train, validate, keep if best, then the next learning rate. The network's type
+    is the one that all is computed in.
 
     """
-    program = Program(phase, recipe.loss, recipe.mean, recipe.std)
-    faulty = "train_mode_validation" in recipe.faults
-    targets, validation_targets = np.asarray(train.targets), np.asarray(validation.targets)
-    plans = epoch_plans(recipe, phase, targets, stage)
-    if not plans[0].images:
-        raise UserError(f"{stage}: no batch can be filled; lower --batch-size or raise --limit")
+    program = program_of(recipe, phase, network)
+    targets, check_targets = np.asarray(train.targets), np.asarray(validation.targets)
+    size = train.images.shape[1:3]
+    plans = one_shape(epochs.training_batches(recipe, stage, phase.epochs, targets))
     padded = not all(batches.valid.all() for batches in plans)
-    checks = plan(
-        np.arange(len(validation_targets)),
-        validation_targets >= 0,
-        recipe.eval_batch_size,
-        subset="subset_batches" in recipe.faults,
-        drop_last="drop_last_validation" in recipe.faults,
-    )
-    if not checks.images:
-        raise UserError(f"{stage}: no validation images; raise --limit")
+    checks = epochs.validation_batches(recipe, stage, check_targets)
 
-    state = State(network, optimizer(phase).init(network.params))
-    best, position = network, {"epoch": 0, "best_epoch": 0, "best_accuracy": 0.0}
+    state, best = State(network, optimizer(phase).init(network.params)), network
+    position = Position()
     restored = restore(state, best)
     if restored is not None:
         state, best, position = restored
     rates = learning_rates(phase)
-    size = train.images.shape[1:3]
-    compiled = None
-    for epoch in range(position["epoch"] + 1, phase.epochs + 1):
+    for epoch in range(position.epoch + 1, phase.epochs + 1):
         began = time.perf_counter()
-        batches = plans[epoch - 1]
-        draws = _draws(recipe, recipe.augment, stage, epoch, "train", len(targets), size)
-        key = jax.random.key(streams.integer(recipe.seed, stage, epoch, "dropout"))
-        sums = (jnp.zeros(()), jnp.zeros((), jnp.int32))
-        arguments = (train, batches.index, batches.valid, draws, key, jnp.float32(rates[epoch - 1]))
-        if compiled is None:
-            compiled = memory.compile_within(
-                train_steps, program, recipe.augment, padded, state, sums, *arguments, 0, 0
-            )
-        steps = int(batches.valid.any(1).sum())
-        for start, stop in slices(steps):
-            state, sums = compiled(state, sums, *arguments, start, stop)
-            jax.block_until_ready(sums)
-            report(epoch=epoch, epochs=phase.epochs, share=stop / steps)
-        draws = _draws(
-            recipe, recipe.eval_augment, stage, epoch, "check", len(validation_targets), size
-        )
+        rate, batches = rates[epoch - 1], plans[epoch - 1]
+        run = epochs.training(recipe, stage, epoch, batches, len(targets), size)
+        tell = partial(report, epoch=epoch, epochs=phase.epochs)
+        state, total, right = _train_epoch(program, padded, state, train, run, rate, tell)
+        run = epochs.validation(recipe, stage, epoch, checks, len(check_targets), size)
         scores, truth, checked = evaluate(
-            program, recipe.eval_augment, faulty, state.network, validation, checks, draws,
-            streams.integer(recipe.seed, stage, epoch, "check dropout"),
+            program, run.policy, run.train, state.network, validation, run.batches, run.draws,
+            run.seed,
         )  # fmt: skip
-        if faulty:
-            state = replace(state, network=checked)
+        state = replace(state, network=checked)  # another one if the run was in train mode
         accuracy, check_loss = metrics.score_accuracy(scores, truth)
-        position = position | {"epoch": epoch}
-        if accuracy > position["best_accuracy"] or position["best_epoch"] == 0:
-            best = jax.tree.map(jnp.copy, state.network)
-            position |= {"best_epoch": epoch, "best_accuracy": accuracy}
-        images = batches.images
-        row = {
-            "epoch": epoch,
-            "lr": float(rates[epoch - 1]),
-            "train_loss": float(sums[0]) / images,
-            "train_accuracy": int(sums[1]) / images,
-            "validation_loss": check_loss,
-            "validation_accuracy": accuracy,
-            "seconds": round(time.perf_counter() - began, 3),
-        }
-        report(epochs=phase.epochs, row=row, **{"epoch": epoch, "share": 1.0})
+        position = position.after(accuracy, recipe.ties)
+        if position.improved:
+            best = jax.tree.map(jnp.copy, state.network)  # the state's own is donated
+        seconds = time.perf_counter() - began
+        row = metrics_row(
+            epoch, float(rate), (total, right, batches.images), (accuracy, check_loss), seconds
+        )
+        tell(share=1.0, row=row)
         save(state, best, position, epoch == phase.epochs)
-    return Result(best, position["best_accuracy"], position["best_epoch"])
+    return Result(best, position.best_accuracy, position.best_epoch)
 
 
-def _draws(
-    recipe: Recipe,
-    policy: Augmentation,
-    stage: str,
-    epoch: int,
-    name: str,
-    count: int,
-    size: tuple[int, int],
-) -> dict[str, np.ndarray]:
-    generator = streams.stream(recipe.seed, stage, epoch, name, "augmentation")
-    return draw(policy, generator, count, *size)
+def _train_epoch(
+    program: Program,
+    padded: bool,
+    state: State,
+    source: Source,
+    run: Pass,
+    rate: float,
+    report: Callable[..., None],
+) -> tuple[State, float, int]:
+    """A training pass: (state, sum of loss times images, right answers)."""
+    batches = run.batches
+    sums = (jnp.zeros((), program.dtype), jnp.zeros((), jnp.int32))
+    key, rate = jax.random.key(run.seed), jnp.asarray(rate, program.dtype)
+    arguments = (source, batches.index, batches.valid, run.draws, key, rate)
+    compiled = memory.compile_within(
+        train_steps, program, run.policy, padded, state, sums, *arguments, 0, 0
+    )
+    steps = int(batches.valid.any(1).sum())
+    for start, stop in slices(steps):
+        state, sums = compiled(state, sums, *arguments, start, stop)
+        jax.block_until_ready(sums)
+        report(share=stop / steps)
+    return state, float(sums[0]), int(sums[1])
 
 
 def slices(steps: int, target: float = 0.5) -> Iterator[tuple[int, int]]:

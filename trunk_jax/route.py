@@ -1,15 +1,15 @@
 """Inference through a tree: each image is computed by the nodes on its own path, and no others."""
 
-from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 
 from data.augmentation import Augmentation
+from data.framework import Predictions
 from data.hierarchy import ROOT, Path, Tree
 from data.recipe import Recipe
 from trunk_jax.augment import prepare
@@ -18,17 +18,11 @@ from trunk_jax.network import Network, apply
 BATCH = 256
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """`labels`: the predicted class. `confidence`: the product of probabilities on its path."""
-
-    labels: Int[np.ndarray, " n"]
-    confidence: Float[np.ndarray, " n"]
-
-
-@partial(jax.jit, static_argnames=("mean", "std"))
-def _normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
-    return prepare(images, {}, Augmentation(), mean, std)
+@partial(jax.jit, static_argnames=("mean", "std", "dtype"))
+def _normalise(
+    images: Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: str
+) -> Array:
+    return prepare(images, {}, Augmentation(), mean, std, dtype)
 
 
 @jax.jit
@@ -50,16 +44,18 @@ def predict(
     """Follow each image from the root to a leaf.
 
     A batch is partitioned by child at each node. Parts are padded to one of three sizes
-    (the batch, a quarter, a sixteenth), so that few shapes are compiled.
+    (the batch, a quarter, a sixteenth) with their own first image, so that few shapes are
+    compiled.
     """
     leaves = {path: label for label, path in enumerate(tree.paths)}
     labels = np.full(len(images), -1, np.int32)
     confidence = np.zeros(len(images))
     batch = min(batch, len(images))
+    dtype = str(jax.tree.leaves(networks[ROOT].params)[0].dtype)
 
     def visit(node: Path, x: Array, rows: np.ndarray, places: np.ndarray) -> None:
         """`rows` of `x` are the images at `places`."""
-        padded = np.zeros(_bucket(len(rows), batch), np.int32)
+        padded = np.full(_bucket(len(rows), batch), rows[0], np.int32)
         padded[: len(rows)] = rows
         features, *outputs = _visit(networks[node], x, padded)
         chosen, likelihood = (np.asarray(output)[: len(rows)] for output in outputs)
@@ -77,7 +73,8 @@ def predict(
         places = np.arange(start, start + len(part))
         x = np.zeros((batch, *part.shape[1:]), np.uint8)
         x[: len(part)] = part
-        visit(ROOT, _normalise(x, recipe.mean, recipe.std), np.arange(len(part)), places)
+        x = _normalise(x, recipe.mean, recipe.std, dtype)
+        visit(ROOT, x, np.arange(len(part)), places)
     return Predictions(labels, np.exp(confidence))
 
 

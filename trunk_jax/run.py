@@ -1,4 +1,4 @@
-"""A run of this framework: its configuration and device, and a finished tree read back."""
+"""What the commands need of this framework: its device, a finished tree read back, costs."""
 
 from pathlib import Path
 from typing import Any
@@ -8,26 +8,13 @@ import numpy as np
 
 from data import hierarchy, runfolder
 from data.errors import UserError
+from data.framework import Framework
 from data.hierarchy import Path as NodePath
 from data.hierarchy import Tree
-from data.options import TrainOptions
-from data.recipe import Recipe, to_json
-from trunk_jax import nodes
+from data.recipe import Recipe
+from trunk_jax import grow, nodes, route
 from trunk_jax.exchange import from_state_dict
 from trunk_jax.network import Network, cost, feature_shape, split
-
-FRAMEWORK = "jax"
-
-
-def config(options: TrainOptions, fingerprint: str) -> dict[str, Any]:
-    """All that decides a run's result."""
-    return {
-        "format": runfolder.FORMAT,
-        "framework": FRAMEWORK,
-        "flags": options.flags,
-        "dataset_sha256": fingerprint,
-        "recipe": to_json(options.recipe),
-    }
 
 
 def device() -> dict[str, Any]:
@@ -78,3 +65,19 @@ def costs(
             shapes[node] = feature_shape(networks[node[:-1]], shapes[node[:-1]])
         result[tree.names[node]] = cost(networks[node], shapes[node])
     return result
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether XLA says that memory ran out."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
+FRAMEWORK = Framework(
+    name="jax",
+    device=device,
+    grow=grow.grow,
+    load_networks=load_networks,
+    predict=route.predict,
+    costs=costs,
+    out_of_memory=out_of_memory,
+)

@@ -3,12 +3,13 @@
 import io
 import time
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from data import runfolder
+from data.epochs import Position, position_from_json
 from data.errors import UserError
 from trunk_torch_ref.fit import State
 from trunk_torch_ref.nodes import Node
@@ -23,17 +24,21 @@ class Checkpoints:
         self.file = folder / "checkpoint.pt"
         self._saved = time.monotonic()
 
-    def save(self, last: State, best: Node, position: dict[str, Any], final: bool) -> None:
+    def save(self, last: State, best: Node, position: Position, final: bool) -> None:
         """Store a stage's state after an epoch; skipped when the previous save is recent."""
         if not final and time.monotonic() - self._saved < SECONDS_BETWEEN:
             return
-        content = {"last": last.state_dict(), "best": best.state_dict(), "position": position}
+        content = {
+            "last": last.state_dict(),
+            "best": best.state_dict(),
+            "position": asdict(position),
+        }
         buffer = io.BytesIO()
         torch.save(content, buffer)
         runfolder.write_bytes(self.file, buffer.getvalue())
         self._saved = time.monotonic()
 
-    def restore(self, last: State, best: Node) -> dict[str, Any] | None:
+    def restore(self, last: State, best: Node) -> Position | None:
         """Load what was saved into `last` and `best`; the position, or None if none was saved.
 
         UserError if the file is damaged or of another network.
@@ -46,9 +51,7 @@ class Checkpoints:
                 if (damaged := archive.testzip()) is not None:
                     raise ValueError(f"{damaged} has a wrong checksum")
             content = torch.load(self.file, map_location="cpu", weights_only=True)
-            position = dict(content["position"])
-            if {"epoch", "best_epoch", "best_accuracy"} - position.keys():
-                raise ValueError("its position is incomplete")
+            position = position_from_json(content["position"])
             last.load_state_dict(content["last"])
             best.load_state_dict(content["best"])
         except Exception as error:  # each way to be damaged raises a different type

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from data.errors import UserError
+from data.exchange import check_fit
 from trunk_torch_ref.nodes import Node
 
 
@@ -20,18 +20,6 @@ def from_state_dict(network: Node, weights: Mapping[str, np.ndarray]) -> Node:
     UserError listing every missing, extra or misshapen tensor.
     """
     expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    problems = [f"missing {key}" for key in expected if key not in weights]
-    problems += [f"unexpected {key}" for key in weights if key not in expected]
-    problems += [
-        f"{key} is {_shape(weights[key].shape)}, not {_shape(shape)}"
-        for key, shape in expected.items()
-        if key in weights and tuple(weights[key].shape) != shape
-    ]
-    if problems:
-        raise UserError(f"the weights do not fit the network: {'; '.join(problems)}")
+    check_fit(expected, weights)
     network.load_state_dict({key: torch.tensor(value) for key, value in weights.items()})
     return network
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "a scalar"

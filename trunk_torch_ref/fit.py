@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from data import metrics, streams
-from data.augmentation import Augmentation, draw
-from data.batches import Plan, plan
-from data.errors import UserError
+from data import epochs, metrics
+from data.augmentation import Augmentation
+from data.batches import Plan
+from data.epochs import Pass, Position, metrics_row
 from data.recipe import Phase, Recipe
 from trunk_torch_ref.augment import prepare
 from trunk_torch_ref.network import features, location, seeded
@@ -138,8 +139,8 @@ def fit(
     train: Source,
     validation: Source,
     *,
-    restore: Callable[[State, Node], dict[str, Any] | None],
-    save: Callable[[State, Node, dict[str, Any], bool], None],
+    restore: Callable[[State, Node], Position | None],
+    save: Callable[[State, Node, Position, bool], None],
     report: Callable[..., None],
 ) -> Result:
     """Train `network`, in place, for a phase and return its best epoch.
@@ -150,88 +151,54 @@ def fit(
       save: called after each epoch with the same; its last argument tells the final one.
       report: called with the epoch's numbers, and during it with how far it is.
 
-    An epoch: train, validate, keep if strictly better, then the next learning rate.
+    An epoch: train, validate, keep if best, then the next learning rate.
 
     """
-    faulty = "train_mode_validation" in recipe.faults
-    subset = "subset_batches" in recipe.faults
-    targets, validation_targets = train.targets.cpu().numpy(), validation.targets.cpu().numpy()
-    checks = plan(
-        np.arange(len(validation_targets)),
-        validation_targets >= 0,
-        recipe.eval_batch_size,
-        subset=subset,
-        drop_last="drop_last_validation" in recipe.faults,
-    )
-    if not checks.images:
-        raise UserError(f"{stage}: no validation images; raise --limit")
+    targets, check_targets = train.targets.cpu().numpy(), validation.targets.cpu().numpy()
+    size = tuple(train.images.shape[2:])
+    plans = epochs.training_batches(recipe, stage, phase.epochs, targets)
+    checks = epochs.validation_batches(recipe, stage, check_targets)
 
     moments = optimizer(phase, network.parameters())
-    state = State(network, moments, scheduler(phase, moments))
-    best, position = copy.deepcopy(network), {"epoch": 0, "best_epoch": 0, "best_accuracy": 0.0}
-    position = restore(state, best) or position
-    for epoch in range(position["epoch"] + 1, phase.epochs + 1):
+    state, best = State(network, moments, scheduler(phase, moments)), copy.deepcopy(network)
+    position = restore(state, best) or Position()
+    for epoch in range(position.epoch + 1, phase.epochs + 1):
         began = time.perf_counter()
-        rate = state.scheduler.get_last_lr()[0]
-        order = streams.stream(recipe.seed, stage, epoch, "order").permutation(len(targets))
-        batches = plan(order, targets >= 0, recipe.batch_size, subset=subset, drop_last=True)
-        if not batches.images:
-            raise UserError(f"{stage}: no batch can be filled; lower --batch-size or raise --limit")
-        total, right = _train_epoch(recipe, state, train, batches, stage, epoch, phase, report)
-        draws = _draws(recipe, recipe.eval_augment, validation, stage, epoch, "check")
+        rate, batches = state.scheduler.get_last_lr()[0], plans[epoch - 1]
+        run = epochs.training(recipe, stage, epoch, batches, len(targets), size)
+        tell = partial(report, epoch=epoch, epochs=phase.epochs)
+        total, right = _train_epoch(recipe, state, train, run, tell)
+        run = epochs.validation(recipe, stage, epoch, checks, len(check_targets), size)
         scores, truth = evaluate(
-            recipe, recipe.eval_augment, faulty, network, validation, checks, draws,
-            streams.integer(recipe.seed, stage, epoch, "check dropout"),
-        )  # fmt: skip
+            recipe, run.policy, run.train, network, validation, run.batches, run.draws, run.seed
+        )
         accuracy, check_loss = metrics.score_accuracy(scores, truth)
-        position = position | {"epoch": epoch}
-        if accuracy > position["best_accuracy"] or position["best_epoch"] == 0:
+        position = position.after(accuracy, recipe.ties)
+        if position.improved:
             best = copy.deepcopy(network)
-            position |= {"best_epoch": epoch, "best_accuracy": accuracy}
         state.scheduler.step()
-        row = {
-            "epoch": epoch,
-            "lr": rate,
-            "train_loss": total / batches.images,
-            "train_accuracy": right / batches.images,
-            "validation_loss": check_loss,
-            "validation_accuracy": accuracy,
-            "seconds": round(time.perf_counter() - began, 3),
-        }
-        report(epoch=epoch, epochs=phase.epochs, share=1.0, row=row)
+        seconds = time.perf_counter() - began
+        row = metrics_row(
+            epoch, rate, (total, right, batches.images), (accuracy, check_loss), seconds
+        )
+        tell(share=1.0, row=row)
         save(state, best, position, epoch == phase.epochs)
-    return Result(best.eval(), position["best_accuracy"], position["best_epoch"])
+    return Result(best.eval(), position.best_accuracy, position.best_epoch)
 
 
 def _train_epoch(
-    recipe: Recipe,
-    state: State,
-    source: Source,
-    batches: Plan,
-    stage: str,
-    epoch: int,
-    phase: Phase,
-    report: Callable[..., None],
+    recipe: Recipe, state: State, source: Source, run: Pass, report: Callable[..., None]
 ) -> tuple[float, int]:
-    """One pass over the batches: (sum of loss times images, right answers)."""
+    """A training pass: (sum of loss times images, right answers)."""
     _, dtype = location(state.network)
-    draws = _draws(recipe, recipe.augment, source, stage, epoch, "train")
-    total, right = 0.0, 0
-    with seeded(streams.integer(recipe.seed, stage, epoch, "dropout")):
+    batches, total, right = run.batches, 0.0, 0
+    with seeded(run.seed):
         for step, (row, valid) in enumerate(zip(batches.index, batches.valid, strict=True), 1):
             index = row[valid]
-            x = inputs(recipe, source, recipe.augment, index, draws, dtype)
+            x = inputs(recipe, source, run.policy, index, run.draws, dtype)
             targets = source.targets[torch.tensor(index, dtype=torch.int64, device=x.device)]
             value, correct = train_step(state.network, state.optimizer, x, targets, recipe.loss)
             total += value.item() * len(index)
             right += int(correct)
-            report(epoch=epoch, epochs=phase.epochs, share=step / len(batches.index))
+            report(share=step / len(batches.index))
     return total, right
-
-
-def _draws(
-    recipe: Recipe, policy: Augmentation, source: Source, stage: str, epoch: int, name: str
-) -> Draws:
-    generator = streams.stream(recipe.seed, stage, epoch, name, "augmentation")
-    count, _, height, width = source.images.shape
-    return draw(policy, generator, count, height, width)

@@ -1,13 +1,12 @@
 """Inference through a tree: each image is computed by the nodes on its own path, and no others."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from data.augmentation import Augmentation
+from data.framework import Predictions
 from data.hierarchy import ROOT, Path, Tree
 from data.recipe import Recipe
 from trunk_torch_ref.augment import prepare
@@ -15,14 +14,6 @@ from trunk_torch_ref.network import location
 from trunk_torch_ref.nodes import Node
 
 BATCH = 256
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """`labels`: the predicted class. `confidence`: the product of probabilities on its path."""
-
-    labels: Int[np.ndarray, " n"]
-    confidence: Float[np.ndarray, " n"]
 
 
 @torch.no_grad()

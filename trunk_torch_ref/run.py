@@ -1,7 +1,7 @@
-"""A run of this framework: its configuration and device, and a finished tree read back."""
+"""What the commands need of this framework: its device, a finished tree read back, costs."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,27 +10,15 @@ import torch
 
 from data import hierarchy, runfolder
 from data.errors import UserError
+from data.framework import Framework, Grown
 from data.hierarchy import Path as NodePath
 from data.hierarchy import Tree
-from data.options import TrainOptions
-from data.recipe import Recipe, to_json
-from trunk_torch_ref import nodes
+from data.recipe import Recipe
+from data.splits import Splits
+from trunk_torch_ref import grow, nodes, route
 from trunk_torch_ref.exchange import from_state_dict
 from trunk_torch_ref.network import cost, feature_shape, initial
 from trunk_torch_ref.nodes import Node
-
-FRAMEWORK = "torch"
-
-
-def config(options: TrainOptions, fingerprint: str) -> dict[str, Any]:
-    """All that decides a run's result."""
-    return {
-        "format": runfolder.FORMAT,
-        "framework": FRAMEWORK,
-        "flags": options.flags,
-        "dataset_sha256": fingerprint,
-        "recipe": to_json(options.recipe),
-    }
 
 
 def where() -> torch.device:
@@ -113,3 +101,27 @@ def costs(
             shapes[node] = feature_shape(networks[node[:-1]], shapes[node[:-1]])
         result[tree.names[node]] = cost(networks[node], shapes[node])
     return result
+
+
+def grow_here(
+    recipe: Recipe, splits: Splits, classes: int, folder: Path, report: Callable[..., None]
+) -> Grown:
+    """`grow.grow` on `where()`."""
+    return grow.grow(recipe, splits, classes, folder, report, device=where())
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch says that memory ran out: a GPU and a CPU each in words of its own."""
+    return "out of memory" in str(error) or "allocate memory" in str(error)
+
+
+FRAMEWORK = Framework(
+    name="torch",
+    device=device,
+    grow=grow_here,
+    load_networks=load_networks,
+    predict=route.predict,
+    costs=costs,
+    out_of_memory=out_of_memory,
+    exact=exact,
+)

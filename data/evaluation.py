@@ -1,0 +1,32 @@
+"""What `python -m trunk_jax.evaluate` and its PyTorch sister do once their flags are read."""
+
+import sys
+
+from data import datasets, results, runfolder
+from data.framework import Framework
+from data.options import EvaluateOptions
+from data.splits import split
+
+
+def evaluate(framework: Framework, options: EvaluateOptions) -> None:
+    """Recompute a finished run's accuracy from its weights, print it, and write predictions.
+
+    UserError for anything a user can put right.
+    """
+    folder, part = options.run, options.split
+    recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
+    dataset = datasets.load(recipe.dataset, options.data_dir or runfolder.data_dir(folder))
+    networks = framework.load_networks(folder, recipe, tree, dataset.spec.image_shape)
+    examples = getattr(split(dataset, recipe.protocol, recipe.seed, recipe.limit), part)
+    with framework.exact():
+        found = framework.predict(recipe, tree, networks, examples.images)
+    value = results.evaluation(part, recipe, dataset, tree, examples, found.labels)
+    results.write_predictions(folder, part, dataset, examples, found.labels, found.confidence)
+    if dataset.fingerprint != runfolder.read_config(folder).get("dataset_sha256"):
+        print("note: these are not the images that the run was trained on", file=sys.stderr)
+    print(
+        f"{value['dataset_title']} {part}: {100 * value['accuracy']:.2f} % "
+        f"({value['correct']:,} of {value['total']:,})"
+    )
+    if options.json:
+        runfolder.write_json(options.json, value)

@@ -1,0 +1,60 @@
+"""What the train and evaluate commands need of a framework: all that they differ in."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from data.hierarchy import Path, Tree
+from data.recipe import Recipe
+from data.results import Costs
+from data.splits import Splits
+
+Networks = dict[Path, Any]  # of each node; their type is the framework's own
+ImageShape = tuple[int, int, int]  # height, width, channels
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A tree and the network of each of its nodes."""
+
+    tree: Tree
+    networks: Networks
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """`labels`: the predicted class. `confidence`: the product of probabilities on its path."""
+
+    labels: Int[np.ndarray, " n"]
+    confidence: Float[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class Framework:
+    """A framework's part in the commands.
+
+    Attributes:
+      name: `jax` or `torch`.
+      device: what it computes on, for the manifest.
+      grow: (recipe, splits, classes, run folder, report) to a trained tree.
+      load_networks: (run folder, recipe, tree, image shape) to a finished run's networks.
+      predict: (recipe, tree, networks, images) to predictions.
+      costs: (tree, networks, image shape) to each node's parameters and multiply-adds.
+      out_of_memory: whether an error of `grow` says so.
+      exact: a context in which results repeat bit for bit.
+
+    """
+
+    name: str
+    device: Callable[[], dict[str, Any]]
+    grow: Callable[[Recipe, Splits, int, FilePath, Callable[..., None]], Grown]
+    load_networks: Callable[[FilePath, Recipe, Tree, ImageShape], Networks]
+    predict: Callable[[Recipe, Tree, Networks, UInt8[np.ndarray, "n h w c"]], Predictions]
+    costs: Callable[[Tree, Networks, ImageShape], Costs]
+    out_of_memory: Callable[[RuntimeError], bool]
+    exact: Callable[[], AbstractContextManager[None]] = nullcontext

@@ -1,0 +1,1 @@
+"""The proof that both frameworks compute the same TRUNK, and conversion between them."""

@@ -1,0 +1,165 @@
+"""Each layer of a network by itself: the same input and output gradient in both frameworks."""
+
+import copy
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+
+from parity.passes import DTYPES, Arrays, Pair, cast, recorded_masks
+from trunk_jax import exchange, layers
+from trunk_jax.network import Network, merge, split
+from trunk_torch_ref import objective
+
+Passes = dict[str, Arrays]  # by layer name; in each: output, gradient of input, gradient of ...
+
+
+def truth(
+    both: Pair, x: np.ndarray, targets: np.ndarray, seed: int, kind: str
+) -> tuple[Passes, Arrays]:
+    """By layer, its `x` and the gradient `dy` of its output in a float64 training pass of PyTorch.
+
+    Both are rounded to float32, so that either type starts from the same numbers. Also the
+    dropout masks that were drawn.
+    """
+    module = copy.deepcopy(both.torch).double().train()
+    found: Passes = {}
+    hooks = []
+
+    def forward(name, layer, inputs, output):
+        found[name] = {"x": inputs[0].detach().float().numpy()}
+
+        def backward(gradient):
+            found[name]["dy"] = gradient.float().numpy()
+
+        output.register_hook(backward)
+
+    for name, layer in leaves(module).items():
+        hooks.append(layer.register_forward_hook(partial(forward, name)))
+    image = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+    with recorded_masks(module) as masks, torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        _, scores = module(image)
+    objective.loss(scores, torch.tensor(targets, dtype=torch.int64), kind).backward()
+    for hook in hooks:
+        hook.remove()
+    return found, masks
+
+
+def leaves(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The layers that have no layers in them."""
+    return {name: m for name, m in module.named_modules() if not list(m.children())}
+
+
+def torch_passes(both: Pair, dtype: str, given: Passes, masks: Arrays) -> Passes:
+    """Each layer's output and gradients in PyTorch, in train mode."""
+    result: Passes = {}
+    for name, layer in leaves(copy.deepcopy(both.torch)).items():
+        if name in masks:
+            layer = _Masked(masks[name], layer.p)
+        layer = layer.to(DTYPES[dtype][1]).train()
+        x = torch.tensor(given[name]["x"], dtype=DTYPES[dtype][1], requires_grad=True)
+        y = layer(x)
+        y.backward(torch.tensor(given[name]["dy"], dtype=DTYPES[dtype][1]))
+        result[name] = {"output": y.detach().numpy(), "gradient of input": x.grad.numpy()}
+        for key, parameter in layer.named_parameters():
+            result[name][f"gradient of {key}"] = parameter.grad.numpy()
+        for key, buffer in layer.named_buffers():
+            result[name][f"after {key}"] = buffer.numpy()
+    return result
+
+
+class _Masked(torch.nn.Module):
+    """Dropout with a given mask; whether PyTorch's own scales alike is checked on whole nodes."""
+
+    def __init__(self, mask: np.ndarray, rate: float):
+        super().__init__()
+        self._mask, self._rate = torch.tensor(mask.transpose(0, 3, 1, 2)), rate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self._mask.to(x.dtype) / (1 - self._rate)
+
+
+@jax.jit
+def _pass(layer: Network, x, dy, keep):
+    """One layer; layers of one kind and shape share a program, within and across networks."""
+
+    def run(params, x):
+        module = merge(replace(layer, params=params))
+        return module(x, layers.Mode(train=True, keep=keep)), split(module).stats
+
+    y, backward, stats = jax.vjp(run, layer.params, x, has_aux=True)
+    dparams, dx = backward(dy)
+    return y, dx, replace(layer, params=dparams, stats=stats)
+
+
+def jax_passes(both: Pair, dtype: str, given: Passes, masks: Arrays) -> Passes:
+    """Each layer's output and gradients in JAX, in train mode."""
+    result: Passes = {}
+    with jax.enable_x64(dtype == "float64"):
+        kind = DTYPES[dtype][0]
+        for name, layer in _layers(merge(cast(both.jax, dtype))).items():
+            if name not in given:
+                continue
+            x, dy = (jnp.asarray(_last(given[name][key]), kind) for key in ("x", "dy"))
+            keep = {layer.stream: jnp.asarray(masks[name])} if name in masks else None
+            y, dx, gradients = _pass(split(layer), x, dy, keep)
+            result[name] = {"output": _first(y), "gradient of input": _first(dx)}
+            for key, array in exchange.to_state_dict(gradients).items():
+                statistic = key.startswith(("running", "num_batches"))
+                result[name][f"{'after' if statistic else 'gradient of'} {key}"] = array
+    return result
+
+
+def _layers(module: nnx.Module) -> dict[str, layers.Layer]:
+    return {
+        ".".join(map(str, path)): layer
+        for path, layer in nnx.iter_modules(module)
+        if isinstance(layer, layers.Layer)
+    }
+
+
+def accumulated(layer: torch.nn.Module, given: Arrays) -> dict[str, int]:
+    """How many terms are summed for each value of a layer's results; 1 where nothing is."""
+    x, dy = given["x"].shape, given["dy"].shape
+    batch = x[0]
+    if isinstance(layer, torch.nn.Conv2d):
+        taps = layer.kernel_size[0] ** 2
+        positions = batch * dy[2] * dy[3]
+        return {
+            "output": taps * layer.in_channels // layer.groups,
+            "gradient of input": taps * layer.out_channels // layer.groups,
+            "gradient of weight": positions,
+            "gradient of bias": positions,
+        }
+    if isinstance(layer, torch.nn.Linear):
+        return {
+            "output": layer.in_features,
+            "gradient of input": layer.out_features,
+            "gradient of weight": batch,
+            "gradient of bias": batch,
+        }
+    values = batch * int(np.prod(x[2:]))
+    if isinstance(layer, torch.nn.BatchNorm2d):
+        return dict.fromkeys(
+            ["output", "gradient of input", "gradient of weight", "gradient of bias",
+             "after running_mean", "after running_var"], values,
+        )  # fmt: skip
+    if isinstance(layer, torch.nn.AdaptiveAvgPool2d):
+        return {"output": int(np.prod(x[2:]))}
+    if isinstance(layer, torch.nn.LogSoftmax):
+        return {"output": x[1], "gradient of input": x[1]}
+    return {}
+
+
+def _last(array: np.ndarray) -> np.ndarray:
+    return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
+
+
+def _first(array: jax.Array) -> np.ndarray:
+    array = np.asarray(array)
+    return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array

@@ -1,0 +1,232 @@
+"""The same network in both frameworks, and everything that a pass through it computes.
+
+Arrays are returned under PyTorch's names and in PyTorch's layout, images channel-first.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+
+from parity.convert import to_torch
+from trunk_jax import exchange, layers, objective
+from trunk_jax.network import Network, apply, merge, split
+from trunk_torch_ref import objective as torch_objective
+
+Arrays = dict[str, np.ndarray]
+DTYPES = {"float64": (jnp.float64, torch.float64), "float32": (jnp.float32, torch.float32)}
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One network twice, with the same float32 weights."""
+
+    jax: Network
+    torch: torch.nn.Module
+
+
+def pair(
+    build_jax: Callable[[np.random.Generator], nnx.Module],
+    build_torch: Callable[[], torch.nn.Module],
+    seed: int,
+) -> Pair:
+    """Random weights, carried across by the converter.
+
+    Batch norm is given parameters and statistics as after some training (scale and variance
+    in 0.5 to 1.5, shift and mean about 0 with a deviation of 0.3): at their initial 1 and 0
+    a swapped mean and variance, say, would go unseen.
+    """
+    rng = np.random.default_rng(seed)
+    module = build_jax(rng)
+    for _, layer in nnx.iter_modules(module):
+        if isinstance(layer, layers.BatchNorm):
+            for variable in (layer.scale, layer.var):
+                variable[...] = jnp.asarray(rng.uniform(0.5, 1.5, variable.shape), jnp.float32)
+            for variable in (layer.bias, layer.mean):
+                variable[...] = jnp.asarray(rng.normal(0, 0.3, variable.shape), jnp.float32)
+    network = split(module)
+    return Pair(network, to_torch(network, build_torch()))
+
+
+def cast(network: Network, dtype: str) -> Network:
+    """The network with its floating-point arrays in another type."""
+
+    def one(leaf):
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return jnp.asarray(leaf, DTYPES[dtype][0]) if floating else leaf
+
+    return jax.tree.map(one, network)
+
+
+@partial(jax.jit, static_argnames=("kind", "gradients"))
+def _pass(network: Network, x, targets, keep, kind: str, gradients: bool):
+    outputs, _ = apply(network, x)
+
+    def loss(params, x):
+        mode = layers.Mode(train=True, keep=keep)
+        (features, scores), stats = apply(replace(network, params=params), x, mode)
+        return objective.loss(scores, targets, None, kind), (features, scores, stats)
+
+    if not gradients:
+        value, (*trained, stats) = loss(network.params, x)
+        return outputs, trained, value, replace(network, params={}, stats=stats), None
+    gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    (value, (*trained, stats)), (dparams, dx) = gradient(network.params, x)
+    return outputs, trained, value, replace(network, params=dparams, stats=stats), dx
+
+
+def jax_pass(
+    both: Pair,
+    dtype: str,
+    x: np.ndarray,
+    targets: np.ndarray,
+    keep: Arrays,
+    kind: str,
+    gradients: bool = True,
+) -> Arrays:
+    """Outputs in both modes, loss, statistics afterwards, and (if asked for) gradients.
+
+    Args:
+      both: the network.
+      dtype: `float32` or `float64`.
+      x: [b, c, h, w].
+      targets: [b].
+      keep: dropout masks by layer, as `torch_pass` returns them.
+      kind: the loss.
+      gradients: whether to take them.
+    """
+    with jax.enable_x64(dtype == "float64"):
+        network = cast(both.jax, dtype)
+        image = jnp.asarray(x.transpose(0, 2, 3, 1), DTYPES[dtype][0])
+        masks = _by_stream(network, keep)
+        outputs, trained, value, after, dx = _pass(
+            network, image, jnp.asarray(targets, jnp.int32), masks, kind, gradients
+        )
+        result = {
+            "eval features": _channel_first(outputs[0]),
+            "eval scores": np.asarray(outputs[1]),
+            "train features": _channel_first(trained[0]),
+            "train scores": np.asarray(trained[1]),
+            "loss": np.asarray(value),
+        }
+        if gradients:
+            result["gradient of input"] = _channel_first(dx)
+        else:
+            after = replace(after, params=network.params)
+        for key, array in exchange.to_state_dict(after).items():
+            if key.endswith(STATISTICS):
+                result[f"after {key}"] = array
+            elif gradients:
+                result[f"gradient of {key}"] = array
+    return result
+
+
+def torch_pass(
+    both: Pair, dtype: str, x: np.ndarray, targets: np.ndarray, seed: int, kind: str
+) -> tuple[Arrays, Arrays]:
+    """As `jax_pass`, and the dropout masks that PyTorch drew from `seed`."""
+    module = copy.deepcopy(both.torch).to(DTYPES[dtype][1])
+    image = torch.tensor(x, dtype=DTYPES[dtype][1])
+    with torch.no_grad():
+        outputs = module.eval()(image)
+    image.requires_grad_(True)
+    with recorded_masks(module) as masks, torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        trained = module.train()(image)
+    value = torch_objective.loss(trained[1], torch.tensor(targets, dtype=torch.int64), kind)
+    value.backward()
+    result = {
+        "eval features": outputs[0].numpy(),
+        "eval scores": outputs[1].numpy(),
+        "train features": trained[0].detach().numpy(),
+        "train scores": trained[1].detach().numpy(),
+        "loss": value.detach().numpy(),
+        "gradient of input": image.grad.numpy(),
+    }
+    result |= {f"gradient of {key}": p.grad.numpy() for key, p in module.named_parameters()}
+    result |= {f"after {key}": buffer.numpy() for key, buffer in module.named_buffers()}
+    return result, masks
+
+
+@contextmanager
+def recorded_masks(module: torch.nn.Module) -> Iterator[Arrays]:
+    """What PyTorch's dropout layers keep, by layer name, bool, channel-last as JAX takes it.
+
+    A dropped element and a kept 0 look alike in the output; so the draw is repeated on ones.
+    """
+    masks: Arrays = {}
+    states = {}
+    hooks = []
+
+    def before(name, layer, inputs):
+        states[name] = torch.get_rng_state()
+
+    def after(name, layer, inputs, output):
+        with torch.random.fork_rng([]), torch.no_grad():
+            torch.set_rng_state(states[name])
+            kept = type(layer).forward(layer, torch.ones_like(inputs[0])) != 0
+        masks[name] = kept.numpy().transpose(0, 2, 3, 1)
+
+    for name, layer in module.named_modules():
+        if isinstance(layer, torch.nn.Dropout | torch.nn.Dropout2d):
+            hooks.append(layer.register_forward_pre_hook(partial(before, name)))
+            hooks.append(layer.register_forward_hook(partial(after, name)))
+    try:
+        yield masks
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _by_stream(network: Network, keep: Mapping[str, np.ndarray]) -> dict[int, jax.Array]:
+    streams = {
+        ".".join(map(str, path)): layer.stream
+        for path, layer in nnx.iter_modules(merge(network))
+        if isinstance(layer, layers.Dropout)
+    }
+    return {streams[name]: jnp.asarray(mask) for name, mask in keep.items()}
+
+
+def _channel_first(x: jax.Array) -> np.ndarray:
+    return np.asarray(x).transpose(0, 3, 1, 2)
+
+
+def activations(
+    both: Pair, dtype: str, x: np.ndarray, seed: int, train: bool
+) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """(layer, JAX's output, PyTorch's output) of every layer in the order of execution."""
+    module = copy.deepcopy(both.torch).to(DTYPES[dtype][1]).train(train)
+    theirs: Arrays = {}
+
+    def note(name, layer, inputs, output):
+        theirs[name] = output.detach().numpy()
+
+    hooks = [
+        layer.register_forward_hook(partial(note, name))
+        for name, layer in module.named_modules()
+        if not list(layer.children())
+    ]
+    with recorded_masks(module) as masks, torch.random.fork_rng([]), torch.no_grad():
+        torch.manual_seed(seed)
+        module(torch.tensor(x, dtype=DTYPES[dtype][1]))
+    for hook in hooks:
+        hook.remove()
+    with jax.enable_x64(dtype == "float64"), layers.record() as tape:
+        jax_module = merge(cast(both.jax, dtype))
+        names = {id(m): ".".join(map(str, path)) for path, m in nnx.iter_modules(jax_module)}
+        mode = layers.Mode(train=train, keep=_by_stream(both.jax, masks))
+        jax_module(jnp.asarray(x.transpose(0, 2, 3, 1), DTYPES[dtype][0]), mode)
+    rows = []
+    for layer, _, output in tape:
+        name, ours = names[id(layer)], np.asarray(output)
+        if name in theirs:
+            rows.append((name, ours.transpose(0, 3, 1, 2) if ours.ndim == 4 else ours, theirs[name]))
+    return rows

@@ -1,0 +1,267 @@
+"""`python -m parity.published FOLDER --dataset cifar10 --backbone vgg`: published weights, checked.
+
+The tree is rebuilt from the folder's JSON files, the weights are loaded into both frameworks,
+the groups are derived anew from the ASL files, and the test split is classified by both: plain
+normalisation of the published recipe, no augmentation. Exit code 1 if the frameworks predict
+differently on any image, or if groups or tree do not follow from the ASL.
+"""
+
+import itertools
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+import trunk_jax.network
+import trunk_jax.nodes
+import trunk_jax.route
+import trunk_torch_ref.nodes
+import trunk_torch_ref.route
+from data import datasets, grouping, hierarchy, recipe, runfolder
+from data.datasets import Examples
+from data.errors import UserError, run_command
+from data.hierarchy import ROOT, Groups, Tree
+from data.hierarchy import Path as NodePath
+from data.options import Parser
+from data.recipe import Recipe
+from parity import published_files
+from parity.convert import to_jax
+from parity.published_files import Layout
+from trunk_torch_ref import run
+from trunk_torch_ref.exchange import from_state_dict
+from trunk_torch_ref.network import feature_shape, initial
+
+_MOST_ORDERS = 5040  # of regrouping, tried to find the one that gives the published names
+_FLAGS = "is this folder of another --dataset or --backbone?"
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Each node's network in both frameworks, with the same weights."""
+
+    jax: dict[NodePath, trunk_jax.network.Network]
+    torch: dict[NodePath, trunk_torch_ref.nodes.Node]
+
+
+def load_networks(folder: Path, recipe: Recipe, layout: Layout) -> Networks:
+    """All nodes of a published folder, their input shapes checked against those it states.
+
+    UserError if a shape differs, or a file is missing, damaged, not finite or of another network.
+    """
+    tree, found = layout.tree, Networks({}, {})
+    shapes = {ROOT: run.channel_first(datasets.spec(recipe.dataset).image_shape)}
+    for node in hierarchy.nodes(tree):  # all shapes first: they tell a wrong flag best
+        name = tree.names[node]
+        if node != ROOT:
+            shapes[node] = feature_shape(found.torch[node[:-1]], shapes[node[:-1]])
+        if layout.inputs[name] != shapes[node]:
+            raise UserError(
+                f"{folder}: {name} takes {_times(layout.inputs[name])} inputs, but "
+                f"{_times(shapes[node])} in a {recipe.dataset} {recipe.backbone} tree; {_FLAGS}"
+            )
+        found.torch[node] = initial(
+            lambda name=name, node=node: trunk_torch_ref.nodes.build(
+                recipe.dataset, recipe.backbone, name, shapes[node], hierarchy.width(tree, node),
+                faults=recipe.faults,
+            ),
+            seed=0,
+        )  # fmt: skip
+    for node, module in found.torch.items():
+        name, (channels, height, width) = tree.names[node], shapes[node]
+        _load(folder / "model_weights" / f"{name}.pt", module, folder, name)
+        flax = trunk_jax.nodes.build(
+            recipe.dataset, recipe.backbone, name, (height, width, channels),
+            hierarchy.width(tree, node), faults=recipe.faults, rng=np.random.default_rng(0),
+        )  # fmt: skip
+        found.jax[node] = to_jax(module, trunk_jax.network.split(flax))
+        module.to(run.where()).eval()
+    return found
+
+
+def _load(file: Path, module: trunk_torch_ref.nodes.Node, folder: Path, name: str) -> None:
+    """Fill in a node's weights from its file."""
+    weights = published_files.read_weights(folder, name)
+    expected = {key: value.numpy().dtype for key, value in module.state_dict().items()}
+    try:
+        from_state_dict(module, weights)
+    except UserError as error:
+        raise UserError(f"{file}: {error}; {_FLAGS}") from None
+    for key, value in module.state_dict().items():
+        if weights[key].dtype != expected[key]:
+            raise UserError(f"{file}: {key} is {weights[key].dtype}, not {expected[key]}")
+        if not torch.isfinite(value).all():
+            raise UserError(f"{file}: {key} holds NaN or infinite values")
+
+
+def check_groups(folder: Path, recipe: Recipe, tree: Tree) -> dict[str, dict[str, Any]]:
+    """By node: `volatility`, `groups` as published, `from_asl` as grouped here, and `same`."""
+    result = {}
+    for node in hierarchy.nodes(tree):
+        name, classes = tree.names[node], len(hierarchy.members(tree, node))
+        volatility = recipe.node(node == ROOT).volatility
+        published = published_files.read_groups(folder, name, classes)
+        ours = grouping.group(published_files.read_asl(folder, name, classes), volatility)
+        result[name] = {
+            "volatility": volatility,
+            "groups": published,
+            "from_asl": ours,
+            "same": published == ours,
+        }
+    return result
+
+
+def regrouped(tree: Tree, groups: dict[NodePath, Groups]) -> tuple[bool, list[str] | None]:
+    """Whether regrouping by `groups` gives the tree's paths, and in which order also its names.
+
+    The order lists the nodes that were regrouped, by name; None if no order that was tried
+    gives the published names (they depend on the order in which the release grew siblings).
+    """
+    split = [node for node in hierarchy.nodes(tree) if grouping.splits(groups[node])]
+    for order in itertools.islice(itertools.permutations(split), _MOST_ORDERS):
+        places = {node: place for place, node in enumerate(order)}
+        if any(places.get(up, -1) > places[n] for n in split for up in hierarchy.ancestors(n)):
+            continue  # a node is regrouped before its children exist
+        grown = hierarchy.bare(len(tree.paths))
+        for node in order:
+            if len(hierarchy.members(grown, node)) != sum(map(len, groups[node])):
+                return False, None
+            grown = hierarchy.regroup(grown, node, groups[node])
+        if grown.paths != tree.paths:
+            return False, None
+        if grown.names == tree.names:
+            return True, [tree.names[node] for node in order]
+    return True, None
+
+
+def classify(
+    recipe: Recipe, tree: Tree, networks: Networks, examples: Examples
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Predicted labels, int32 [images], and seconds taken, by framework."""
+    labels, seconds = {}, {}
+    routes = {"jax": trunk_jax.route, "torch": trunk_torch_ref.route}
+    with run.exact(), jax.default_matmul_precision("highest"):
+        for framework, route in routes.items():
+            began = time.perf_counter()
+            mine = getattr(networks, framework)
+            labels[framework] = route.predict(recipe, tree, mine, examples.images).labels
+            seconds[framework] = round(time.perf_counter() - began, 1)
+    return labels, seconds
+
+
+def check(
+    folder: Path, dataset: str, backbone: str, data_dir: str | None = None, limit: int = 0
+) -> dict[str, Any]:
+    """All checks of a published folder: the content of `--json`.
+
+    `total` images, `correct` by framework, `agree`: the number of images on which both
+    predict the same. `limit`: only the first so many test images; 0 for all. UserError for a
+    folder that cannot be used.
+    """
+    about, how = datasets.spec(dataset), recipe.load("published", dataset, backbone)
+    if limit < 0:
+        raise UserError(f"--limit is {limit}; it must be 0 (all) or more")
+    layout = published_files.read_layout(folder)
+    tree, classes = layout.tree, len(about.class_names)
+    if len(tree.paths) != classes:
+        raise UserError(
+            f"{folder}: the tree has {len(tree.paths)} classes, {dataset} has {classes}; {_FLAGS}"
+        )
+    networks = load_networks(folder, how, layout)
+    nodes = check_groups(folder, how, tree)
+    groups = {node: nodes[tree.names[node]]["groups"] for node in hierarchy.nodes(tree)}
+    follows, order = regrouped(tree, groups)
+
+    images = datasets.load(dataset, data_dir)
+    end = limit or None
+    examples = Examples(images.test.images[:end], images.test.labels[:end])
+    labels, seconds = classify(how, tree, networks, examples)
+    total, agree = len(examples.labels), int((labels["jax"] == labels["torch"]).sum())
+    groups_follow = all(row["same"] for row in nodes.values())
+    return {
+        "passed": agree == total and groups_follow and follows,
+        "total": total,
+        "correct": {name: int((mine == examples.labels).sum()) for name, mine in labels.items()},
+        "agree": agree,
+        "seconds": seconds,
+        "folder": str(folder),
+        "dataset": dataset,
+        "dataset_title": images.title,
+        "backbone": backbone,
+        "split": "test",
+        "nodes": nodes,
+        "tree": {"follows_from_groups": follows, "names_follow_in_order": order},
+    }
+
+
+def lines(value: dict[str, Any]) -> list[str]:
+    """What `check` found, for people."""
+    total = value["total"]
+    result = [
+        f"{value['folder']}: {len(value['nodes'])} {value['backbone']} nodes, "
+        f"{value['dataset_title']} {value['split']}",
+        f"  {'framework':<10} {'correct':>18}  {'accuracy':>9}  {'seconds':>8}",
+    ]
+    for name, right in value["correct"].items():
+        count, share = f"{right:,} of {total:,}", f"{100 * right / total:.2f} %"
+        result.append(f"  {name:<10} {count:>18}  {share:>9}  {value['seconds'][name]:>8.1f}")
+    result.append(f"  equal predictions: {value['agree']:,} of {total:,}")
+    result.append(f"  {'node':<10} {'volatility':>10}  groups from its ASL")
+    for name, row in value["nodes"].items():
+        groups = _text(row["from_asl"])
+        verdict = "as published" if row["same"] else f"DIFFER: published {_text(row['groups'])}"
+        result.append(f"  {name:<10} {row['volatility']:>10.2f}  {groups}: {verdict}")
+    order = value["tree"]["names_follow_in_order"]
+    if not value["tree"]["follows_from_groups"]:
+        result.append("  target map: DIFFERS from regrouping by these groups")
+    elif order is None:
+        result.append(
+            "  target map: follows from the groups; the names of its nodes are those of another "
+            "order of growth"
+        )
+    else:
+        names = f", names too (regrouped in the order {', '.join(order)})" if order else ""
+        result.append(f"  target map: follows from the groups{names}")
+    return result
+
+
+def _text(groups: Groups) -> str:
+    return " ".join(str(list(group)).replace(" ", "") for group in groups)
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check as the flags say. UserError for anything a user can put right."""
+    parser = Parser(
+        prog="python -m parity.published",
+        description="Load a folder of published weights into both frameworks, check its groups "
+        "and tree, and classify the test split with both. No object is unpickled.",
+    )
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", help="the published folder (with model_weights/)")
+    add("--dataset", required=True, help="the dataset it was trained on, e.g. cifar10")
+    add("--backbone", required=True, help="its node networks, e.g. vgg")
+    add("--data-dir", help="folder of prepared TFDS datasets (default: TFDS_DATA_DIR, else "
+                           "~/tensorflow_datasets)")  # fmt: skip
+    add("--limit", type=int, default=0, help="use only the first so many test images (default: 0, "
+                                             "all)")  # fmt: skip
+    add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
+    options = parser.parse_args(arguments)
+    value = check(
+        Path(options.folder), options.dataset, options.backbone, options.data_dir, options.limit
+    )
+    print(*lines(value), sep="\n")
+    if options.json:
+        runfolder.write_json(Path(options.json), value)
+    return 0 if value["passed"] else 1
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))

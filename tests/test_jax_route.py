@@ -1,0 +1,110 @@
+"""Inference through a tree against a loop that takes one image at a time."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data import hierarchy, recipe
+from trunk_jax import nodes, route
+from trunk_jax.network import apply, feature_shape, split
+
+RECIPE = recipe.load("default", "digits", "mobilenet")
+# outputs of the root: classes 0, 2, 4; class 1; classes 3, 5. Of the first: 0; 2, 4.
+TREE = hierarchy.regroup(hierarchy.bare(6), (), ((0, 2, 4), (1,), (3, 5)))
+TREE = hierarchy.regroup(TREE, (0,), ((0,), (1, 2)))
+COUNT = 70
+
+
+def images():
+    return np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 1), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """Random networks whose outputs are each the best of some images."""
+    found, inputs = {}, {(): jnp.asarray(images(), jnp.float32) / 255}
+    for index, node in enumerate(hierarchy.nodes(TREE)):
+        x = inputs[node]
+        network = split(
+            nodes.build(
+                "digits", "mobilenet", TREE.names[node], x.shape[1:],
+                hierarchy.width(TREE, node), rng=np.random.default_rng(index),
+            )
+        )  # fmt: skip
+        (features, scores), _ = jax.jit(apply)(network, x)
+        bias = network.params["classifier"][0]["bias"]
+        network.params["classifier"][0]["bias"] = bias - scores.mean(0)
+        found[node] = network
+        inputs |= {child: features for child in hierarchy.children(TREE, node)}
+    return found
+
+
+@pytest.fixture(scope="module")
+def walked(networks):
+    """(path, likelihood) of each image, walked alone."""
+    step = jax.jit(apply)
+    result = []
+    for image in images():
+        node, x, likelihood = (), jnp.asarray(image[None], jnp.float32) / 255, 1.0
+        while node in networks:
+            (x, scores), _ = step(networks[node], x)
+            output = int(scores.argmax())
+            likelihood *= float(jax.nn.softmax(scores)[0, output])
+            node = (*node, output)
+        result.append((node, likelihood))
+    return result
+
+
+def test_the_images_take_every_path(walked):
+    assert {path for path, _ in walked} == set(TREE.paths)
+
+
+@pytest.mark.parametrize("batch", [256, 70, 64, 33, 16, 1])
+def test_predictions_are_those_of_each_image_alone(networks, walked, batch):
+    found = route.predict(RECIPE, TREE, networks, images(), batch=batch)
+    assert [TREE.paths[label] for label in found.labels] == [path for path, _ in walked]
+    # batches of other sizes round otherwise: float32, some ten layers
+    np.testing.assert_allclose(found.confidence, [sure for _, sure in walked], rtol=1e-4)
+
+
+def test_a_node_computes_its_own_images_alone_in_few_shapes(networks, walked, monkeypatch):
+    visits, sizes = {node: 0 for node in networks}, set()
+    visit = route._visit
+
+    def counted(network, x, rows):
+        node = next(node for node, one in networks.items() if one is network)
+        visits[node] += len(np.unique(rows))  # padding repeats an image of the node's own
+        sizes.add(len(rows))
+        return visit(network, x, rows)
+
+    monkeypatch.setattr(route, "_visit", counted)
+    route.predict(RECIPE, TREE, networks, images(), batch=64)
+    for node, count in visits.items():
+        assert count == sum(path[: len(node)] == node for path, _ in walked)
+    assert visits[()] == COUNT
+    assert 0 < visits[0, 1] < visits[0,] < COUNT
+    assert sizes <= {64, 16, 4}
+
+
+def test_normalisation_is_the_recipes(networks):
+    shifted = dataclasses.replace(RECIPE, mean=(0.5,), std=(0.25,))
+    found = route.predict(shifted, TREE, networks, images()[:8])
+    x = (jnp.asarray(images()[:8], jnp.float32) / 255 - 0.5) / 0.25
+    (_, scores), _ = apply(networks[()], x)
+    outputs = [TREE.paths[label][0] for label in found.labels]
+    assert outputs == np.asarray(scores.argmax(1)).tolist()
+
+
+def test_a_flat_tree_is_one_network():
+    tree = hierarchy.bare(10)
+    network = split(
+        nodes.build("digits", "mobilenet", "root", (8, 8, 1), 10, rng=np.random.default_rng(0))
+    )
+    assert feature_shape(network, (8, 8, 1)) == (4, 4, 24)
+    found = route.predict(RECIPE, tree, {(): network}, images()[:5])
+    (_, scores), _ = apply(network, jnp.asarray(images()[:5], jnp.float32) / 255)
+    np.testing.assert_array_equal(found.labels, scores.argmax(1))
+    np.testing.assert_allclose(found.confidence, np.exp(scores).max(1), rtol=1e-5)  # float32
