@@ -98,6 +98,12 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
+def combinations(name: str) -> list[tuple[str, str]]:
+    """The (dataset, backbone) pairs that a recipe covers."""
+    table = tomllib.loads((FOLDER / f"{name}.toml").read_text())
+    return [(dataset, backbone) for dataset, rows in table.items() for backbone in rows]
+
+
 def load(name: str, dataset: str, backbone: str | None = None) -> Recipe:
     """The recipe `name` for a dataset and backbone (None: the first one it has).
 

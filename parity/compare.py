@@ -39,7 +39,21 @@ GRADIENT_64 = 1e-10
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report."""
+    """One line of the report.
+
+    Attributes:
+      name: what was checked, e.g. a node network.
+      what: the tensor or decision.
+      dtype: the type it was computed in.
+      max_abs: the largest difference between the frameworks; of decisions, how many differ.
+      max_rel: the same as a share of the tensor's scale.
+      tolerance: in words.
+      passed: the verdict.
+      detail: what else a reader wants to know.
+      share: for float32, the larger error as a share of the rounding model without `CONSTANT`.
+      part: checks of one name and part are shown as one line on the terminal.
+
+    """
 
     name: str
     what: str
@@ -49,7 +63,8 @@ class Check:
     tolerance: str
     passed: bool
     detail: str = ""
-    share: float | None = None  # of the rounding model, for float32
+    share: float | None = None
+    part: str = ""
 
 
 def close(

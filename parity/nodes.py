@@ -1,5 +1,7 @@
 """Checks of node networks: whole in float64, forward and layer by layer in float32."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -25,7 +27,8 @@ def check_node(family: Family, seed: int) -> list[Check]:
     truth, masks = torch_pass(both, "float64", x, targets, seed, family.loss)
     checks = _in_float64(family, both, x, targets, truth, masks, seed)
     checks += _forward_in_float32(family, both, x, targets, truth, masks, seed)
-    return checks + check_layers(family, both, x, targets, seed)
+    layers = check_layers(family, both, x, targets, seed)
+    return checks + [replace(check, part="each layer, forward and backward") for check in layers]
 
 
 def inputs(family: Family, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -127,10 +130,8 @@ def _forward_in_float32(
     for key in ours:
         if key.endswith("num_batches_tracked"):
             continue
-        checks.append(
-            compare.fair(family.name, key, ours[key], theirs[key], truth[key], growth)
-        )
-    return checks
+        checks.append(compare.fair(family.name, key, ours[key], theirs[key], truth[key], growth))
+    return [replace(check, part="whole node, forward") for check in checks]
 
 
 def check_layers(

@@ -102,6 +102,7 @@ def jax_pass(
       keep: dropout masks by layer, as `torch_pass` returns them.
       kind: the loss.
       gradients: whether to take them.
+
     """
     with jax.enable_x64(dtype == "float64"):
         network = cast(both.jax, dtype)
@@ -228,5 +229,7 @@ def activations(
     for layer, _, output in tape:
         name, ours = names[id(layer)], np.asarray(output)
         if name in theirs:
-            rows.append((name, ours.transpose(0, 3, 1, 2) if ours.ndim == 4 else ours, theirs[name]))
+            rows.append(
+                (name, ours.transpose(0, 3, 1, 2) if ours.ndim == 4 else ours, theirs[name])
+            )
     return rows

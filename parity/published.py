@@ -37,7 +37,7 @@ from trunk_torch_ref.exchange import from_state_dict
 from trunk_torch_ref.network import feature_shape, initial
 
 _MOST_ORDERS = 5040  # of regrouping, tried to find the one that gives the published names
-_FLAGS = "is this folder of another --dataset or --backbone?"
+_FLAGS = "is it of another --dataset or --backbone?"
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def load_networks(folder: Path, recipe: Recipe, layout: Layout) -> Networks:
             shapes[node] = feature_shape(found.torch[node[:-1]], shapes[node[:-1]])
         if layout.inputs[name] != shapes[node]:
             raise UserError(
-                f"{folder}: {name} takes {_times(layout.inputs[name])} inputs, but "
-                f"{_times(shapes[node])} in a {recipe.dataset} {recipe.backbone} tree; {_FLAGS}"
+                f"{folder}: {_FLAGS} {name} takes {_times(layout.inputs[name])} inputs, but "
+                f"{_times(shapes[node])} in a {recipe.dataset} {recipe.backbone} tree"
             )
         found.torch[node] = initial(
             lambda name=name, node=node: trunk_torch_ref.nodes.build(
@@ -90,7 +90,7 @@ def _load(file: Path, module: trunk_torch_ref.nodes.Node, folder: Path, name: st
     try:
         from_state_dict(module, weights)
     except UserError as error:
-        raise UserError(f"{file}: {error}; {_FLAGS}") from None
+        raise UserError(f"{file}: {_FLAGS} {error}") from None
     for key, value in module.state_dict().items():
         if weights[key].dtype != expected[key]:
             raise UserError(f"{file}: {key} is {weights[key].dtype}, not {expected[key]}")
@@ -169,7 +169,7 @@ def check(
     tree, classes = layout.tree, len(about.class_names)
     if len(tree.paths) != classes:
         raise UserError(
-            f"{folder}: the tree has {len(tree.paths)} classes, {dataset} has {classes}; {_FLAGS}"
+            f"{folder}: {_FLAGS} the tree has {len(tree.paths)} classes, {dataset} has {classes}"
         )
     networks = load_networks(folder, how, layout)
     nodes = check_groups(folder, how, tree)

@@ -6,7 +6,6 @@ rest before anything of it is called; `tree.pkl` is never opened.
 """
 
 import pickle
-import re
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -42,10 +41,9 @@ def read_layout(folder: Path) -> Layout:
         raise UserError(f"{folder} is no published folder: there is no such folder")
     models_file = _find(folder, "inputs_to_models.json")
     models = runfolder.read_json(models_file)
+    target_map = runfolder.read_json(_find(folder, "target_map.json"))
     try:
-        tree = hierarchy.from_published(
-            runfolder.read_json(_find(folder, "target_map.json")), models
-        )
+        tree = hierarchy.from_published(target_map, models)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
     inputs = {}
@@ -96,7 +94,7 @@ def read_asl(folder: Path, node: str, classes: int) -> np.ndarray:
     shape = (classes, classes)
     if not isinstance(value, Tensor) or value.shape != shape or not value.is_floating_point():
         raise UserError(f"{file} must hold one tensor of {classes}x{classes} floats")
-    asl = value.numpy().astype(np.float64)
+    asl = _array(value, file).astype(np.float64)
     if not np.isfinite(asl).all():
         raise UserError(f"{file} holds NaN or infinite values")
     return asl
@@ -114,10 +112,14 @@ def read_weights(folder: Path, node: str) -> dict[str, np.ndarray]:
     whole = isinstance(value, dict) and value
     if not whole or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()):
         raise UserError(f"{file} holds no state_dict (tensors by name)")
+    return {key: _array(tensor, file) for key, tensor in value.items()}
+
+
+def _array(tensor: Tensor, file: Path) -> np.ndarray:
     try:
-        return {key: tensor.detach().numpy() for key, tensor in value.items()}
+        return tensor.detach().numpy()
     except (TypeError, RuntimeError) as error:  # a type or layout that NumPy does not have
-        raise UserError(f"{file}: {_first_line(error)}") from None
+        raise UserError(f"{file} holds an unusual tensor ({_first_sentence(error)})") from None
 
 
 def read_tensors(file: Path) -> Any:
@@ -141,12 +143,12 @@ def read_tensors(file: Path) -> Any:
             "loaded; it was not loaded"
         ) from None
     except Exception as error:  # each way to be damaged raises a different type
-        raise UserError(f"{file} cannot be read ({_first_line(error)}); get it anew") from None
+        raise UserError(f"{file} cannot be read ({_first_sentence(error)}); get it anew") from None
 
 
-def _first_line(error: Exception) -> str:
-    text = (str(error) or type(error).__name__).splitlines()[0]
-    return re.sub(r"\s+", " ", text)[:160]
+def _first_sentence(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.split(". ")[0][:160]
 
 
 def _find(folder: Path, name: str) -> Path:

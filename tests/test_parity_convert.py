@@ -156,6 +156,7 @@ def test_all_offending_tensors_are_listed(direction):
         pair("digits", "vgg", name, (8, 8, 1), outputs)[which]
         for which, (name, outputs) in enumerate(((small, 3), (large, 4)))
     )
+    module.double()  # a refused module keeps its type, too
     before = {key: value.clone() for key, value in module.state_dict().items()}
     convert = (lambda: to_torch(network, module)) if direction == "torch" else (
         lambda: to_jax(module, network)
@@ -169,7 +170,8 @@ def test_all_offending_tensors_are_listed(direction):
     ):  # fmt: skip
         assert text in str(refused.value)
     assert "\n" not in str(refused.value)
-    assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
+    after = module.state_dict()
+    assert all(torch.equal(after[k], v) and after[k].dtype == v.dtype for k, v in before.items())
 
 
 @pytest.mark.parametrize("direction", ["torch", "jax"])
@@ -199,7 +201,8 @@ EVALUATE = {"jax": trunk_jax.evaluate.main, "torch": trunk_torch_ref.evaluate.ma
 def runs(tmp_path_factory):
     """A finished run by framework; the volatility gives PyTorch's a second level."""
     folder = tmp_path_factory.mktemp("runs")
-    trunk_torch_ref.train.main([*TINY, "--epochs", "8", "--volatility", "1.2", "--out", str(folder / "torch")])
+    deeper = ["--epochs", "8", "--volatility", "1.2"]
+    trunk_torch_ref.train.main([*TINY, *deeper, "--out", str(folder / "torch")])
     trunk_jax.train.main([*TINY, "--out", str(folder / "jax")])
     return folder
 

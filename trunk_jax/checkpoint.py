@@ -1,5 +1,7 @@
 """Training state on disk, with Orbax: the last and the best of a stage, and where it stands."""
 
+import hashlib
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from data import runfolder
 from data.epochs import Position, position_from_json
 from data.errors import UserError
 
@@ -16,16 +19,23 @@ SECONDS_BETWEEN = 10.0  # saving takes a quarter of a second; short epochs share
 
 
 class Checkpoints:
-    """The checkpoints of one stage (a node's phase). Each save is complete or absent."""
+    """The checkpoints of one stage (a node's phase). Each save is complete or absent.
+
+    Orbax notices damage only in the middle of a restore, and leaves a page of warnings. So a
+    save ends with a seal, a file that tells the epoch, a digest of all files and the arrays
+    in them, and nothing is restored that does not agree with it.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder.absolute()
+        self._seal = self.folder / "seal.json"
         self._manager: ocp.CheckpointManager | None = None
         self._saved = time.monotonic()
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
-            options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+            # 2: the one before is the sealed one until the new one is
+            options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         return self._manager
 
@@ -39,6 +49,12 @@ class Checkpoints:
             position=ocp.args.JsonSave(asdict(position)),
         )
         self._open().save(position.epoch, args=arguments, force=True)
+        seal = {
+            "epoch": position.epoch,
+            "sha256": _digest(self.folder / str(position.epoch)),
+            "arrays": _arrays(last, best),
+        }
+        runfolder.write_json(self._seal, seal)
         self._saved = time.monotonic()
 
     def restore(self, last: Any, best: Any) -> tuple[Any, Any, Position] | None:
@@ -46,15 +62,20 @@ class Checkpoints:
 
         UserError if the checkpoint is damaged or of another network.
         """
-        if not self.folder.is_dir():
+        if not self._seal.exists():
+            shutil.rmtree(self.folder, ignore_errors=True)  # a first save that was cut short
             return None
         try:
-            manager = self._open()
-            step = manager.latest_step()
-            if step is None:
-                return None
-            restored = manager.restore(
-                step,
+            seal = runfolder.read_json(self._seal)
+            for folder in self.folder.glob("[0-9]*"):
+                if int(folder.name) > seal["epoch"]:
+                    shutil.rmtree(folder)  # a save that was cut short
+            if _digest(self.folder / str(seal["epoch"])) != seal["sha256"]:
+                raise ValueError("it is damaged")
+            if seal["arrays"] != _arrays(last, best):
+                raise ValueError("it is of another network")
+            restored = self._open().restore(
+                seal["epoch"],
                 args=ocp.args.Composite(
                     last=ocp.args.StandardRestore(_shapes(last)),
                     best=ocp.args.StandardRestore(_shapes(best)),
@@ -75,6 +96,21 @@ class Checkpoints:
         if self._manager is not None:
             self._manager.close()
             self._manager = None
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256, in hex, over the names and contents of all files below a folder."""
+    total = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        total.update(f"{file.relative_to(folder)}\n".encode())
+        total.update(hashlib.sha256(file.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def _arrays(last: Any, best: Any) -> dict[str, str]:
+    """Type and shape of every array, e.g. `float32[3, 3, 1, 16]`."""
+    names = _by_name({"last": last, "best": best})
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in names.items()}
 
 
 def _by_name(tree: Any) -> dict[str, Any]:

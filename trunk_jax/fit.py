@@ -20,7 +20,7 @@ from data.recipe import Phase, Recipe
 from trunk_jax import memory
 from trunk_jax.augment import prepare
 from trunk_jax.layers import Mode
-from trunk_jax.network import Network, apply, features
+from trunk_jax.network import Network, apply, dtype_of, features
 from trunk_jax.objective import descend, learning_rates, loss, optimizer
 
 Draws = dict[str, Array]
@@ -71,8 +71,7 @@ class Result:
 
 def program_of(recipe: Recipe, phase: Phase, network: Network) -> Program:
     """The program of a phase, in the type of the network's parameters."""
-    dtype = str(jax.tree.leaves(network.params)[0].dtype)
-    return Program(phase, recipe.loss, recipe.mean, recipe.std, dtype)
+    return Program(phase, recipe.loss, recipe.mean, recipe.std, str(dtype_of(network)))
 
 
 def inputs(
@@ -107,7 +106,8 @@ def train_step(
     right = scores.argmax(1) == targets
     if mode.valid is not None:
         right &= mode.valid
-    return State(replace(state.network, params=params, stats=stats), moments), value, right.sum(dtype=jnp.int32)
+    state = State(replace(state.network, params=params, stats=stats), moments)
+    return state, value, right.sum(dtype=jnp.int32)
 
 
 @partial(
@@ -233,7 +233,9 @@ def fit(
     padded = not all(batches.valid.all() for batches in plans)
     checks = epochs.validation_batches(recipe, stage, check_targets)
 
-    state, best = State(network, optimizer(phase).init(network.params)), network
+    # The state is donated to each step; the caller's network stays the caller's.
+    state = State(jax.tree.map(jnp.copy, network), optimizer(phase).init(network.params))
+    best = network
     position = Position()
     restored = restore(state, best)
     if restored is not None:

@@ -99,7 +99,7 @@ def initial_network(
         rng=streams.stream(recipe.seed, stage.name, phase, "weights"),
     )
     if "warm_batchnorm" in recipe.faults:
-        return warmed(split(module), jnp.ones(shape))
+        return warmed(split(module), jnp.ones(shape, jnp.float32))
     return split(module)
 
 

@@ -144,10 +144,10 @@ class BatchNorm(Layer):
     """
 
     def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1):
-        self.scale = nnx.Param(jnp.ones(channels))
-        self.bias = nnx.Param(jnp.zeros(channels))
-        self.mean = nnx.BatchStat(jnp.zeros(channels))
-        self.var = nnx.BatchStat(jnp.ones(channels))
+        self.scale = nnx.Param(jnp.ones(channels, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(channels, jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros(channels, jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones(channels, jnp.float32))
         self.count = nnx.BatchStat(jnp.zeros((), jnp.int32))
         self.eps, self.momentum = eps, momentum
 

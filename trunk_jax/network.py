@@ -65,9 +65,14 @@ def features(network: Network, x: Float[Array, "b h w c"]) -> Float[Array, "b h2
     return merge(network).features(x, EVAL)
 
 
+def dtype_of(network: Network) -> jnp.dtype:
+    """The type of the parameters, in which the network computes."""
+    return jax.tree.leaves(network.params)[0].dtype
+
+
 def feature_shape(network: Network, in_shape: tuple[int, int, int]) -> tuple[int, int, int]:
     """Height, width and channels of what the children are given."""
-    return jax.eval_shape(features, network, _image(in_shape)).shape[1:]
+    return jax.eval_shape(features, network, _image(network, in_shape)).shape[1:]
 
 
 def cost(network: Network, in_shape: tuple[int, int, int]) -> dict[str, int]:
@@ -78,7 +83,7 @@ def cost(network: Network, in_shape: tuple[int, int, int]) -> dict[str, int]:
     """
     multiply_adds = 0
     with record() as tape:
-        jax.eval_shape(lambda network, x: apply(network, x)[0], network, _image(in_shape))
+        jax.eval_shape(lambda network, x: apply(network, x)[0], network, _image(network, in_shape))
     for layer, _, y in tape:
         if isinstance(layer, Conv | Linear):
             multiply_adds += y.size * math.prod(layer.kernel.shape[:-1])
@@ -86,5 +91,5 @@ def cost(network: Network, in_shape: tuple[int, int, int]) -> dict[str, int]:
     return {"parameters": parameters, "multiply_adds": multiply_adds}
 
 
-def _image(shape: tuple[int, int, int]) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+def _image(network: Network, shape: tuple[int, int, int]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *shape), dtype_of(network))

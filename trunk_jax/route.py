@@ -13,7 +13,7 @@ from data.framework import Predictions
 from data.hierarchy import ROOT, Path, Tree
 from data.recipe import Recipe
 from trunk_jax.augment import prepare
-from trunk_jax.network import Network, apply
+from trunk_jax.network import Network, apply, dtype_of
 
 BATCH = 256
 
@@ -51,7 +51,7 @@ def predict(
     labels = np.full(len(images), -1, np.int32)
     confidence = np.zeros(len(images))
     batch = min(batch, len(images))
-    dtype = str(jax.tree.leaves(networks[ROOT].params)[0].dtype)
+    dtype = str(dtype_of(networks[ROOT]))
 
     def visit(node: Path, x: Array, rows: np.ndarray, places: np.ndarray) -> None:
         """`rows` of `x` are the images at `places`."""

@@ -1,0 +1,52 @@
+# `make demo` and `make test` are the project's two commands; README.md has both without make.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile
+
+.PHONY: demo test constraints clean
+.NOTPARALLEL:
+
+# Train the default tree on scikit-learn's digits, then check that both frameworks agree on it.
+demo: $(VENV)/.installed
+	rm -rf runs/demo
+	$(RUN) -m trunk_jax.train --dataset digits --out runs/demo
+	$(RUN) -m parity.check --checkpoint runs/demo
+
+test: $(VENV)/.installed-test
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pytest
+
+# The stamps keep pip from running again until one of the two files that decide what it does changes.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	@echo "installing into $(VENV): one to two minutes, without the downloads"
+	$(INSTALL) --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	@echo "installing into $(VENV): one to two minutes, without the downloads"
+	$(INSTALL) --constraint constraints.txt --editable ".[test]"
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv $(VENV)
+
+# Write constraints.txt anew: the newest versions that pyproject.toml admits. "+cpu" and the like
+# name a build of PyTorch, not a version, and are left out.
+constraints:
+	rm -rf $(VENV)-fresh
+	$(PYTHON) -m venv $(VENV)-fresh
+	$(VENV)-fresh/bin/pip install --quiet --disable-pip-version-check --editable ".[test]"
+	@{ echo "# The standard environment: what Python 3.11 gets for pyproject.toml with the extra"; \
+	   echo "# \"test\". Written by \`make constraints PYTHON=python3.11\`; do not edit by hand."; \
+	   $(VENV)-fresh/bin/pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//'; } > constraints.new
+	mv constraints.new constraints.txt
+	rm -rf $(VENV)-fresh
+
+# Everything that the commands above made; other runs under runs/ stay.
+clean:
+	rm -rf $(VENV) $(VENV)-fresh constraints.new runs/demo build dist *.egg-info
+	rm -rf .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

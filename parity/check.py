@@ -1,0 +1,140 @@
+"""`python -m parity.check`: show, with numbers, that both frameworks compute the same TRUNK."""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from data import recipe as recipes
+from data import runfolder
+from data.errors import UserError, run_command
+from data.options import Parser
+from parity import optimisers, report
+from parity.checkpoint import check_checkpoint
+from parity.compare import Check
+from parity.families import FAMILIES
+from parity.nodes import check_node
+from parity.training import check_likelihood, check_steps, check_tree, small_recipe
+
+
+@dataclass(frozen=True)
+class Task:
+    """A piece of work for one process: `run(*arguments)` gives checks."""
+
+    name: str
+    run: Callable[..., list[Check]]
+    arguments: tuple[Any, ...]
+
+
+def tasks(seed: int) -> list[Task]:
+    """All checks, the longest first."""
+    families = {family.name: family for family in FAMILIES}
+    ours, published = (small_recipe(faults=faults) for faults in (False, True))
+    result = [
+        Task("a whole tree, the release's faults on", check_tree,
+             (published, "digits tree, the release's faults on")),
+        Task("a whole tree", check_tree, (ours, "digits tree")),
+    ]  # fmt: skip
+    result += [Task(family.name, check_node, (family, seed)) for family in FAMILIES]
+    for family, dataset, backbone in (
+        ("cifar10 vgg root", "cifar10", "vgg"),
+        ("digits mobilenet root", "cifar10", "mobilenet"),
+    ):
+        recipe = recipes.load("published", dataset, backbone)
+        result.append(Task(f"steps, {family}", check_steps, (families[family], recipe, seed)))
+    result.append(Task("likelihood", check_likelihood, (seed,)))
+    result += [
+        Task(name, optimisers.check_phase, (name, phase, seed))
+        for phase, name in optimisers.phases().items()
+    ]
+    return result
+
+
+def prepare_process() -> None:
+    """Exact arithmetic in this process: no TF32, no fast modes; one thread for PyTorch."""
+    jax.config.update("jax_default_matmul_precision", "highest")
+    torch.set_num_threads(1)
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+
+
+def perform(task: Task) -> list[Check]:
+    """A task's checks."""
+    return task.run(*task.arguments)
+
+
+def run(work: Sequence[Task], jobs: int) -> list[Check]:
+    """The checks of all tasks, in the order of the tasks, on `jobs` processes."""
+    results: dict[int, list[Check]] = {}
+    context = multiprocessing.get_context("spawn")
+    console = Console(file=sys.stderr)
+    with (
+        ProcessPoolExecutor(jobs, mp_context=context, initializer=prepare_process) as pool,
+        Progress(console=console, disable=not console.is_terminal, transient=True) as progress,
+    ):
+        bar = progress.add_task("checking", total=len(work))
+        futures = {pool.submit(perform, task): place for place, task in enumerate(work)}
+        try:
+            for future in as_completed(futures):
+                results[futures[future]] = future.result()
+                progress.update(bar, advance=1, description=work[futures[future]].name)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [check for place in range(len(work)) for check in results[place]]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check as the flags say: 0 if all is well, 1 if not."""
+    parser = Parser(
+        prog="python -m parity.check",
+        description="Compare the JAX and the PyTorch TRUNK: networks, training, decisions.",
+    )
+    add = parser.add_argument
+    add("--checkpoint", metavar="RUN", help="check a trained tree on its dataset's test split "
+        "instead (default: none)")  # fmt: skip
+    add("--self-test", action="store_true", help="plant faults one at a time and see that each "
+        "is caught (default: off)")  # fmt: skip
+    add("--seed", type=int, default=0, help="of weights and inputs (default: %(default)s)")
+    add("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: the "
+        "number of cores, %(default)s)")  # fmt: skip
+    add("--data-dir", help="folder of prepared TFDS datasets, for --checkpoint (default: the "
+        "run's own)")  # fmt: skip
+    add("--out", default="runs/parity", help="folder for report.json and report.html (default: "
+        "%(default)s)")  # fmt: skip
+    add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
+    options = parser.parse_args(arguments)
+    if not 1 <= options.jobs <= 256 or options.seed < 0:
+        raise UserError("--jobs must be 1 to 256 and --seed 0 or more")
+    if options.self_test:
+        from parity import faults  # it imports this module
+
+        outcome = faults.self_test(options.jobs)
+        if options.json:
+            runfolder.write_json(Path(options.json), {"faults": outcome})
+        return 0 if all(fault["caught_by"] for fault in outcome) else 1
+    if options.checkpoint:
+        prepare_process()
+        torch.set_num_threads(options.jobs)
+        checks = check_checkpoint(Path(options.checkpoint), options.data_dir)
+    else:
+        checks = run(tasks(options.seed), options.jobs)
+    report.print_table(checks)
+    report.write(Path(options.out), checks, options.seed)
+    print(f"{report.verdict(checks)}; report in {options.out}")
+    if options.json:
+        runfolder.write_json(Path(options.json), report.as_json(checks, options.seed))
+    return 0 if all(check.passed for check in checks) else 1
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))

@@ -1,0 +1,43 @@
+"""Check of a trained tree: the same weights in both frameworks, on its dataset's test split."""
+
+from pathlib import Path
+
+import numpy as np
+
+import trunk_jax.run
+import trunk_torch_ref.run
+from data import datasets, runfolder
+from data.framework import Grown
+from data.splits import split
+from parity import compare
+from parity.compare import Check
+from parity.routing import check_routing
+from trunk_jax import exchange
+from trunk_torch_ref import exchange as torch_exchange
+
+
+def check_checkpoint(folder: Path, data_dir: str | None) -> list[Check]:
+    """Weights carried across bit for bit; the decisions of both frameworks on every test image.
+
+    UserError if the folder is no finished run, or its data is not there.
+    """
+    recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
+    shape = datasets.spec(recipe.dataset).image_shape
+    ours = trunk_jax.run.load_networks(folder, recipe, tree, shape)
+    theirs = trunk_torch_ref.run.load_networks(folder, recipe, tree, shape)
+    dataset = datasets.load(recipe.dataset, data_dir or runfolder.data_dir(folder))
+    test = split(dataset, recipe.protocol, recipe.seed, recipe.limit).test
+    checks = []
+    for node, network in ours.items():
+        left = exchange.to_state_dict(network)
+        right = torch_exchange.to_state_dict(theirs[node])
+        same = left.keys() == right.keys() and all(
+            np.array_equal(left[key], right[key]) for key in left
+        )
+        note = f"{len(left)} tensors"
+        checks.append(compare.equal(str(folder), f"weights of {tree.names[node]}", same, True,
+                                    note=note))  # fmt: skip
+    return checks + check_routing(
+        f"{dataset.title} test", recipe, Grown(tree, ours), Grown(tree, theirs), test.images,
+        test.labels,
+    )  # fmt: skip

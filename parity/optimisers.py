@@ -1,0 +1,99 @@
+"""Checks of optimisers and schedules: every phase of every recipe, step by step, to its end."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from data import recipe as recipes
+from data.recipe import Phase
+from parity import compare
+from parity.compare import Check
+from parity.passes import DTYPES
+from trunk_jax import objective as ours
+from trunk_torch_ref import objective as theirs
+
+STEPS_AN_EPOCH = 2
+SIZE = 128
+
+
+def phases() -> dict[Phase, str]:
+    """Every phase of every recipe, equal ones once, with the name of the first that has it."""
+    found: dict[Phase, str] = {}
+    for name in recipes.names():
+        for dataset, backbone in recipes.combinations(name):
+            recipe = recipes.load(name, dataset, backbone)
+            for row, node in (("root", recipe.root), ("others", recipe.others)):
+                for kind in ("class", "group"):
+                    phase = getattr(node, f"{kind}_phase")
+                    found.setdefault(phase, f"{name} {dataset} {backbone} {row} {kind}")
+    return found
+
+
+def check_phase(name: str, phase: Phase, seed: int) -> list[Check]:
+    """The learning rate of each epoch, and parameters after each step of the whole phase."""
+    rates = ours.learning_rates(phase)
+    checks = [
+        compare.close(
+            name, f"learning rate, {phase.epochs} epochs", rates, theirs.learning_rates(phase),
+            compare.VALUE_64, scale=phase.lr,
+        )
+    ]  # fmt: skip
+    rng = np.random.default_rng([seed, 2])
+    start = rng.normal(size=SIZE).astype(np.float32).astype(np.float64)
+    steps = STEPS_AN_EPOCH * phase.epochs
+    # magnitudes over eight decades, for the second moment and its epsilon to matter
+    gradients = rng.normal(size=(steps, SIZE)) * 10.0 ** rng.uniform(-8, 0, (1, SIZE))
+    gradients = gradients.astype(np.float32).astype(np.float64)
+    truth = torch_walk(phase, start, gradients, "float64")
+    what = f"parameters over {steps} steps of {phase.optimizer}"
+    checks.append(
+        compare.close(name, what, jax_walk(phase, start, gradients, "float64"), truth, 1e-12)
+    )
+    checks.append(
+        compare.fair(
+            name,
+            what,
+            jax_walk(phase, start, gradients, "float32"),
+            torch_walk(phase, start, gradients, "float32"),
+            truth,
+            float(np.sqrt(steps)),
+        )
+    )
+    return checks
+
+
+def jax_walk(phase: Phase, start: np.ndarray, gradients: np.ndarray, dtype: str) -> np.ndarray:
+    """Parameters after each step, [steps, size]."""
+    with jax.enable_x64(dtype == "float64"):
+        kind = DTYPES[dtype][0]
+        transform = ours.optimizer(phase)
+        rates = jnp.asarray(np.repeat(ours.learning_rates(phase), STEPS_AN_EPOCH), kind)
+
+        def step(carry, now):
+            params, moments = carry
+            gradient, rate = now
+            update, moments = transform.update(gradient, moments, params)
+            params = ours.descend(params, update, rate)
+            return (params, moments), params
+
+        params = jnp.asarray(start, kind)
+        carry = params, transform.init(params)
+        walk = jax.jit(lambda carry, now: jax.lax.scan(step, carry, now)[1])
+        return np.asarray(walk(carry, (jnp.asarray(gradients, kind), rates)))
+
+
+def torch_walk(phase: Phase, start: np.ndarray, gradients: np.ndarray, dtype: str) -> np.ndarray:
+    """Parameters after each step, [steps, size]."""
+    kind = DTYPES[dtype][1]
+    parameter = torch.nn.Parameter(torch.tensor(start, dtype=kind))
+    optimizer = theirs.optimizer(phase, [parameter])
+    scheduler = theirs.scheduler(phase, optimizer)
+    walk = []
+    for step, gradient in enumerate(gradients, 1):
+        parameter.grad = torch.tensor(gradient, dtype=kind)
+        optimizer.step()
+        walk.append(parameter.detach().numpy().copy())
+        if step % STEPS_AN_EPOCH == 0:
+            scheduler.step()
+    return np.array(walk)

@@ -1,0 +1,118 @@
+"""Checks of decisions: the path of every image through a whole tree."""
+
+import copy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from data.augmentation import Augmentation
+from data.framework import Grown
+from data.hierarchy import ROOT, Path
+from data.recipe import Recipe
+from parity import compare
+from parity.compare import Check
+from trunk_jax import route
+from trunk_jax.augment import prepare
+from trunk_jax.network import apply
+from trunk_torch_ref import route as torch_route
+from trunk_torch_ref.augment import prepare as torch_prepare
+
+BATCH = 256
+
+
+def check_routing(
+    name: str, recipe: Recipe, ours: Grown, theirs: Grown, images: np.ndarray, labels: np.ndarray
+) -> list[Check]:
+    """Predictions of both frameworks in float32 against each other and the float64 truth.
+
+    They must be identical wherever the two best scores of every node on the way are further
+    apart than twice the error measured on them; closer images are counted.
+    """
+    jax_labels = route.predict(recipe, ours.tree, ours.networks, images).labels
+    torch_labels = torch_route.predict(recipe, theirs.tree, theirs.networks, images).labels
+    truth, close, error = truth_of(recipe, ours, theirs, images)
+    note = f"{int(close.sum())} of {len(images)} images are closer than the measured error"
+    checks = [
+        compare.equal(
+            name,
+            f"predictions, {which}",
+            np.where(close, truth, found),
+            truth,
+            "float32",
+            note,
+        )
+        for which, found in (
+            ("JAX against truth", jax_labels),
+            ("PyTorch against truth", torch_labels),
+        )
+    ]
+    right = [int((found == labels).sum()) for found in (jax_labels, torch_labels)]
+    agree = int((jax_labels == torch_labels).sum())
+    detail = f"right: JAX {right[0]}, PyTorch {right[1]}; equal: {agree} of {len(images)}"
+    same = compare.equal(
+        name,
+        "predictions, JAX against PyTorch",
+        np.where(close, 0, jax_labels),
+        np.where(close, 0, torch_labels),
+        "float32",
+        detail,
+    )
+    return [*checks, same, Check(
+        name, "error of scores", "float32", error, error, "measured", True, "largest, absolute"
+    )]  # fmt: skip
+
+
+@jax.jit
+def _jax_node(network, x):
+    return apply(network, x)[0]
+
+
+def truth_of(
+    recipe: Recipe, ours: Grown, theirs: Grown, images: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """(float64 predictions, whether an image is too close to call, largest error of a score)."""
+    tree = theirs.tree
+    exact = {node: copy.deepcopy(net).double().eval() for node, net in theirs.networks.items()}
+    leaves = {path: label for label, path in enumerate(tree.paths)}
+    truth = np.full(len(images), -1)
+    close = np.zeros(len(images), bool)
+    largest = 0.0
+
+    def visit(node: Path, x64, x32, ours_x, places: np.ndarray) -> None:
+        nonlocal largest
+        with torch.no_grad():
+            f64, s64 = exact[node](x64)
+            f32, s32 = theirs.networks[node].eval()(x32)
+        padded = np.zeros((route._bucket(len(places), BATCH), *ours_x.shape[1:]), np.float32)
+        padded[: len(places)] = ours_x
+        our_f, our_s = (
+            np.asarray(a)[: len(places)] for a in _jax_node(ours.networks[node], padded)
+        )
+        s64 = s64.numpy()
+        error = np.maximum(np.abs(s32.numpy() - s64), np.abs(our_s - s64)).max(1)
+        best = np.sort(s64, 1)
+        close[places] |= best[:, -1] - best[:, -2] <= 2 * error
+        largest = max(largest, float(error.max()))
+        chosen = s64.argmax(1)
+        for output in np.unique(chosen):
+            mine = np.flatnonzero(chosen == output)
+            child = (*node, int(output))
+            if child in leaves:
+                truth[places[mine]] = leaves[child]
+            else:
+                rows = torch.tensor(mine)
+                visit(child, f64[rows], f32[rows], our_f[mine], places[mine])
+
+    for start in range(0, len(images), BATCH):
+        part = images[start : start + BATCH]
+        pixels = torch.tensor(np.ascontiguousarray(part.transpose(0, 3, 1, 2)))
+        mean, std = recipe.mean, recipe.std
+        x64, x32 = (
+            torch_prepare(pixels, {}, Augmentation(), mean, std, kind)
+            for kind in (torch.float64, torch.float32)
+        )
+        ours_x = np.asarray(prepare(jnp.asarray(part), {}, Augmentation(), mean, std))
+        visit(ROOT, x64, x32, ours_x, np.arange(start, start + len(part)))
+    return truth, close, largest
