@@ -9,7 +9,7 @@ import torch
 
 from data.augmentation import Augmentation
 from data.framework import Grown
-from data.hierarchy import ROOT, Path
+from data.hierarchy import ROOT, Path, ancestors
 from data.recipe import Recipe
 from parity import compare
 from parity.compare import Check
@@ -28,7 +28,9 @@ def check_routing(
     """Predictions of both frameworks in float32 against each other and the float64 truth.
 
     They must be identical wherever the two best scores of every node on the way are further
-    apart than twice the error measured on them; closer images are counted.
+    apart than twice the error measured on them; closer images are counted. The error itself
+    must be one of rounding: within `compare.CONSTANT` times unit roundoff, the scale of the
+    scores and the root of the accumulation length summed over the layers of the path.
     """
     jax_labels = route.predict(recipe, ours.tree, ours.networks, images).labels
     torch_labels = torch_route.predict(recipe, theirs.tree, theirs.networks, images).labels
@@ -59,9 +61,26 @@ def check_routing(
         "float32",
         detail,
     )
-    return [*checks, same, Check(
-        name, "error of scores", "float32", error, error, "measured", True, "largest, absolute"
-    )]  # fmt: skip
+    bound = compare.CONSTANT * compare.UNIT * _growth(theirs)
+    return [
+        *checks,
+        same,
+        Check(
+            name, "error of scores, larger of both", "float32", error[0], error[1],
+            f"{bound:.0e} of scale", error[1] <= bound, share=error[1] / bound * compare.CONSTANT,
+        ),
+    ]  # fmt: skip
+
+
+def _growth(grown: Grown) -> float:
+    """The root of the accumulation length, summed over the layers of the deepest path."""
+
+    def of(node: Path) -> float:
+        layers = [m for m in grown.networks[node].modules() if not list(m.children())]
+        return sum(float(np.sqrt(m.weight[0].numel())) if hasattr(m, "weight") else 1.0
+                   for m in layers)  # fmt: skip
+
+    return max(sum(of(above) for above in (*ancestors(node), node)) for node in grown.networks)
 
 
 @jax.jit
@@ -71,17 +90,19 @@ def _jax_node(network, x):
 
 def truth_of(
     recipe: Recipe, ours: Grown, theirs: Grown, images: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """(float64 predictions, whether an image is too close to call, largest error of a score)."""
+) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
+    """(float64 predictions, whether an image is too close to call, largest error of a score).
+
+    The error: absolute, and as a share of the largest score that its node gave to the batch.
+    """
     tree = theirs.tree
     exact = {node: copy.deepcopy(net).double().eval() for node, net in theirs.networks.items()}
     leaves = {path: label for label, path in enumerate(tree.paths)}
     truth = np.full(len(images), -1)
     close = np.zeros(len(images), bool)
-    largest = 0.0
+    largest = [0.0, 0.0]
 
     def visit(node: Path, x64, x32, ours_x, places: np.ndarray) -> None:
-        nonlocal largest
         with torch.no_grad():
             f64, s64 = exact[node](x64)
             f32, s32 = theirs.networks[node].eval()(x32)
@@ -94,7 +115,8 @@ def truth_of(
         error = np.maximum(np.abs(s32.numpy() - s64), np.abs(our_s - s64)).max(1)
         best = np.sort(s64, 1)
         close[places] |= best[:, -1] - best[:, -2] <= 2 * error
-        largest = max(largest, float(error.max()))
+        worst = float(error.max())
+        largest[:] = max(largest[0], worst), max(largest[1], worst / float(np.abs(s64).max()))
         chosen = s64.argmax(1)
         for output in np.unique(chosen):
             mine = np.flatnonzero(chosen == output)
@@ -115,4 +137,4 @@ def truth_of(
         )
         ours_x = np.asarray(prepare(jnp.asarray(part), {}, Augmentation(), mean, std))
         visit(ROOT, x64, x32, ours_x, np.arange(start, start + len(part)))
-    return truth, close, largest
+    return truth, close, (largest[0], largest[1])

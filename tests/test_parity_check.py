@@ -1,0 +1,144 @@
+"""The parity checks: that they judge as they say, pass on our code, and catch faults."""
+
+import json
+
+import numpy as np
+import pytest
+
+from parity import check, compare, faults, optimisers, report
+from parity.compare import CONSTANT, UNIT, Check
+from parity.families import FAMILIES, build
+from parity.nodes import check_node, first_difference, inputs
+from trunk_jax import layers
+
+rng = np.random.default_rng(0)
+TRUTH = rng.normal(size=200)
+
+
+def noisy(size: float) -> np.ndarray:
+    """TRUTH with a fixed relative error, in units of roundoff of its scale."""
+    signs = np.where(np.arange(200) % 2, 1.0, -1.0)
+    return TRUTH + signs * size * UNIT * np.abs(TRUTH).max()
+
+
+def judge(ours: float, theirs: float, growth: float = 10.0, known=None) -> Check:
+    return compare.fair("n", "w", noisy(ours), noisy(theirs), TRUTH, growth, known=known)
+
+
+def test_close_is_relative_to_the_scale():
+    big = np.array([1000.0, 1.0])
+    assert compare.close("n", "w", big + [0, 9e-10], big, 1e-12).passed
+    assert not compare.close("n", "w", big + [0, 2e-9], big, 1e-12).passed
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_close_refuses_what_is_not_finite(bad):
+    values = np.array([1.0, bad])
+    assert not compare.close("n", "w", values, np.ones(2), 1e-12).passed
+    assert not compare.close("n", "w", values, values, 1e-12).passed
+
+
+def test_close_and_equal_refuse_other_shapes():
+    assert not compare.close("n", "w", np.ones(3), np.ones((3, 1)), 1.0).passed
+    assert not compare.equal("n", "w", [1, 2], [1, 2, 3]).passed
+
+
+def test_equal_counts_what_differs():
+    outcome = compare.equal("n", "w", [1, 2, 3], [1, 0, 0])
+    assert (outcome.passed, outcome.max_abs) == (False, 2)
+
+
+def test_fair_holds_each_framework_against_the_truth():
+    assert judge(3, 3).passed
+    assert judge(11, 3).passed
+    assert not judge(13, 3).passed, "JAX more than 4 times worse"
+    assert not judge(3, 13).passed, "PyTorch more than 4 times worse"
+    # each is within the model, and their difference is small: still 5 times worse
+    assert not judge(10, 2).passed
+
+
+def test_fair_holds_both_to_the_rounding_model():
+    over = CONSTANT * 10 + 1
+    assert judge(over - 2, over - 2).passed
+    assert not judge(over, over).passed
+
+
+def test_fair_ignores_ratios_below_one_roundoff_and_of_few_values():
+    assert judge(0.9, 0.01).passed
+    few = compare.fair("n", "w", noisy(10)[:50], noisy(1)[:50], TRUTH[:50], 10.0)
+    assert few.passed
+
+
+def test_a_known_weakness_excuses_pytorch_alone_and_up_to_its_bound():
+    known = ("it sums plainly", 100.0)
+    assert judge(3, 90, known=known).passed
+    assert not judge(3, 110, known=known).passed
+    assert not judge(13, 3, known=known).passed
+
+
+def test_a_node_passes_in_every_part():
+    family = next(f for f in FAMILIES if f.name == "digits vgg root")
+    checks = check_node(family, seed=1)
+    assert all(c.passed for c in checks), [c for c in checks if not c.passed]
+    names = {c.what for c in checks}
+    assert "gradients of all parameters and the input" in names
+    assert "features.3: gradient of weight" in names
+    assert "features.3: after running_var" not in names  # a convolution has none
+    assert "features.4: after running_var" in names
+    assert any(name.startswith("dropout mask") for name in names)
+
+
+def test_the_report_names_the_first_layer_that_differs(monkeypatch):
+    family = next(f for f in FAMILIES if f.name == "digits mobilenet root")
+    both = build(family, 0)
+    x, _ = inputs(family, 0)
+    assert first_difference(both, x, 0, train=False) == "no single layer"
+    original = layers.Relu6.apply
+
+    def uncapped_in_the_fourth(self, x, mode):
+        return x if x.shape[-1] == 64 else original(self, x, mode)  # 64 = 16 channels times 4
+
+    monkeypatch.setattr(layers.Relu6, "apply", uncapped_in_the_fourth)
+    where = first_difference(both, x, 0, train=False)
+    assert where == "features.4.inverted_residual.0.conv_1x1_block.2"
+
+
+def test_every_phase_of_every_recipe_is_checked_once():
+    names = list(optimisers.phases().values())
+    assert len(names) == len(set(names))
+    for wanted in ("svhn mobilenet root class", "cifar10 vgg others group", "emnist mobilenet"):
+        assert any(name.startswith(f"published {wanted}") for name in names)
+
+
+def test_tasks_cover_every_family_and_both_trees():
+    names = [task.name for task in check.tasks(0)]
+    assert {family.name for family in FAMILIES} <= set(names)
+    assert sum("whole tree" in name for name in names) == 2
+
+
+def test_report_files(tmp_path):
+    checks = [
+        compare.close("a <node>", "w", TRUTH, TRUTH, 1e-12),
+        compare.close("a <node>", "v", TRUTH + 1, TRUTH, 1e-12),
+    ]
+    report.write(tmp_path, checks, seed=0)
+    value = json.loads((tmp_path / "report.json").read_text())
+    assert value["passed"] is False
+    assert [row["passed"] for row in value["checks"]] == [True, False]
+    page = (tmp_path / "report.html").read_text()
+    assert "a &lt;node&gt;" in page
+    assert page.count("FAILED") >= 1
+    assert "http" not in page, "the page needs nothing else"
+
+
+def test_there_are_at_least_sixteen_faults_with_names_of_their_own():
+    names = [fault.name for fault in faults.faults()]
+    assert len(set(names)) == len(names) >= 16
+
+
+def test_every_planted_fault_is_caught(tmp_path):
+    file = tmp_path / "faults.json"
+    assert check.main(["--self-test", "--jobs", "2", "--json", str(file)]) == 0
+    outcome = json.loads(file.read_text())["faults"]
+    assert len(outcome) == len(faults.faults())
+    assert all(fault["caught_by"] for fault in outcome)
