@@ -31,6 +31,22 @@ def check_node(family: Family, seed: int) -> list[Check]:
     return checks + [replace(check, part="each layer, forward and backward") for check in layers]
 
 
+def check_in_float64(family: Family, seed: int) -> list[Check]:
+    """The float64 part of `check_node`."""
+    both = build(family, seed)
+    x, targets = inputs(family, seed)
+    truth, masks = torch_pass(both, "float64", x, targets, seed, family.loss)
+    return _in_float64(family, both, x, targets, truth, masks, seed)
+
+
+def check_in_float32(family: Family, seed: int) -> list[Check]:
+    """The forward float32 part of `check_node`."""
+    both = build(family, seed)
+    x, targets = inputs(family, seed)
+    truth, masks = torch_pass(both, "float64", x, targets, seed, family.loss)
+    return _forward_in_float32(family, both, x, targets, truth, masks, seed)
+
+
 def inputs(family: Family, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Images (normal), or features (not negative), float64 [b, c, h, w] of float32 values."""
     rng = np.random.default_rng([seed, 1])

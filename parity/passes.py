@@ -40,16 +40,16 @@ def pair(
 ) -> Pair:
     """Random weights, carried across by the converter.
 
-    Batch norm is given parameters and statistics as after some training (scale and variance
-    in 0.5 to 1.5, shift and mean about 0 with a deviation of 0.3): at their initial 1 and 0
-    a swapped mean and variance, say, would go unseen.
+    Batch norm is given parameters and statistics as after some training: at their initial 1
+    and 0 a swapped mean and variance, say, would go unseen. Scales reach 3, so that ReLU6
+    meets values above 6.
     """
     rng = np.random.default_rng(seed)
     module = build_jax(rng)
     for _, layer in nnx.iter_modules(module):
         if isinstance(layer, layers.BatchNorm):
-            for variable in (layer.scale, layer.var):
-                variable[...] = jnp.asarray(rng.uniform(0.5, 1.5, variable.shape), jnp.float32)
+            for variable, most in ((layer.scale, 3.0), (layer.var, 1.5)):
+                variable[...] = jnp.asarray(rng.uniform(0.5, most, variable.shape), jnp.float32)
             for variable in (layer.bias, layer.mean):
                 variable[...] = jnp.asarray(rng.normal(0, 0.3, variable.shape), jnp.float32)
     network = split(module)

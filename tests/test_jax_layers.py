@@ -193,8 +193,15 @@ def test_bias_is_added_once():
 # --- batch norm
 
 
+def double(layer):
+    """The layer with its arrays in float64."""
+    return merge(
+        jax.tree.map(lambda a: a.astype(jnp.float64) if a.dtype == jnp.float32 else a, split(layer))
+    )
+
+
 def test_batch_norm_by_hand(x64):
-    layer = BatchNorm(1)
+    layer = double(BatchNorm(1))
     layer.scale[...], layer.bias[...] = jnp.array([2.0]), jnp.array([5.0])
     x = jnp.array([1.0, 2.0, 3.0, 6.0]).reshape(2, 1, 2, 1)
     y = layer(x, TRAIN)
@@ -221,7 +228,7 @@ def test_batch_norm_of_a_padded_batch_is_that_of_its_images(x64):
     x[~valid] = 1e6  # would be seen in any statistic that it entered
 
     def run(x, valid):
-        layer = BatchNorm(6)
+        layer = double(BatchNorm(6))
         layer.scale[...] = jnp.asarray(rng(1).normal(size=6))
         y, back, stats = jax.vjp(
             lambda x: apply(split(layer), x, Mode(True, valid)), x, has_aux=True

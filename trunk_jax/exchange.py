@@ -73,5 +73,6 @@ def from_state_dict(network: Network, weights: Mapping[str, np.ndarray]) -> Netw
     for key, variable, axes in entries:
         array = np.asarray(weights[key]).transpose(np.argsort(axes).tolist())
         integer = jnp.issubdtype(variable.dtype, jnp.integer)
-        variable[...] = jnp.asarray(array, variable.dtype if integer else None)
+        # set_value, not [...]: assignment into the old array would keep its type
+        variable.set_value(jnp.asarray(array, variable.dtype if integer else None))
     return split(module)

@@ -19,9 +19,7 @@ BATCH = 256
 
 
 @partial(jax.jit, static_argnames=("mean", "std", "dtype"))
-def _normalise(
-    images: Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: str
-) -> Array:
+def _normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: str) -> Array:
     return prepare(images, {}, Augmentation(), mean, std, dtype)
 
 
