@@ -84,8 +84,10 @@ def close(
         shapes = f"shapes {ours.shape} and {theirs.shape}"
         return Check(name, what, dtype, np.inf, np.inf, tolerance, False, shapes)
     scale = _scale(theirs) if scale is None else scale
+    if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+        detail = "values that are not finite"
+        return Check(name, what, dtype, np.inf, np.inf, tolerance, False, detail)
     worst = float(np.abs(ours - theirs).max(initial=0.0))
-    worst = worst if np.isfinite(ours).all() and np.isfinite(theirs).all() else np.inf
     return Check(name, what, dtype, worst, worst / scale, tolerance, worst <= bound * scale)
 
 

@@ -27,8 +27,8 @@ def judge(ours: float, theirs: float, growth: float = 10.0, known=None) -> Check
 
 def test_close_is_relative_to_the_scale():
     big = np.array([1000.0, 1.0])
-    assert compare.close("n", "w", big + [0, 9e-10], big, 1e-12).passed
-    assert not compare.close("n", "w", big + [0, 2e-9], big, 1e-12).passed
+    assert compare.close("n", "w", big + np.array([0, 9e-10]), big, 1e-12).passed
+    assert not compare.close("n", "w", big + np.array([0, 2e-9]), big, 1e-12).passed
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
