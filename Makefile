@@ -17,9 +17,9 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2
 
-# The stamps keep pip from running again until one of the two files that decide what it does changes.
+# The stamps keep pip from running again until one of the files that decide what it does changes.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@echo "installing into $(VENV): one to two minutes, without the downloads"
 	$(INSTALL) --constraint constraints.txt --editable .

@@ -27,6 +27,11 @@ def evaluate(framework: Framework, options: EvaluateOptions) -> None:
     print(
         f"{value['dataset_title']} {part}: {100 * value['accuracy']:.2f} % "
         f"({value['correct']:,} of {value['total']:,})"
+        + (
+            ", epochs selected on TEST (protocol published)"
+            if value["protocol"] != "holdout"
+            else ""
+        )
     )
     if options.json:
         runfolder.write_json(options.json, value)

@@ -100,7 +100,7 @@ def test_published_recipe(case):
     fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
     assert fields | {"faults": set(found.faults)} == PUBLISHED[case] | {
         "name": "published", "dataset": dataset, "backbone": backbone,
-        "protocol": "published", "grouping": "threshold", "limit": 0,
+        "protocol": "published", "grouping": "threshold", "ties": "first", "limit": 0,
     }  # fmt: skip
     assert len(found.faults) == len(set(found.faults))
 
