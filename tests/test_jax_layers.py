@@ -1,5 +1,7 @@
 """Layers against naive loops, hand-computed numbers and float64, each with PyTorch's meaning."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -146,6 +148,21 @@ def test_convolution_and_its_gradients_are_the_loops(case):
             np.testing.assert_allclose(found, wanted, **CLOSE)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolution_a_few_images_at_a_time_is_the_whole(stride, x64, monkeypatch):
+    """Five images of 1,600 pixels: two pairs and one left over."""
+    monkeypatch.setattr("trunk_jax.conv.WINDOWS_IN_CACHE", 1)
+    x = rng(1).normal(size=(5, 40, 40, 32))
+    kernel = rng(2).normal(size=(3, 3, 32, 4))
+    outcomes = []
+    for function in (conv, partial(general, groups=1)):
+        y, back = jax.vjp(partial(function, stride=stride, padding=1), x, kernel)
+        outcomes.append((y, *back(jnp.cos(y))))
+    for found, wanted in zip(*outcomes, strict=True):
+        # float64 sums of at most 8,000 products of size 1
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-11)
+
+
 @pytest.mark.parametrize("groups", [1, 8], ids=["dense", "depthwise"])
 def test_convolution_in_float32_loses_no_more_than_float32_must(groups):
     x = rng().normal(size=(16, 20, 20, 8)).astype(np.float32)
@@ -286,6 +303,7 @@ def test_max_pool_gives_a_tie_to_the_first_and_leaves_an_odd_edge_out():
     np.testing.assert_array_equal(y, np.full((1, 1, 1, 1), 3.0))
     (dx,) = back(jnp.full((1, 1, 1, 1), 7.0))
     np.testing.assert_array_equal(dx[0, :, :, 0], [[0, 7, 0], [0, 0, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(y, MaxPool()(x))  # another program when not derived
     zeros = jax.vjp(MaxPool(), jnp.zeros((1, 4, 4, 1)))[1](jnp.ones((1, 2, 2, 1)))[0]
     expected = np.zeros((4, 4))
     expected[::2, ::2] = 1

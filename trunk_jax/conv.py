@@ -3,11 +3,11 @@
 Images are channel-last, kernels [height, width, in / groups, out]. Padding is explicit and
 symmetric, as in PyTorch, never "SAME".
 
-XLA's CPU backend has fast code for one form of convolution only, the plain one over NHWC;
+XLA's CPU backend has fast code for the plain convolution over NHWC and for matrix products;
 the gradients that JAX derives have other forms, which inside a loop (a compiled epoch is
-one) run 20 to 100 times slower. So on the CPU gradients are written here as plain
-convolutions, depthwise convolution as a sum of shifted products, and everywhere 1x1
-convolution as a matrix product.
+one) run 20 to 100 times slower. So on the CPU both gradients are written here as matrix
+products over a few images at a time, depthwise convolution as a sum of shifted products,
+and everywhere 1x1 convolution as a matrix product.
 """
 
 from functools import partial
@@ -18,6 +18,10 @@ from jax import Array, lax
 from jaxtyping import Float
 
 Images = Float[Array, "b h w c"]
+
+# XLA's own convolution writes out all windows of a batch; from this many values on, a few
+# images at a time are faster (measured on two CPUs).
+WINDOWS_IN_CACHE = 2**24
 
 
 def conv(
@@ -106,23 +110,69 @@ def _dense(x: Images, kernel: Array, stride: int, padding: int) -> Images:
 
 
 def _dense_forward(x, kernel, stride, padding):
-    return _dense(x, kernel, stride, padding), (x, kernel)
+    kh, kw, channels, _ = kernel.shape
+    saved = (x, kernel)
+    if stride > 1 or channels < 32 or x.size * kh * kw < WINDOWS_IN_CACHE:
+        return _general(x, kernel, stride, padding), saved
+    rows = kernel.reshape(kh, kw * channels, -1)
+
+    def some_images(carry, x):
+        x = _pad(x, padding)
+        size = (x.shape[1] - kh + 1, x.shape[2] - kw + 1)
+        windows = _row_windows(x, kh, kw, size)
+        y = sum(window @ row for window, row in zip(windows, rows, strict=True))
+        return carry, y.reshape(-1, *size, kernel.shape[3])
+
+    return _scan_images(some_images, (), x, _images_at_once(x))[1], saved
 
 
 def _dense_backward(stride, padding, saved, dy):
     x, kernel = saved
-    turned = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
-    dx = _general(_spread(dy, kernel, x.shape[1:3], stride, padding), turned, 1, 0)
-    # dkernel: images become channels, so that the sum over them is that of a convolution
-    # of the input's maps with the gradient's maps.
-    taps = lax.pad(
-        dy,
-        jnp.zeros((), dy.dtype),
-        ((0, 0, 0), (0, 0, stride - 1), (0, 0, stride - 1), (0, 0, 0)),
-    )
-    dkernel = _general(x.transpose(3, 1, 2, 0), taps.transpose(1, 2, 0, 3), 1, padding)
-    kh, kw = kernel.shape[:2]
-    return dx, dkernel[:, :kh, :kw].transpose(1, 2, 0, 3)
+    kh, kw, channels, _ = kernel.shape
+    # The output's gradient, spread, is crossed with the turned kernel for dx and with the
+    # input for dkernel: both are made from the same rows of windows, a few images at a time.
+    spread = partial(_spread, kernel=kernel, size=x.shape[1:3], stride=stride, padding=padding)
+    turned = kernel[::-1, ::-1].transpose(0, 1, 3, 2).reshape(kh, -1, channels)
+
+    def some_images(total, pair):
+        x, dy = pair
+        windows = _row_windows(spread(dy), kh, kw, x.shape[1:3])
+        flat = x.reshape(-1, channels).T
+        dkernel = jnp.stack([flat @ rows for rows in windows])
+        dx = sum(rows @ part for rows, part in zip(windows, turned, strict=True))
+        return total + dkernel, dx.reshape(x.shape)
+
+    zero = jnp.zeros((kh, channels, kw * kernel.shape[3]), dy.dtype)
+    dkernel, dx = _scan_images(some_images, zero, (x, dy), _images_at_once(x))
+    dkernel = dkernel.reshape(kh, channels, kw, -1).transpose(0, 2, 1, 3)
+    return dx, dkernel[::-1, ::-1]
+
+
+def _row_windows(x: Images, kh: int, kw: int, size: tuple[int, int]) -> list[Array]:
+    """For each row of a kernel what it sees at each of `size` places: [b * h * w, kw * c]."""
+    height, width = size
+    wide = jnp.concatenate([x[:, :, j : j + width] for j in range(kw)], 3)
+    return [wide[:, i : i + height].reshape(-1, wide.shape[3]) for i in range(kh)]
+
+
+def _images_at_once(x: Images) -> int:
+    """So many that the windows of a layer stay in a core's cache: measured best on two CPUs."""
+    return max(1, 4096 // (x.shape[1] * x.shape[2]))
+
+
+def _scan_images(step, carry, arrays, size: int):
+    """`lax.scan` of `step` over `size` images at a time, the last time over what is left."""
+    count = jax.tree.leaves(arrays)[0].shape[0]
+    whole = count - count % size
+    parts = []
+    if whole:
+        pieces = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), arrays)
+        carry, out = lax.scan(step, carry, pieces)
+        parts.append(out.reshape(whole, *out.shape[2:]))
+    if whole < count:
+        carry, out = step(carry, jax.tree.map(lambda x: x[whole:], arrays))
+        parts.append(out)
+    return carry, parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
 
 _dense.defvjp(_dense_forward, _dense_backward)

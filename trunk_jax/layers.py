@@ -22,6 +22,7 @@ from jax import Array
 from jaxtyping import Bool, Float, PRNGKeyArray
 
 from trunk_jax.conv import conv
+from trunk_jax.pool import max_pool
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ class MaxPool(Layer):
     """
 
     def apply(self, x: Float[Array, "b h w c"], mode: Mode) -> Float[Array, "b h2 w2 c"]:
-        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        return max_pool(x)
 
 
 class GlobalAvgPool(Layer):
