@@ -44,9 +44,21 @@ class Reporter:
         self._console.print(line, soft_wrap=True, markup=False)
 
     def __call__(
-        self, *, stage: str, epoch: int, epochs: int, share: float, row: dict[str, Any] | None
+        self,
+        *,
+        stage: str,
+        epoch: int = 0,
+        epochs: int = 0,
+        share: float = 0.0,
+        row: dict[str, Any] | None = None,
+        note: str | None = None,
     ) -> None:
-        """`share`: the part of the epoch that is done; `row`: its numbers once it is whole."""
+        """`share`: the part of the epoch that is done; `row`: its numbers once it is whole.
+
+        `note`: instead of those, a line about the stage.
+        """
+        if note is not None:
+            return self.note(f"{stage}: {note}")
         done = epoch - 1 + share
         if stage != self._stage:
             self._stage, self._began, self._first = stage, time.monotonic(), done

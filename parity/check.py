@@ -1,5 +1,6 @@
 """`python -m parity.check`: show, with numbers, that both frameworks compute the same TRUNK."""
 
+import argparse
 import multiprocessing
 import os
 import sys
@@ -18,11 +19,12 @@ from data import recipe as recipes
 from data import runfolder
 from data.errors import UserError, run_command
 from data.options import Parser
-from parity import optimisers, report
+from parity import modes, optimisers, report
 from parity.checkpoint import check_checkpoint
 from parity.compare import Check
 from parity.families import FAMILIES
 from parity.nodes import check_node
+from parity.passes import DEVICE
 from parity.training import check_likelihood, check_steps, check_tree, small_recipe
 
 
@@ -104,6 +106,8 @@ def main(arguments: list[str] | None = None) -> int:
         "instead (default: none)")  # fmt: skip
     add("--self-test", action="store_true", help="plant faults one at a time and see that each "
         "is caught (default: off)")  # fmt: skip
+    add("--modes", action="store_true", help="add a table of what TF32 (on a GPU) and bfloat16 "
+        "cost (default: on a GPU only)")  # fmt: skip
     add("--seed", type=int, default=0, help="of weights and inputs (default: %(default)s)")
     add("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: the "
         "number of cores, %(default)s)")  # fmt: skip
@@ -129,11 +133,21 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         checks = run(tasks(options.seed), options.jobs)
     report.print_table(checks)
-    report.write(Path(options.out), checks, options.seed)
+    costs = _costs(options)
+    report.print_costs(costs)
+    report.write(Path(options.out), checks, options.seed, costs)
     print(f"{report.verdict(checks)}; report in {options.out}")
     if options.json:
-        runfolder.write_json(Path(options.json), report.as_json(checks, options.seed))
+        runfolder.write_json(Path(options.json), report.as_json(checks, options.seed, costs))
     return 0 if all(check.passed for check in checks) else 1
+
+
+def _costs(options: argparse.Namespace) -> list[modes.Cost]:
+    on_gpu = DEVICE.type == "cuda"
+    if options.checkpoint or not (options.modes or on_gpu):
+        return []
+    offered = [mode for mode in modes.MODES if on_gpu or mode != "tf32"]
+    return modes.costs(FAMILIES, options.seed, offered)
 
 
 if __name__ == "__main__":

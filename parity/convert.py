@@ -18,8 +18,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from torch import nn
 
@@ -57,13 +55,7 @@ def to_jax(module: nn.Module, network: Network) -> Network:
     hold as it is (float64 without `jax_enable_x64`).
     """
     weights = trunk_torch_ref.exchange.to_state_dict(module)
-    dtype = np.float64 if _is_double(weights) else np.float32
-
-    def typed(leaf: jax.Array) -> jax.Array:
-        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-        return jnp.asarray(np.asarray(leaf, dtype)) if floating else leaf
-
-    result = trunk_jax.exchange.from_state_dict(jax.tree.map(typed, network), weights)
+    result = trunk_jax.exchange.from_state_dict(network, weights)
     _need_same(weights, trunk_jax.exchange.to_state_dict(result))
     return result
 

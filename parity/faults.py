@@ -343,7 +343,7 @@ def caught_by(name: str | None, catch: Callable[[], list[Check]] | None = None) 
         finally:
             from trunk_jax import memory
 
-            memory._compiled.clear()
+            memory.forget()
             jax.clear_caches()
     return f"{failed[0].name}: {failed[0].what} ({failed[0].dtype})" if failed else None
 

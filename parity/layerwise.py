@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from flax import nnx
 
-from parity.passes import DTYPES, Arrays, Pair, cast, recorded_masks
+from parity.passes import DEVICE, DTYPES, Arrays, Pair, cast, recorded_masks
 from trunk_jax import exchange, layers
 from trunk_jax.network import Network, merge, split
 from trunk_torch_ref import objective
@@ -26,25 +26,26 @@ def truth(
     Both are rounded to float32, so that either type starts from the same numbers. Also the
     dropout masks that were drawn.
     """
-    module = copy.deepcopy(both.torch).double().train()
+    module = copy.deepcopy(both.torch).to(DEVICE, torch.float64).train()
     found: Passes = {}
     hooks = []
 
     def forward(name, layer, inputs, output):
-        found[name] = {"x": inputs[0].detach().float().numpy()}
+        found[name] = {"x": inputs[0].detach().float().cpu().numpy()}
 
         def backward(gradient):
-            found[name]["dy"] = gradient.float().numpy()
+            found[name]["dy"] = gradient.float().cpu().numpy()
 
         output.register_hook(backward)
 
     for name, layer in leaves(module).items():
         hooks.append(layer.register_forward_hook(partial(forward, name)))
-    image = torch.tensor(x, dtype=torch.float64, requires_grad=True)
-    with recorded_masks(module) as masks, torch.random.fork_rng([]):
+    image = torch.tensor(x, dtype=torch.float64, device=DEVICE, requires_grad=True)
+    with recorded_masks(module) as masks, torch.random.fork_rng():
         torch.manual_seed(seed)
         _, scores = module(image)
-    objective.loss(scores, torch.tensor(targets, dtype=torch.int64), kind).backward()
+    labels = torch.tensor(targets, dtype=torch.int64, device=DEVICE)
+    objective.loss(scores, labels, kind).backward()
     for hook in hooks:
         hook.remove()
     return found, masks
@@ -61,15 +62,21 @@ def torch_passes(both: Pair, dtype: str, given: Passes, masks: Arrays) -> Passes
     for name, layer in leaves(copy.deepcopy(both.torch)).items():
         if name in masks:
             layer = _Masked(masks[name], layer.p)
-        layer = layer.to(DTYPES[dtype][1]).train()
-        x = torch.tensor(given[name]["x"], dtype=DTYPES[dtype][1], requires_grad=True)
-        y = layer(x)
-        y.backward(torch.tensor(given[name]["dy"], dtype=DTYPES[dtype][1]))
-        result[name] = {"output": y.detach().numpy(), "gradient of input": x.grad.numpy()}
+        layer = layer.to(DEVICE, DTYPES[dtype][1]).train()
+        x, dy = (
+            torch.tensor(given[name][key], dtype=DTYPES[dtype][1], device=DEVICE)
+            for key in ("x", "dy")
+        )
+        y = layer(x.requires_grad_())
+        y.backward(dy)
+        result[name] = {
+            "output": y.detach().cpu().numpy(),
+            "gradient of input": x.grad.cpu().numpy(),
+        }
         for key, parameter in layer.named_parameters():
-            result[name][f"gradient of {key}"] = parameter.grad.numpy()
+            result[name][f"gradient of {key}"] = parameter.grad.cpu().numpy()
         for key, buffer in layer.named_buffers():
-            result[name][f"after {key}"] = buffer.numpy()
+            result[name][f"after {key}"] = buffer.cpu().numpy()
     return result
 
 
@@ -81,7 +88,7 @@ class _Masked(torch.nn.Module):
         self._mask, self._rate = torch.tensor(mask.transpose(0, 3, 1, 2)), rate
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self._mask.to(x.dtype) / (1 - self._rate)
+        return x * self._mask.to(x) / (1 - self._rate)
 
 
 @jax.jit

@@ -11,40 +11,32 @@ from parity.families import Family, build
 from parity.passes import STATISTICS, Arrays, Pair, activations, jax_pass, torch_pass
 
 BATCH = 4
-# Where PyTorch's CPU kernels add up float32 values one after the other. For sums of like
-# values (the gradient above an average pool is constant) errors then grow with the number of
-# terms, not its root: that is the bound they are held to.
-PLAIN_SUMS = {
-    torch.nn.Conv2d: ("gradient of bias", "gradient of weight"),
-    torch.nn.BatchNorm2d: ("gradient of bias", "gradient of weight"),
-}
 
 
 def check_node(family: Family, seed: int) -> list[Check]:
     """Everything that a pass through a node computes, in both frameworks and both types."""
-    both = build(family, seed)
-    x, targets = inputs(family, seed)
-    truth, masks = torch_pass(both, "float64", x, targets, seed, family.loss)
-    checks = _in_float64(family, both, x, targets, truth, masks, seed)
-    checks += _forward_in_float32(family, both, x, targets, truth, masks, seed)
-    layers = check_layers(family, both, x, targets, seed)
+    case = _case(family, seed)
+    checks = _in_float64(*case) + _forward_in_float32(*case)
+    layers = check_layers(*case)
     return checks + [replace(check, part="each layer, forward and backward") for check in layers]
 
 
 def check_in_float64(family: Family, seed: int) -> list[Check]:
     """The float64 part of `check_node`."""
-    both = build(family, seed)
-    x, targets = inputs(family, seed)
-    truth, masks = torch_pass(both, "float64", x, targets, seed, family.loss)
-    return _in_float64(family, both, x, targets, truth, masks, seed)
+    return _in_float64(*_case(family, seed))
 
 
 def check_in_float32(family: Family, seed: int) -> list[Check]:
     """The forward float32 part of `check_node`."""
+    return _forward_in_float32(*_case(family, seed))
+
+
+def _case(family: Family, seed: int):
+    """(family, network, images, targets, seed, the float64 truth, dropout masks)."""
     both = build(family, seed)
     x, targets = inputs(family, seed)
-    truth, masks = torch_pass(both, "float64", x, targets, seed, family.loss)
-    return _forward_in_float32(family, both, x, targets, truth, masks, seed)
+    truth = torch_pass(both, "float64", x, targets, seed, family.loss)
+    return family, both, x, targets, seed, *truth
 
 
 def inputs(family: Family, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -61,9 +53,9 @@ def _in_float64(
     both: Pair,
     x: np.ndarray,
     targets: np.ndarray,
+    seed: int,
     truth: Arrays,
     masks: Arrays,
-    seed: int,
 ) -> list[Check]:
     ours = jax_pass(both, "float64", x, targets, masks, family.loss)
     if ours.keys() != truth.keys():
@@ -127,9 +119,9 @@ def _forward_in_float32(
     both: Pair,
     x: np.ndarray,
     targets: np.ndarray,
+    seed: int,
     truth: Arrays,
     masks: Arrays,
-    seed: int,
 ) -> list[Check]:
     theirs, same = torch_pass(both, "float32", x, targets, seed, family.loss)
     ours = jax_pass(both, "float32", x, targets, masks, family.loss, gradients=False)
@@ -150,8 +142,21 @@ def _forward_in_float32(
     return [replace(check, part="whole node, forward") for check in checks]
 
 
+def _is_plain_sum(layer: torch.nn.Module, key: str) -> bool:
+    """Whether PyTorch's CPU kernel adds up these float32 values one after the other.
+
+    For sums of like values (the gradient above an average pool is constant) errors then grow
+    with the number of terms, not its root: that is the bound they are held to. Seen for
+    shifts, for biases and for the kernels of depthwise convolutions.
+    """
+    if key == "gradient of bias":
+        return isinstance(layer, torch.nn.Conv2d | torch.nn.BatchNorm2d)
+    depthwise = isinstance(layer, torch.nn.Conv2d) and layer.groups > 1
+    return key == "gradient of weight" and depthwise
+
+
 def check_layers(
-    family: Family, both: Pair, x: np.ndarray, targets: np.ndarray, seed: int
+    family: Family, both: Pair, x: np.ndarray, targets: np.ndarray, seed: int, *_: Arrays
 ) -> list[Check]:
     """Each layer alone, forward and backward, in float32 against the float64 truth."""
     given, masks = layerwise.truth(both, x, targets, seed, family.loss)
@@ -169,7 +174,7 @@ def check_layers(
                 )
                 continue
             known = None
-            if key in PLAIN_SUMS.get(type(modules[name]), ()):
+            if _is_plain_sum(modules[name], key):
                 known = ("its kernel is a plain float32 sum", terms[key])
             checks.append(
                 compare.fair(

@@ -90,7 +90,7 @@ def torch_walk(phase: Phase, start: np.ndarray, gradients: np.ndarray, dtype: st
     for step, gradient in enumerate(gradients, 1):
         parameter.grad = torch.tensor(gradient, dtype=kind)
         optimizer.step()
-        walk.append(parameter.detach().numpy().copy())
+        walk.append(parameter.detach().cpu().numpy().copy())
         if step % STEPS_AN_EPOCH == 0:
             scheduler.step()
     return np.array(walk)

@@ -22,6 +22,8 @@ from trunk_torch_ref import objective as torch_objective
 
 Arrays = dict[str, np.ndarray]
 DTYPES = {"float64": (jnp.float64, torch.float64), "float32": (jnp.float32, torch.float32)}
+# JAX computes on its default device; so does PyTorch, where there is a GPU for both.
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -107,7 +109,7 @@ def jax_pass(
     with jax.enable_x64(dtype == "float64"):
         network = cast(both.jax, dtype)
         image = jnp.asarray(x.transpose(0, 2, 3, 1), DTYPES[dtype][0])
-        masks = _by_stream(network, keep)
+        masks = by_stream(network, keep)
         outputs, trained, value, after, dx = _pass(
             network, image, jnp.asarray(targets, jnp.int32), masks, kind, gradients
         )
@@ -134,26 +136,27 @@ def torch_pass(
     both: Pair, dtype: str, x: np.ndarray, targets: np.ndarray, seed: int, kind: str
 ) -> tuple[Arrays, Arrays]:
     """As `jax_pass`, and the dropout masks that PyTorch drew from `seed`."""
-    module = copy.deepcopy(both.torch).to(DTYPES[dtype][1])
-    image = torch.tensor(x, dtype=DTYPES[dtype][1])
+    module = copy.deepcopy(both.torch).to(DEVICE, DTYPES[dtype][1])
+    image = torch.tensor(x, dtype=DTYPES[dtype][1], device=DEVICE)
     with torch.no_grad():
         outputs = module.eval()(image)
     image.requires_grad_(True)
-    with recorded_masks(module) as masks, torch.random.fork_rng([]):
+    with recorded_masks(module) as masks, torch.random.fork_rng():
         torch.manual_seed(seed)
         trained = module.train()(image)
-    value = torch_objective.loss(trained[1], torch.tensor(targets, dtype=torch.int64), kind)
+    labels = torch.tensor(targets, dtype=torch.int64, device=DEVICE)
+    value = torch_objective.loss(trained[1], labels, kind)
     value.backward()
     result = {
-        "eval features": outputs[0].numpy(),
-        "eval scores": outputs[1].numpy(),
-        "train features": trained[0].detach().numpy(),
-        "train scores": trained[1].detach().numpy(),
-        "loss": value.detach().numpy(),
-        "gradient of input": image.grad.numpy(),
+        "eval features": outputs[0].cpu().numpy(),
+        "eval scores": outputs[1].cpu().numpy(),
+        "train features": trained[0].detach().cpu().numpy(),
+        "train scores": trained[1].detach().cpu().numpy(),
+        "loss": value.detach().cpu().numpy(),
+        "gradient of input": image.grad.cpu().numpy(),
     }
-    result |= {f"gradient of {key}": p.grad.numpy() for key, p in module.named_parameters()}
-    result |= {f"after {key}": buffer.numpy() for key, buffer in module.named_buffers()}
+    result |= {f"gradient of {key}": p.grad.cpu().numpy() for key, p in module.named_parameters()}
+    result |= {f"after {key}": buffer.cpu().numpy() for key, buffer in module.named_buffers()}
     return result, masks
 
 
@@ -168,13 +171,13 @@ def recorded_masks(module: torch.nn.Module) -> Iterator[Arrays]:
     hooks = []
 
     def before(name, layer, inputs):
-        states[name] = torch.get_rng_state()
+        states[name] = _generator(inputs[0]).get_state()
 
     def after(name, layer, inputs, output):
-        with torch.random.fork_rng([]), torch.no_grad():
-            torch.set_rng_state(states[name])
+        with torch.random.fork_rng(), torch.no_grad():
+            _generator(inputs[0]).set_state(states[name])
             kept = type(layer).forward(layer, torch.ones_like(inputs[0])) != 0
-        masks[name] = kept.numpy().transpose(0, 2, 3, 1)
+        masks[name] = kept.cpu().numpy().transpose(0, 2, 3, 1)
 
     for name, layer in module.named_modules():
         if isinstance(layer, torch.nn.Dropout | torch.nn.Dropout2d):
@@ -187,7 +190,15 @@ def recorded_masks(module: torch.nn.Module) -> Iterator[Arrays]:
             hook.remove()
 
 
-def _by_stream(network: Network, keep: Mapping[str, np.ndarray]) -> dict[int, jax.Array]:
+def _generator(x: torch.Tensor) -> torch.Generator:
+    """What PyTorch draws from on a tensor's device."""
+    if x.device.type == "cpu":
+        return torch.default_generator
+    return torch.cuda.default_generators[x.device.index]
+
+
+def by_stream(network: Network, keep: Mapping[str, np.ndarray]) -> dict[int, jax.Array]:
+    """Dropout masks by layer name as `Mode.keep` takes them."""
     streams = {
         ".".join(map(str, path)): layer.stream
         for path, layer in nnx.iter_modules(merge(network))
@@ -204,26 +215,26 @@ def activations(
     both: Pair, dtype: str, x: np.ndarray, seed: int, train: bool
 ) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """(layer, JAX's output, PyTorch's output) of every layer in the order of execution."""
-    module = copy.deepcopy(both.torch).to(DTYPES[dtype][1]).train(train)
+    module = copy.deepcopy(both.torch).to(DEVICE, DTYPES[dtype][1]).train(train)
     theirs: Arrays = {}
 
     def note(name, layer, inputs, output):
-        theirs[name] = output.detach().numpy()
+        theirs[name] = output.detach().cpu().numpy()
 
     hooks = [
         layer.register_forward_hook(partial(note, name))
         for name, layer in module.named_modules()
         if not list(layer.children())
     ]
-    with recorded_masks(module) as masks, torch.random.fork_rng([]), torch.no_grad():
+    with recorded_masks(module) as masks, torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        module(torch.tensor(x, dtype=DTYPES[dtype][1]))
+        module(torch.tensor(x, dtype=DTYPES[dtype][1], device=DEVICE))
     for hook in hooks:
         hook.remove()
     with jax.enable_x64(dtype == "float64"), layers.record() as tape:
         jax_module = merge(cast(both.jax, dtype))
         names = {id(m): ".".join(map(str, path)) for path, m in nnx.iter_modules(jax_module)}
-        mode = layers.Mode(train=train, keep=_by_stream(both.jax, masks))
+        mode = layers.Mode(train=train, keep=by_stream(both.jax, masks))
         jax_module(jnp.asarray(x.transpose(0, 2, 3, 1), DTYPES[dtype][0]), mode)
     rows = []
     for layer, _, output in tape:

@@ -17,6 +17,7 @@ from rich.table import Table
 from data import runfolder
 from data.manifest import git
 from parity.compare import CONSTANT, Check
+from parity.modes import Cost
 
 COLUMNS = ("what", "dtype", "max abs", "max rel", "tolerance", "verdict")
 
@@ -61,6 +62,28 @@ def print_table(checks: Sequence[Check]) -> None:
     console.print(table)
 
 
+COST_COLUMNS = ("what", "mode", "error of JAX", "error of PyTorch", "other decisions")
+
+
+def cost_rows(costs: Sequence[Cost]) -> list[tuple[str, ...]]:
+    """The second table's rows: errors are shares of the largest score, rms."""
+    return [
+        (cost.name, cost.mode, f"{cost.jax:.1e}", f"{cost.torch:.1e}",
+         f"JAX {cost.changed[0]}, PyTorch {cost.changed[1]} of {cost.total}")
+        for cost in costs
+    ]  # fmt: skip
+
+
+def print_costs(costs: Sequence[Cost]) -> None:
+    """The second table on standard output, if there is one."""
+    if costs:
+        table = Table(*COST_COLUMNS, box=None, pad_edge=False)
+        for row in cost_rows(costs):
+            table.add_row(*row)
+        console = Console(highlight=False)
+        console.print("\nWhat fast arithmetic costs (scores against float64):", table, sep="\n")
+
+
 def verdict(checks: Sequence[Check]) -> str:
     """One line."""
     failed = sum(not check.passed for check in checks)
@@ -87,7 +110,7 @@ def about(seed: int) -> dict[str, Any]:
     }
 
 
-def as_json(checks: Sequence[Check], seed: int) -> dict[str, Any]:
+def as_json(checks: Sequence[Check], seed: int, costs: Sequence[Cost] = ()) -> dict[str, Any]:
     """The content of `report.json`. Infinite differences become null."""
 
     def plain(check: Check) -> dict[str, Any]:
@@ -97,6 +120,7 @@ def as_json(checks: Sequence[Check], seed: int) -> dict[str, Any]:
     return {
         "passed": all(check.passed for check in checks),
         "checks": [plain(check) for check in checks],
+        "modes": [asdict(cost) for cost in costs],
         "about": about(seed),
     }
 
@@ -115,14 +139,19 @@ td:nth-child(3), td:nth-child(4) { text-align: right; white-space: nowrap; }
 """
 
 
-def as_html(checks: Sequence[Check], seed: int) -> str:
+def as_html(checks: Sequence[Check], seed: int, costs: Sequence[Cost] = ()) -> str:
     """A page that needs nothing else."""
-    head = "".join(f"<th>{column}</th>" for column in (*COLUMNS, "detail"))
     body = []
     for row in summarised(checks):
         cells = [f"<td>{html.escape(cell)}</td>" for cell in row]
         cells[5] = f'<td class="{row[5]}">{row[5]}</td>'
-        body.append(f"<tr>{''.join(cells)}</tr>")
+        body.append("".join(cells))
+    table = _table((*COLUMNS, "detail"), body)
+    if costs:
+        rows = ["".join(f"<td>{html.escape(c)}</td>" for c in row) for row in cost_rows(costs)]
+        table += "<h2>What fast arithmetic costs</h2><p>Scores of whole nodes in eval mode against "
+        table += "the float64 truth: root mean square, as a share of the largest.</p>"
+        table += _table(COST_COLUMNS, rows)
     facts = about(seed)
     versions = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
     made = f"{facts['made']}, Python {facts['python']}, {versions}, seed {seed}"
@@ -134,12 +163,20 @@ def as_html(checks: Sequence[Check], seed: int) -> str:
         "<p>Differences are between the two frameworks; relative ones are shares of a tensor's "
         "largest value. float32 results are judged against the float64 truth.</p>"
         f"<p>{html.escape(made)}</p>"
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div></body></html>\n"
+        f"{table}</body></html>\n"
     )
 
 
-def write(folder: Path, checks: Sequence[Check], seed: int) -> None:
+def _table(columns: Sequence[str], rows: Sequence[str]) -> str:
+    head = "".join(f"<th>{column}</th>" for column in columns)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def write(folder: Path, checks: Sequence[Check], seed: int, costs: Sequence[Cost] = ()) -> None:
     """`report.json` and `report.html`."""
-    runfolder.write_json(folder / "report.json", as_json(checks, seed))
-    runfolder.write_bytes(folder / "report.html", as_html(checks, seed).encode())
+    runfolder.write_json(folder / "report.json", as_json(checks, seed, costs))
+    runfolder.write_bytes(folder / "report.html", as_html(checks, seed, costs).encode())

@@ -106,13 +106,13 @@ def truth_of(
         with torch.no_grad():
             f64, s64 = exact[node](x64)
             f32, s32 = theirs.networks[node].eval()(x32)
-        padded = np.zeros((route._bucket(len(places), BATCH), *ours_x.shape[1:]), np.float32)
+        padded = np.zeros((route.bucket(len(places), BATCH), *ours_x.shape[1:]), np.float32)
         padded[: len(places)] = ours_x
         our_f, our_s = (
             np.asarray(a)[: len(places)] for a in _jax_node(ours.networks[node], padded)
         )
-        s64 = s64.numpy()
-        error = np.maximum(np.abs(s32.numpy() - s64), np.abs(our_s - s64)).max(1)
+        s64 = s64.cpu().numpy()
+        error = np.maximum(np.abs(s32.cpu().numpy() - s64), np.abs(our_s - s64)).max(1)
         best = np.sort(s64, 1)
         close[places] |= best[:, -1] - best[:, -2] <= 2 * error
         worst = float(error.max())

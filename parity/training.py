@@ -22,7 +22,7 @@ from parity.compare import Check
 from parity.convert import to_torch
 from parity.families import Family, build
 from parity.nodes import inputs
-from parity.passes import DTYPES, Pair, _by_stream, cast, recorded_masks
+from parity.passes import DTYPES, Pair, by_stream, cast, recorded_masks
 from parity.routing import check_routing
 from trunk_jax import exchange, fit, grow, objective
 from trunk_jax.layers import Mode
@@ -61,7 +61,7 @@ def _torch_steps(both: Pair, dtype: str, phase, kind: str, batches, seed: int):
     module = copy.deepcopy(both.torch).to(DTYPES[dtype][1])
     optimizer = torch_objective.optimizer(phase, module.parameters())
     losses, masks = [], []
-    with torch.random.fork_rng([]):
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
         for x, targets in batches:
             image = torch.tensor(x, dtype=DTYPES[dtype][1])
@@ -88,7 +88,7 @@ def _jax_steps(both: Pair, dtype: str, phase, kind: str, batches, masks):
         for (x, targets), kept in zip(batches, masks, strict=True):
             image = jnp.asarray(x.transpose(0, 2, 3, 1), dtype)
             labels = jnp.asarray(targets, jnp.int32)
-            state, value, _ = step(state, image, labels, _by_stream(network, kept))
+            state, value, _ = step(state, image, labels, by_stream(network, kept))
             losses.append(float(value))
         return exchange.to_state_dict(state.network), np.array(losses)
 

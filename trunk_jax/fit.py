@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from data import epochs, metrics
 from data.augmentation import Augmentation
@@ -43,12 +43,15 @@ class Source:
     """Images on the device and how a node sees them.
 
     `targets`: the node's output for each image, -1 for images that are not its own.
-    `above`: the networks of its ancestors, root first; frozen, in eval mode.
+    `above`: the networks of its ancestors, root first; frozen, in eval mode. `kept`: their
+    features, computed already (see `keep`), at `rows` of each image; `above` is then empty.
     """
 
     images: UInt8[Array, "n h w c"]
     targets: Int[Array, " n"]
     above: tuple[Network, ...]
+    kept: Float[Array, "m h2 w2 c2"] | None = None
+    rows: Int[Array, " n"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -78,6 +81,8 @@ def inputs(
     program: Program, source: Source, policy: Augmentation, index: Int[Array, " b"], draws: Draws
 ) -> Array:
     """What the node is given for the images at `index`: augmented, normalised, through `above`."""
+    if source.kept is not None:
+        return source.kept[source.rows[index]]
     mine = {name: values[index] for name, values in draws.items()}
     x = prepare(source.images[index], mine, policy, program.mean, program.std, program.dtype)
     for network in source.above:

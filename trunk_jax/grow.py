@@ -17,6 +17,7 @@ from trunk_jax import nodes
 from trunk_jax.checkpoint import Checkpoints
 from trunk_jax.exchange import to_state_dict
 from trunk_jax.fit import Program, Source, evaluate, fit, program_of
+from trunk_jax.keep import with_kept
 from trunk_jax.network import Network, feature_shape, split, warmed
 
 
@@ -46,16 +47,25 @@ def grow(
 
     def fit_node(stage: Stage) -> None:
         checkpoints = Checkpoints(stages.checkpoint_folder(folder, stage))
+        phase, tell = stage.settings(recipe), stages.reporter(folder, stage, report)
+        network = start(recipe, stage.tree, stage.node, stage.phase, networks, image_shape)
+        program = program_of(recipe, phase, network)
+        sources = (
+            with_kept(program, source(images, labels, stage), policy, phase.epochs, tell)
+            for images, labels, policy in (
+                (train, splits.train.labels, recipe.augment),
+                (validation, splits.validation.labels, recipe.eval_augment),
+            )
+        )
         result = fit(
             recipe,
-            stage.settings(recipe),
+            phase,
             str(stage),
-            start(recipe, stage.tree, stage.node, stage.phase, networks, image_shape),
-            source(train, splits.train.labels, stage),
-            source(validation, splits.validation.labels, stage),
+            network,
+            *sources,
             restore=checkpoints.restore,
             save=checkpoints.save,
-            report=stages.reporter(folder, stage, report),
+            report=tell,
         )
         checkpoints.close()
         networks[stage.node] = result.network

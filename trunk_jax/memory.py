@@ -25,6 +25,11 @@ def available() -> int | None:
     return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
 
 
+def forget() -> None:
+    """Drop all compiled programs."""
+    _compiled.clear()
+
+
 def compile_within(function: Any, *arguments: Any, statics: int = 3) -> Any:
     """`function` (jitted, its first `statics` arguments static) compiled for `arguments`.
 

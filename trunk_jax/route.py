@@ -53,7 +53,7 @@ def predict(
 
     def visit(node: Path, x: Array, rows: np.ndarray, places: np.ndarray) -> None:
         """`rows` of `x` are the images at `places`."""
-        padded = np.full(_bucket(len(rows), batch), rows[0], np.int32)
+        padded = np.full(bucket(len(rows), batch), rows[0], np.int32)
         padded[: len(rows)] = rows
         features, *outputs = _visit(networks[node], x, padded)
         chosen, likelihood = (np.asarray(output)[: len(rows)] for output in outputs)
@@ -76,6 +76,7 @@ def predict(
     return Predictions(labels, np.exp(confidence))
 
 
-def _bucket(count: int, batch: int) -> int:
+def bucket(count: int, batch: int) -> int:
+    """The least of the three sizes of a part that holds `count` images."""
     sizes = [size for size in (batch // 16, batch // 4) if size >= count]
     return max(1, sizes[0] if sizes else batch)

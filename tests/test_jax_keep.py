@@ -1,0 +1,68 @@
+"""Inputs that are computed once: the same training, and what happens when memory is short."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data.augmentation import Augmentation
+from tests.test_jax_fit import COUNT, RECIPE, SHORT, node, run, source
+from trunk_jax import fit, keep, memory
+from trunk_jax.exchange import to_state_dict
+from trunk_jax.network import features
+
+ABOVE = node()
+MINE = (1, 3)
+
+
+def kept(policy=Augmentation(), passes=2, told=None, above=(ABOVE,)):
+    train = source(COUNT, above=above, keep=MINE)
+    program = fit.program_of(RECIPE, SHORT, ABOVE)
+    lines = [] if told is None else told
+    return keep.with_kept(program, train, policy, passes, lambda note: lines.append(note))
+
+
+def test_kept_inputs_are_the_features_of_the_nodes_own_images():
+    found, plain = kept(), source(COUNT, keep=MINE)
+    mine = np.flatnonzero(np.asarray(plain.targets) >= 0)
+    assert found.above == ()
+    images = jnp.asarray(plain.images[mine], jnp.float32) / 255
+    # one rounding of a program of another shape
+    np.testing.assert_allclose(
+        found.kept[found.rows[mine]], features(ABOVE, images), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_training_on_kept_inputs_is_training_on_images():
+    plain = source(COUNT, above=(ABOVE,), keep=MINE)
+    shape = kept().kept.shape[1:]
+    one, rows, _ = run(node(shape, 2), train=plain, check=plain)
+    other, others, _ = run(node(shape, 2), train=kept(), check=kept())
+    assert [row["train_accuracy"] for row in rows] == [row["train_accuracy"] for row in others]
+    one, other = to_state_dict(one.network), to_state_dict(other.network)
+    for key in one:
+        # 12 steps of Adam: a step is of the size of the rate, 1e-2, whatever the gradient,
+        # so that rounding in a gradient near 0 shows at once
+        np.testing.assert_allclose(one[key], other[key], rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [{"policy": Augmentation(flip=True)}, {"passes": 1}, {"above": ()}],
+    ids=["augmented", "used once", "a root"],
+)
+def test_inputs_that_vary_or_are_used_once_are_not_kept(case):
+    assert kept(**case).kept is None
+
+
+def test_short_memory_is_said_and_training_goes_on(monkeypatch):
+    needed = 128 * 4 * 4 * 32 * 4
+    told = []
+    monkeypatch.setattr(memory, "available", lambda: needed / keep.SHARE)
+    assert kept(told=told).kept is not None
+    assert not told
+    monkeypatch.setattr(memory, "available", lambda: needed / keep.SHARE - 1)
+    found = kept(told=told)
+    assert found.kept is None
+    assert found.above == (ABOVE,)
+    assert len(told) == 1
+    assert "inputs not kept" in told[0]
