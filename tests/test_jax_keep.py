@@ -12,9 +12,10 @@ from trunk_jax.network import features
 
 ABOVE = node()
 MINE = (1, 3)
+PLAIN = Augmentation()
 
 
-def kept(policy=Augmentation(), passes=2, told=None, above=(ABOVE,)):
+def kept(policy=PLAIN, passes=2, told=None, above=(ABOVE,)):
     train = source(COUNT, above=above, keep=MINE)
     program = fit.program_of(RECIPE, SHORT, ABOVE)
     lines = [] if told is None else told

@@ -1,0 +1,67 @@
+"""One image through a whole tree as one compiled program: no Python between nodes."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int, UInt8
+
+from data import hierarchy
+from data.augmentation import Augmentation
+from data.hierarchy import ROOT, Path, Tree
+from data.recipe import Recipe
+from trunk_jax.augment import prepare
+from trunk_jax.network import Network, apply, dtype_of
+
+Answer = tuple[Int[Array, ""], Float[Array, ""], Int[Array, " depth"]]
+
+
+def compile_single(
+    recipe: Recipe, tree: Tree, networks: dict[Path, Network], shape: tuple[int, int, int]
+):
+    """A function of one image, uint8 [h, w, c], compiled ahead of its first call.
+
+    It returns (label, probability, path): the class, the product of the probabilities of the
+    decisions that led to it, and the decision at each depth, -1 below the leaf. The weights
+    stay on the device. With JAX's persistent compilation cache switched on
+    (`jax_compilation_cache_dir`) a later process loads the program instead of compiling it.
+    """
+    dtype = str(dtype_of(networks[ROOT]))
+    program = partial(_follow, tree, recipe.mean, recipe.std, dtype)
+    weights = {tree.names[node]: networks[node] for node in hierarchy.nodes(tree)}
+    image = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    return partial(jax.jit(program).lower(weights, image).compile(), jax.device_put(weights))
+
+
+def _follow(
+    tree: Tree,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    dtype: str,
+    networks: dict[str, Network],
+    image: UInt8[Array, "h w c"],
+) -> Answer:
+    leaves = {path: label for label, path in enumerate(tree.paths)}
+    depth = max(map(len, leaves))
+
+    def visit(node: Path, likelihood: Array, path: Array, x: Array) -> Answer:
+        """The answer below a node for its input `x`."""
+        (features, scores), _ = apply(networks[tree.names[node]], x)
+        likelihoods = jax.nn.log_softmax(scores[0])
+        chosen = scores[0].argmax()
+
+        def leaf(label: int, likelihood: Array, path: Array, features: Array) -> Answer:
+            return jnp.int32(label), jnp.exp(likelihood), path
+
+        branches = []
+        for output in range(hierarchy.width(tree, node)):
+            child = (*node, output)
+            branches.append(
+                partial(leaf, leaves[child]) if child in leaves else partial(visit, child)
+            )
+        path = path.at[len(node)].set(chosen.astype(jnp.int32))
+        return jax.lax.switch(chosen, branches, likelihood + likelihoods[chosen], path, features)
+
+    x = prepare(image[None], {}, Augmentation(), mean, std, dtype)
+    return visit(ROOT, jnp.zeros((), x.dtype), jnp.full(depth, -1, jnp.int32), x)
