@@ -22,6 +22,7 @@ from jax import Array
 from jaxtyping import Bool, Float, PRNGKeyArray
 
 from trunk_jax.conv import conv
+from trunk_jax.norm import normalise
 from trunk_jax.pool import max_pool
 
 
@@ -154,34 +155,15 @@ class BatchNorm(Layer):
 
     def apply(self, x: Float[Array, "b h w c"], mode: Mode) -> Float[Array, "b h w c"]:
         if mode.train:
-            mean, var, n = _moments(x, mode.valid)
+            scale, bias = self.scale[...], self.bias[...]
+            y, mean, var, n = normalise(x, scale, bias, self.eps, mode.valid)
             m = self.momentum
             self.mean[...] = (1 - m) * self.mean[...] + m * mean
             self.var[...] = (1 - m) * self.var[...] + m * var * (n / (n - 1))
             self.count[...] = self.count[...] + 1
-        else:
-            mean, var = self.mean[...], self.var[...]
-        gain = self.scale[...] * jax.lax.rsqrt(var + self.eps)
-        return (x - mean) * gain + self.bias[...]
-
-
-def _moments(
-    x: Float[Array, "b h w c"], valid: Bool[Array, " b"] | None
-) -> tuple[Float[Array, " c"], Float[Array, " c"], Float[Array, ""]]:
-    """Mean and biased variance of each channel over the valid images, and how many values.
-
-    Two passes (the variance about the mean), each summed image by image and then over
-    images: a single float32 sum over 200,000 values would lose three digits.
-    """
-    if valid is None:
-        n = jnp.asarray(x.shape[0] * x.shape[1] * x.shape[2], x.dtype)
-        weight = 1
-    else:
-        n = valid.sum().astype(x.dtype) * (x.shape[1] * x.shape[2])
-        weight = valid[:, None].astype(x.dtype)
-    mean = (x.sum((1, 2)) * weight).sum(0) / n
-    var = (jnp.square(x - mean).sum((1, 2)) * weight).sum(0) / n
-    return mean, var, n
+            return y
+        gain = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.eps)
+        return (x - self.mean[...]) * gain + self.bias[...]
 
 
 class Relu(Layer):

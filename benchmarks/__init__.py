@@ -1,0 +1,1 @@
+"""Speed: ours and PyTorch's side by side, one process each, in turns, on one machine."""

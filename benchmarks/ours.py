@@ -1,0 +1,166 @@
+"""The JAX side: for each case a function that runs it once and returns seconds a unit."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.cases import (
+    STEP_BATCH,
+    TREE_BATCH,
+    Case,
+    classes,
+    images,
+    labels,
+    recipe_of,
+    tree_of,
+)
+from benchmarks.cases import shape as shape_of
+from data import hierarchy, runfolder
+from data.hierarchy import ROOT
+from data.stages import Stage
+from trunk_jax import fit, keep, nodes, route
+from trunk_jax.exchange import to_state_dict
+from trunk_jax.grow import initial_network
+from trunk_jax.layers import Mode
+from trunk_jax.network import Network, apply, cost, split
+from trunk_jax.objective import optimizer
+from trunk_jax.single import compile_single
+
+STEPS = 4
+Round = Callable[[], float]
+
+
+def prepare(case: Case, form: str, folder: Path) -> Round:
+    """The function that times one round of the case; all that is compiled is compiled here."""
+    return {"step": _step, "forward": _forward, "epoch": _epoch, "tree": _tree, "image": _image}[
+        case.kind
+    ](case, form, folder)
+
+
+def _timed(run: Callable[[], object], units: int) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(run())
+    return (time.perf_counter() - began) / units
+
+
+def _root(case: Case) -> Network:
+    faults, rng = recipe_of(case).faults, np.random.default_rng(0)
+    where = (case.dataset, case.backbone, "root", shape_of(case))
+    return split(nodes.build(*where, classes(case), faults=faults, rng=rng))
+
+
+def _inputs(case: Case, count: int) -> jax.Array:
+    return jnp.asarray(images(case, count), jnp.float32) / 255
+
+
+def _step(case: Case, form: str, folder: Path) -> Round:
+    """Seconds an image; a compiled loop of a few steps, as an epoch is one of many."""
+    network, recipe = _root(case), recipe_of(case)
+    phase = recipe.root.class_phase
+    program = fit.program_of(recipe, phase, network)
+    x, targets = _inputs(case, STEP_BATCH), jnp.asarray(labels(case, STEP_BATCH), jnp.int32)
+
+    @jax.jit
+    def steps(state, x, targets):
+        def body(step, carry):
+            mode = Mode(True, key=jax.random.fold_in(jax.random.key(0), step))
+            rate = jnp.asarray(phase.lr, x.dtype)
+            return fit.train_step(program, carry[0], x, targets, mode, rate)[:2]
+
+        return jax.lax.fori_loop(0, STEPS, body, (state, jnp.zeros((), x.dtype)))
+
+    state = fit.State(network, optimizer(phase).init(network.params))
+    return partial(_timed, lambda: steps(state, x, targets), STEPS * STEP_BATCH)
+
+
+def _forward(case: Case, form: str, folder: Path) -> Round:
+    """Seconds an image."""
+    network, x = _root(case), _inputs(case, TREE_BATCH)
+    run = jax.jit(lambda network, x: apply(network, x)[0])
+    return partial(_timed, lambda: run(network, x), TREE_BATCH)
+
+
+def _grown(case: Case) -> dict[hierarchy.Path, Network]:
+    tree, recipe = tree_of(case), recipe_of(case)
+    networks: dict[hierarchy.Path, Network] = {}
+    for node in hierarchy.nodes(tree):
+        networks[node] = initial_network(recipe, tree, node, "group", networks, shape_of(case))
+    return networks
+
+
+def write_tree(case: Case, folder: Path) -> None:
+    """The case's untrained tree as files, for the other side to load."""
+    tree = tree_of(case)
+    for node, network in _grown(case).items():
+        runfolder.write_weights(folder, tree.names[node], to_state_dict(network))
+
+
+def _epoch(case: Case, form: str, folder: Path) -> Round:
+    """Seconds an image of an epoch of 8 batches of the first child, its inputs kept or not."""
+    tree, recipe, networks = tree_of(case), recipe_of(case), _grown(case)
+    node = hierarchy.children(tree, ROOT)[0]
+    count = 8 * STEP_BATCH
+    mine = np.array(hierarchy.members(tree, node))
+    targets = np.resize(hierarchy.targets(tree, node)[mine], count)
+    stage = Stage(tree, node, "group")
+    phase = replace(stage.settings(recipe), epochs=2)
+    source = fit.Source(
+        jnp.asarray(images(case, count)), jnp.asarray(targets, jnp.int32), (networks[ROOT],)
+    )
+    program = fit.program_of(recipe, phase, networks[node])
+    if form != "ancestors":
+        source = keep.with_kept(program, source, recipe.augment, 2, lambda note: None)
+        assert source.kept is not None
+    index = jnp.arange(count).reshape(8, STEP_BATCH)
+    valid = jnp.ones(index.shape, bool)
+    rate = jnp.asarray(phase.lr, jnp.float32)
+
+    def run():
+        network = jax.tree.map(jnp.copy, networks[node])  # the state is donated
+        state = fit.State(network, optimizer(phase).init(network.params))
+        sums = (jnp.zeros(()), jnp.zeros((), jnp.int32))
+        return fit.train_steps(
+            program, recipe.augment, False, state, sums, source, index, valid, {},
+            jax.random.key(0), rate, 0, 8,
+        )  # fmt: skip
+
+    return partial(_timed, run, count)
+
+
+def _tree(case: Case, form: str, folder: Path) -> Round:
+    """Seconds an image."""
+    tree, recipe, networks, pixels = (
+        tree_of(case),
+        recipe_of(case),
+        _grown(case),
+        images(case, 1024),
+    )
+    run = partial(route.predict, recipe, tree, networks, pixels, TREE_BATCH)
+    return partial(_timed, lambda: run().labels, len(pixels))
+
+
+def _image(case: Case, form: str, folder: Path) -> Round:
+    """Seconds an image, one at a time."""
+    pixels = images(case, 50)
+    run = compile_single(recipe_of(case), tree_of(case), _grown(case), shape_of(case))
+    return partial(_timed, lambda: [jax.block_until_ready(run(image)) for image in pixels], 50)
+
+
+def multiply_adds(case: Case) -> int:
+    """Of the root, for one image."""
+    return cost(_root(case), shape_of(case))["multiply_adds"]
+
+
+def peak() -> float:
+    """Multiply-adds a second of a large float32 matrix product."""
+    size = 2048
+    x = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(x, x))
+    return size**3 / min(_timed(lambda: product(x, x), 1) for _ in range(5))
