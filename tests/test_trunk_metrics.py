@@ -107,7 +107,7 @@ def test_joules_are_those_of_one_image(monkeypatch):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    flags = ["--epochs", "2", "--limit", "300", "--volatility", "0.6"]
+    flags = ["--epochs", "2", "--limit", "300", "--batch-size", "32", "--volatility", "1.2"]
     train.main([*flags, "--out", str(folder)])
     return folder
 
@@ -130,6 +130,7 @@ def test_the_command(finished, capsys, tmp_path):
     # an untrained network tells nothing apart; two epochs on the diagonal stands out
     assert np.trace(root["untrained"]) < 0.3 * 10
     assert np.trace(root["trained"]) > np.trace(root["untrained"])
+    assert (finished / "figures" / "asl-root.png").stat().st_size > 10_000
     assert "energy: " in shown
     assert "on images of 7, at the root" in shown
     assert "1e6 bytes" in shown

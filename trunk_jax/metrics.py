@@ -17,6 +17,8 @@ from data.grouping import membership
 from data.options import Parser
 from data.recipe import Recipe
 from data.splits import Splits, split
+from trunk_jax.pictures import style
+from trunk_jax.pictures.run import asl_pictures
 
 FILE = "measurements.json"
 UNITS = {
@@ -255,6 +257,8 @@ def main(arguments: list[str] | None = None) -> None:
     splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit)
     value = measure(folder, dataset, recipe, splits, options.repeats)
     runfolder.write_json(folder / FILE, value)
+    heat_maps = asl_pictures(folder, runfolder.read_tree(folder), names)  # reads what is in FILE
+    style.write(heat_maps["asl-root"], folder / "figures", "asl-root")
     show(value, of)
     if options.json:
         runfolder.write_json(options.json, value)
