@@ -20,6 +20,7 @@ from data import runfolder
 from data.errors import UserError, run_command
 from data.options import Parser
 from parity import modes, optimisers, report
+from parity.background import check_background
 from parity.checkpoint import check_checkpoint
 from parity.compare import Check
 from parity.families import FAMILIES
@@ -54,6 +55,7 @@ def tasks(seed: int) -> list[Task]:
         recipe = recipes.load("published", dataset, backbone)
         result.append(Task(f"steps, {family}", check_steps, (families[family], recipe, seed)))
     result.append(Task("likelihood", check_likelihood, (seed,)))
+    result.append(Task("low-power background", check_background, (seed,)))
     result += [
         Task(name, optimisers.check_phase, (name, phase, seed))
         for phase, name in optimisers.phases().items()

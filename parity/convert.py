@@ -116,14 +116,14 @@ def convert_run(folder: Path, to: str, out: Path) -> dict[str, int]:
     aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         aside.mkdir(parents=True)
+        for name, value in changed.items():  # config.json first: it may say that it is compressed
+            runfolder.write_json(aside / name, value | {"framework": to})
         for node, state in states.items():
             runfolder.write_weights(aside, tree.names[node], state)
         back = to_jax if origin == "jax" else to_torch
         for node, network in _RUNS[to].load_networks(aside, recipe, tree, shape).items():
             returned = _EXCHANGES[origin].to_state_dict(back(network, networks[node]))
             _need_same(states[node], returned)
-        for name, value in changed.items():
-            runfolder.write_json(aside / name, value | {"framework": to})
         for pattern in _CARRIED:
             for file in sorted(folder.glob(pattern)):
                 runfolder.write_bytes(aside / file.relative_to(folder), file.read_bytes())

@@ -131,7 +131,8 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 75re
   padding: 0 1rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #8884;
-  vertical-align: top; overflow-wrap: anywhere; }
+  vertical-align: top; white-space: nowrap; }
+td:first-child, td:last-child { white-space: normal; min-width: 15rem; }
 td:nth-child(3), td:nth-child(4) { text-align: right; white-space: nowrap; }
 .passed { color: #1a7f37; } .FAILED { color: #d1242f; font-weight: bold; }
 .scroll { overflow-x: auto; }

@@ -14,11 +14,22 @@ from flax import nnx
 from data.exchange import check_fit
 from trunk_jax.layers import BatchNorm, Conv, Linear
 from trunk_jax.network import Network, merge, split
+from trunk_jax.quantized import QuantizedConv, QuantizedLinear
 
 # layer type -> PyTorch's name -> (our name, axes that turn our layout into PyTorch's)
 LAYOUTS: dict[type, dict[str, tuple[str, tuple[int, ...]]]] = {
     Conv: {"weight": ("kernel", (3, 2, 0, 1)), "bias": ("bias", (0,))},
     Linear: {"weight": ("kernel", (1, 0)), "bias": ("bias", (0,))},
+    QuantizedConv: {
+        "weight": ("kernel", (3, 2, 0, 1)),
+        "scale": ("scale", (0,)),
+        "bias": ("bias", (0,)),
+    },
+    QuantizedLinear: {
+        "weight": ("kernel", (1, 0)),
+        "scale": ("scale", (0,)),
+        "bias": ("bias", (0,)),
+    },
     BatchNorm: {
         "weight": ("scale", (0,)),
         "bias": ("bias", (0,)),

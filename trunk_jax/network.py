@@ -67,7 +67,8 @@ def features(network: Network, x: Float[Array, "b h w c"]) -> Float[Array, "b h2
 
 def dtype_of(network: Network) -> jnp.dtype:
     """The type of the parameters, in which the network computes."""
-    return jax.tree.leaves(network.params)[0].dtype
+    leaves = jax.tree.leaves(network.params)
+    return next(leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
 def feature_shape(network: Network, in_shape: tuple[int, int, int]) -> tuple[int, int, int]:

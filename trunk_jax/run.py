@@ -1,12 +1,14 @@
 """What the commands need of this framework: its device, a finished tree read back, costs."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from data import hierarchy, runfolder
+from data import compression, hierarchy, runfolder
+from data.compression import Compression
 from data.errors import UserError
 from data.framework import Framework
 from data.hierarchy import Path as NodePath
@@ -15,6 +17,8 @@ from data.recipe import Recipe
 from trunk_jax import grow, nodes, route
 from trunk_jax.exchange import from_state_dict
 from trunk_jax.network import Network, cost, feature_shape, split
+from trunk_jax.prune import resized
+from trunk_jax.quantized import quantize
 
 
 def device() -> dict[str, Any]:
@@ -33,6 +37,7 @@ def load_networks(
 ) -> dict[NodePath, Network]:
     """The network of every node of a run, from `weights/`. UserError if any does not fit."""
     networks: dict[NodePath, Network] = {}
+    how = compression.read(folder)
     shapes = {hierarchy.ROOT: image_shape}
     for node in hierarchy.nodes(tree):
         name = tree.names[node]
@@ -47,11 +52,30 @@ def load_networks(
             faults=recipe.faults,
             rng=np.random.default_rng(0),
         )
+        weights = runfolder.read_weights(folder, name)
         try:
-            networks[node] = from_state_dict(split(module), runfolder.read_weights(folder, name))
+            network = compressed(split(module), how, shapes[node], weights)
+            networks[node] = from_state_dict(network, weights)
         except UserError as error:
             raise UserError(f"{name} of {folder}: {error}") from None
     return networks
+
+
+def compressed(
+    network: Network,
+    how: Compression | None,
+    in_shape: nodes.Shape,
+    weights: Mapping[str, np.ndarray],
+) -> Network:
+    """The network as a compressed run has it, still with values of its own.
+
+    UserError if pruned layers do not fit together.
+    """
+    if how is None:
+        return network
+    if how.method == "int8":
+        return quantize(network)
+    return resized(network, in_shape, weights)
 
 
 def costs(

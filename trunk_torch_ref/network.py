@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trunk_torch_ref.nodes import Node, Shape
+from trunk_torch_ref.quantized import QuantizedConv2d, QuantizedLinear
 
 
 @contextmanager
@@ -54,7 +55,8 @@ def cost(network: Node, in_shape: Shape) -> dict[str, int]:
         nonlocal multiply_adds
         multiply_adds += output.numel() * layer.weight[0].numel()
 
-    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    kinds = (nn.Conv2d, nn.Linear, QuantizedConv2d, QuantizedLinear)
+    layers = [m for m in network.modules() if isinstance(m, kinds)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
     try:
         network.eval()(_image(network, in_shape))
@@ -62,6 +64,7 @@ def cost(network: Node, in_shape: Shape) -> dict[str, int]:
         for hook in hooks:
             hook.remove()
     parameters = sum(parameter.numel() for parameter in network.parameters())
+    parameters += sum(b.numel() for b in network.buffers() if b.dtype == torch.int8)
     return {"parameters": parameters, "multiply_adds": multiply_adds}
 
 

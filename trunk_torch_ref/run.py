@@ -1,14 +1,16 @@
 """What the commands need of this framework: its device, a finished tree read back, costs."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from data import hierarchy, runfolder
+from data import compression, hierarchy, runfolder
+from data.compression import Compression
 from data.errors import UserError
 from data.framework import Framework, Grown
 from data.hierarchy import Path as NodePath
@@ -19,6 +21,8 @@ from trunk_torch_ref import grow, nodes, route
 from trunk_torch_ref.exchange import from_state_dict
 from trunk_torch_ref.network import cost, feature_shape, initial
 from trunk_torch_ref.nodes import Node
+from trunk_torch_ref.prune import resized
+from trunk_torch_ref.quantized import quantize
 
 
 def where() -> torch.device:
@@ -70,6 +74,7 @@ def load_networks(
     `image_shape`: height, width and channels.
     """
     networks: dict[NodePath, Node] = {}
+    how = compression.read(folder)
     shapes = {hierarchy.ROOT: channel_first(image_shape)}
     for node in hierarchy.nodes(tree):
         name = tree.names[node]
@@ -82,12 +87,31 @@ def load_networks(
             ),
             seed=0,
         )  # fmt: skip
+        weights = runfolder.read_weights(folder, name)
         try:
-            loaded = from_state_dict(template, runfolder.read_weights(folder, name))
+            template = compressed(template, how, shapes[node], weights)
+            loaded = from_state_dict(template, weights)
         except UserError as error:
             raise UserError(f"{name} of {folder}: {error}") from None
         networks[node] = loaded.to(where()).eval()
     return networks
+
+
+def compressed(
+    network: Node,
+    how: Compression | None,
+    in_shape: nodes.Shape,
+    weights: Mapping[str, np.ndarray],
+) -> Node:
+    """The network as a compressed run has it, still with values of its own.
+
+    UserError if pruned layers do not fit together.
+    """
+    if how is None:
+        return network
+    if how.method == "int8":
+        return quantize(network)
+    return initial(lambda: resized(network, in_shape, weights), seed=0)
 
 
 def costs(

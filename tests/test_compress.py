@@ -1,0 +1,295 @@
+"""int8 and structured pruning, of layers, of whole trees, and of the low-power background."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import trunk_torch_ref.background
+import trunk_torch_ref.evaluate
+from data import background, runfolder
+from data.compression import Compression, check
+from data.errors import UserError
+from data.networks import _NETWORKS
+from parity.background import check_background
+from parity.convert import convert_run, to_torch
+from trunk_jax import compress, evaluate, lowpower, nodes, prune, quantized, train
+from trunk_jax.background import base
+from trunk_jax.exchange import from_state_dict, to_state_dict
+from trunk_jax.layers import Conv, Linear
+from trunk_jax.network import apply, cost, dtype_of, split
+from trunk_torch_ref.prune import masked as torch_masked
+from trunk_torch_ref.quantized import quantize_array as torch_quantize_array
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+# --- int8
+
+
+def test_the_nearest_step_halves_to_even():
+    x = np.array([[127.0, 0.5, 1.5, -2.5, -0.4], [0, 0, 0, 0, 0], [254, 1, -254, 3, 5]], np.float32)
+    expected = [
+        [127, 0, 2, -2, 0],
+        [0, 0, 0, 0, 0],
+        [127, 0, -127, 2, 2],
+    ]  # 0.5, 1.5, 2.5 of a step
+    q, scale = quantized.quantize_array(jnp.asarray(x), axis=1)
+    assert np.asarray(q).tolist() == expected
+    assert np.asarray(scale).tolist() == [[1.0], [1.0], [2.0]]
+    theirs, their_scale = torch_quantize_array(torch.tensor(x), dim=1)
+    assert theirs.tolist() == expected
+    assert their_scale.tolist() == [[1.0], [1.0], [2.0]]
+
+
+def test_int8_layers_are_off_by_half_a_step_a_weight():
+    conv, linear = Conv(4, 6, 3, padding=1, rng=rng()), Linear(20, 5, rng=rng(1))
+    for layer, small, x in (
+        (conv, quantized.QuantizedConv(conv), rng(2).normal(size=(3, 5, 5, 4))),
+        (linear, quantized.QuantizedLinear(linear, False), rng(2).normal(size=(3, 20))),
+    ):
+        step = np.abs(np.asarray(layer.kernel[...])).max(tuple(range(layer.kernel.ndim - 1))) / 127
+        assert np.asarray(small.scale[...]) == pytest.approx(step)
+        inputs = jnp.asarray(x.astype(np.float32))
+        error = np.abs(np.asarray(small(inputs) - layer(inputs))).max(tuple(range(x.ndim - 1)))
+        count = np.prod(layer.kernel.shape[:-1])
+        assert (error <= 0.5 * step * count * np.abs(x).max()).all()
+        assert (error > 0).all()
+    grouped = Conv(6, 6, 3, groups=6, bias=False, rng=rng())
+    small = quantized.QuantizedConv(grouped)
+    x = jnp.asarray(rng(3).normal(size=(1, 5, 5, 6)).astype(np.float32))
+    assert np.asarray(small(x)) == pytest.approx(np.asarray(grouped(x)), abs=0.03)
+
+
+def test_dynamic_sums_are_whole_numbers_and_know_no_batch():
+    """By hand in NumPy; an image's result does not depend on its neighbours."""
+    linear = Linear(3000, 7, rng=rng())
+    layer = quantized.QuantizedLinear(linear, True)
+    x = rng(1).normal(size=(4, 3000)).astype(np.float32) * np.array([[1], [100], [0.01], [0]])
+    x = x.astype(np.float32)
+    step = np.abs(x).max(1, keepdims=True) / np.float32(127)
+    step[3] = 1
+    q = np.rint(x / step).astype(np.int64)
+    kernel, scale = np.asarray(layer.kernel[...]).astype(np.int64), np.asarray(layer.scale[...])
+    expected = (q @ kernel).astype(np.float64) * step * scale + np.asarray(linear.bias[...])
+    found = np.asarray(layer(jnp.asarray(x)))
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    alone = np.concatenate([np.asarray(layer(jnp.asarray(row[None]))) for row in x])
+    assert (alone == found).all()
+
+
+def test_an_int8_network_counts_the_same_and_computes_in_float():
+    network = split(nodes.build("digits", "mobilenet", "root", (8, 8, 1), 5, rng=rng()))
+    small = quantized.quantize(network)
+    assert dtype_of(small) == jnp.float32
+    assert cost(small, (8, 8, 1)) == cost(network, (8, 8, 1))
+    weights = to_state_dict(small)
+    kinds = {key: array.dtype for key, array in weights.items() if array.ndim > 1}
+    assert set(kinds.values()) == {np.dtype(np.int8)}
+    again = to_state_dict(from_state_dict(quantized.quantize(network), weights))
+    assert all(weights[key].tobytes() == again[key].tobytes() for key in weights)
+
+
+# --- pruning
+
+
+def test_the_weakest_rows():
+    weight = np.array([[3.0, 4.0], [0.0, 1.0], [-6.0, 0.0], [2.0, 2.0], [0.5, 0.0]])
+    assert prune.weakest(weight, 0.4).tolist() == [1, 4]
+    assert prune.weakest(weight, 0.2).tolist() == [4]
+    assert prune.weakest(weight, 0.05).tolist() == []
+    assert prune.weakest(weight, 0.99).tolist() == [0, 1, 3, 4]  # one is left
+
+
+def test_masks_are_those_of_pytorchs_pruning():
+    network = split(base(rng()))
+    theirs = torch_masked(to_torch(network, trunk_torch_ref.background.base()), 0.2).state_dict()
+    ours = prune.masked(network, 0.2)
+    assert ours.keys() == theirs.keys()
+    for key, array in ours.items():
+        assert (array == theirs[key].numpy()).all(), key
+    gone = [key for key in ours if (ours[key].reshape(len(ours[key]), -1) == 0).all(1).any()]
+    assert gone == ["classifier.1.weight", "features.0.weight", "features.2.weight"]
+
+
+def plan(dataset, backbone, node, shape, keep, faults=()):
+    network = split(nodes.build(dataset, backbone, node, shape, 5, faults=faults, rng=rng()))
+    return network, prune.chains(network, shape, keep)
+
+
+def test_which_convolutions_can_lose_rows():
+    _, vgg = plan("digits", "vgg", "root", (8, 8, 1), True)  # c16 c32 M D, Linear
+    assert vgg == [prune.Chain("features.0", ("features.1",), "features.3", 1)]
+    _, leaf = plan("digits", "vgg", "root", (8, 8, 1), False)
+    assert leaf[1:] == [prune.Chain("features.3", ("features.4",), "classifier.0", 16)]
+
+    # 16 -> 16 twice: their results, and the stem's, are or may be read by a shortcut
+    _, mobile = plan("digits", "mobilenet", "root", (8, 8, 1), True)
+    inner = "inverted_residual.{}.{}".format
+    wide = [f"features.{k}.{inner(0, 'conv_1x1_block.0')}" for k in (3, 4, 5)]
+    assert [chain.producer for chain in mobile] == wide
+    assert mobile[0].carriers == tuple(
+        f"features.3.{inner(*which)}"
+        for which in (
+            (0, "conv_1x1_block.1"),
+            (1, "depthwise_convolution_block.0"),
+            (1, "depthwise_convolution_block.1"),
+        )
+    )
+    assert mobile[0].consumer == f"features.3.{inner(2, 'conv_1x1_block.0')}"
+
+    # with the release's padding no shortcut is taken: all but the features can
+    _, padded = plan("digits", "mobilenet", "root", (8, 8, 1), True, ("pointwise_padding",))
+    assert len(padded) == 1 + 2 * 3 - 1
+    assert padded[0].producer == "features.0"
+
+
+@pytest.mark.parametrize(("dataset", "backbone"), [k for k in _NETWORKS if k[0] != "svhn"])
+@pytest.mark.parametrize("faults", [(), ("pointwise_padding",)])
+@pytest.mark.parametrize("keep", [True, False])
+def test_taking_out_rows_that_do_nothing_changes_nothing(dataset, backbone, faults, keep):
+    """Rows of zeros that stay zero on their way: found as the weakest, and not missed."""
+    shape = {"digits": (8, 8, 1), "emnist": (28, 28, 1)}.get(dataset, (32, 32, 3))
+    network, found = plan(dataset, backbone, "root", shape, keep, faults)
+    assert found
+    weights = {
+        key: rng(len(key)).uniform(0.2, 1, array.shape).astype(array.dtype)
+        if array.ndim == 1 else array
+        for key, array in to_state_dict(network).items()
+    }  # fmt: skip
+    for chain in found:
+        rows = len(weights[f"{chain.producer}.weight"])
+        dead = rng(rows).permutation(rows)[: round(0.3 * rows)]
+        for layer in (chain.producer, *chain.carriers):
+            for name in ("weight", "bias", "running_mean"):
+                key = f"{layer}.{name}"
+                if key in weights and not (name == "weight" and layer != chain.producer):
+                    weights[key] = weights[key].copy()
+                    weights[key][dead] = 0
+    whole = from_state_dict(network, weights)
+    fewer = prune.removed(weights, found, 0.3)
+    small = from_state_dict(prune.resized(network, shape, fewer), fewer)
+    x = jnp.asarray(rng(9).uniform(size=(3, *shape)).astype(np.float32))
+    (features, scores), (ours, mine) = (apply(n, x)[0] for n in (whole, small))
+    assert np.asarray(mine) == pytest.approx(np.asarray(scores), rel=1e-4, abs=1e-5)
+    if keep:
+        assert np.asarray(ours) == pytest.approx(np.asarray(features), rel=1e-4, abs=1e-5)
+    before, after = cost(network, shape), cost(small, shape)
+    assert after["parameters"] < 0.95 * before["parameters"]
+    assert after["multiply_adds"] < 0.95 * before["multiply_adds"]
+    assert sum(a.size for a in jax.tree.leaves(small.params)) == after["parameters"]
+
+
+def test_shapes_that_do_not_fit_together():
+    network, found = plan("digits", "vgg", "root", (8, 8, 1), False)
+    weights = prune.removed(to_state_dict(network), found, 0.2)
+    weights["features.3.weight"] = weights["features.3.weight"][:, 1:]
+    with pytest.raises(UserError, match="do not fit together"):
+        prune.resized(network, (8, 8, 1), weights)
+
+
+# --- a whole tree
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train.main(["--limit", "300", "--epochs", "3", "--batch-size", "32", "--volatility", "1.2",
+                "--out", str(folder)])  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "smaller"),
+    [(["--quantize", "int8"], "int8", 0.5), (["--prune", "0.2"], "prune20", 0.9)],
+)
+def test_a_compressed_run_evaluates_in_both_frameworks(finished, flags, name, smaller, tmp_path):
+    out, file = finished.with_name(f"run-{name}"), tmp_path / "result.json"
+    shutil.rmtree(out, ignore_errors=True)
+    compress.main([str(finished), *flags, "--json", str(file)])
+    value = json.loads(file.read_text())
+    assert value["after"]["file_bytes"] < smaller * value["before"]["file_bytes"]
+    summary = runfolder.read_json(finished / "summary.json")
+    assert value["before"]["accuracy"]["test"] == summary["accuracy"]["test"]
+    if name == "int8":  # half a step of 127: at most a borderline image changes
+        change = value["after"]["accuracy"]["test"]["correct"]
+        assert abs(change - summary["accuracy"]["test"]["correct"]) <= 6
+    else:
+        mean = value["after"]["paths"]["mean"]["multiply_adds"]
+        assert mean < 0.95 * summary["paths"]["mean"]["multiply_adds"]
+    counts = []
+    for main in (evaluate.main, trunk_torch_ref.evaluate.main):
+        main([str(out), "--json", str(file)])
+        counts.append(json.loads(file.read_text())["correct"])
+    assert counts == [value["after"]["accuracy"]["test"]["correct"]] * 2
+    convert_run(out, "torch", tmp_path / "turned")
+    trunk_torch_ref.evaluate.main([str(tmp_path / "turned"), "--json", str(file)])
+    assert json.loads(file.read_text())["correct"] == counts[0]
+
+
+def test_mistakes_leave_nothing_behind(finished, tmp_path):
+    out = tmp_path / "out"
+    for flags, text in (
+        (["--prune", "0"], "--prune is 0; it must be above 0 and below 1"),
+        (["--prune", "nan"], "--prune is nan"),
+        ([], "one of the arguments --quantize --prune is required"),
+        (["--quantize", "int8", "--prune", "0.2"], "not allowed with"),
+    ):
+        with pytest.raises(UserError, match=text):
+            compress.main([str(finished), *flags, "--out", str(out)])
+    with pytest.raises(UserError, match="no run folder"):
+        compress.main([str(tmp_path / "none"), "--quantize", "int8"])
+    compress.main([str(finished), "--quantize", "int8", "--out", str(out)])
+    with pytest.raises(UserError, match="exists"):
+        compress.main([str(finished), "--quantize", "int8", "--out", str(out)])
+    with pytest.raises(UserError, match="is compressed already"):
+        compress.main([str(out), "--prune", "0.2"])
+    with pytest.raises(UserError, match="started with other settings"):
+        train.main(["--out", str(out), "--resume"])
+    config = runfolder.read_json(out / "config.json")
+    runfolder.write_json(out / "config.json", config | {"compression": {"method": "zip"}})
+    with pytest.raises(UserError, match="is no compression of ours"):
+        evaluate.main([str(out)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    with pytest.raises(UserError, match="it must be one of int8, prune"):
+        check(Compression("zip"))
+
+
+# --- the low-power background
+
+
+def test_the_published_sizes(tmp_path, capsys):
+    """Base 65.55 MB and 16,387,768 parameters, int8 16.40 MB, compressed 17,928 parameters."""
+    file = tmp_path / "result.json"
+    lowpower.main(["--repeats", "1", "--images", "4", "--json", str(file)])
+    forms = json.loads(file.read_text())["forms"]
+    assert list(forms) == list(background.FORMS)
+    assert forms["base"]["parameters"] == 16_387_768
+    assert round(forms["base"]["bytes"] / 1e6, 2) == 65.55
+    assert round(forms["int8"]["bytes"] / 1e6, 2) == 16.40
+    assert forms["masked"]["bytes"] == forms["base"]["bytes"]
+    assert forms["compressed"]["parameters"] == 17_928
+    # 3 of 16 rows gone in either convolution: 13 are left, and 13 x 1024 inputs of the last
+    assert forms["removed"]["parameters"] == (27 + 1) * 13 + (117 + 1) * 13 + (13 * 1024 + 1) * 1000
+    assert forms["base"]["multiply_adds"] == 1024 * 16 * (27 + 144) + 16384 * 1000
+    assert forms["base"]["relative_error"] == 0
+    assert 0 < forms["int8"]["relative_error"] < 0.03 < forms["removed"]["relative_error"]
+    assert "1e6 bytes" in capsys.readouterr().out
+
+
+def test_both_frameworks_make_the_same_forms():
+    checks = check_background(1)
+    assert [c for c in checks if not c.passed] == []
+    assert sum(c.what == "scores" for c in checks) == 4
+
+
+def test_wrong_flags():
+    for flags in (["--seed", "-1"], ["--images", "0"], ["--repeats", "0"]):
+        with pytest.raises(UserError, match="must be"):
+            background.options_of("jax", flags)

@@ -1,0 +1,153 @@
+"""`python -m trunk_jax.compress RUN --quantize int8 | --prune 0.2`: a smaller run of a tree.
+
+The new run folder evaluates like any other, in either framework; it cannot be trained further.
+"""
+
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from data import compression, datasets, hierarchy, results, runfolder, tables
+from data.compression import Compression
+from data.errors import UserError, run_command
+from data.options import Parser
+from data.recipe import Recipe
+from data.splits import split
+
+_CARRIED = ("tree.json", "metrics.jsonl", "asl/*.json")
+
+
+def smaller_weights(folder: Path, recipe: Recipe, how: Compression) -> dict[str, Any]:
+    """The compressed state_dict of each node, by name."""
+    from trunk_jax import prune, run
+    from trunk_jax.costs import input_shapes
+    from trunk_jax.exchange import to_state_dict
+    from trunk_jax.quantized import quantize
+
+    tree, shape = runfolder.read_tree(folder), datasets.spec(recipe.dataset).image_shape
+    networks = run.load_networks(folder, recipe, tree, shape)
+    shapes = input_shapes(tree, networks, shape)
+    result = {}
+    for node, network in networks.items():
+        if how.method == "int8":
+            result[tree.names[node]] = to_state_dict(quantize(network))
+            continue
+        plan = prune.chains(network, shapes[node], bool(hierarchy.children(tree, node)))
+        result[tree.names[node]] = prune.removed(to_state_dict(network), plan, how.share)
+    return result
+
+
+def compress(folder: Path, how: Compression, out: Path, data_dir: str | None) -> dict[str, Any]:
+    """Write the compressed run to `out`, whole or not at all, and evaluate both.
+
+    Returns `before` and `after`. UserError for a run that is not finished or is compressed
+    already, and if `out` exists.
+    """
+    from trunk_jax.run import FRAMEWORK
+
+    config = runfolder.read_config(folder)
+    if compression.read(folder) is not None:
+        raise UserError(f"{folder} is compressed already; start from the run it was made of")
+    if os.path.lexists(out):
+        raise UserError(f"{out} exists; remove it, or choose another --out")
+    if not (folder / "summary.json").exists():
+        raise UserError(f"{folder} is not finished (go on with train --resume)")
+    recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
+    dataset = datasets.load(recipe.dataset, data_dir or runfolder.data_dir(folder))
+    splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit)
+    parts = {name: getattr(splits, name) for name in ("validation", "test")}
+
+    def summary_of(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        networks = FRAMEWORK.load_networks(run, recipe, tree, dataset.spec.image_shape)
+        found = {
+            name: FRAMEWORK.predict(recipe, tree, networks, examples.images)
+            for name, examples in parts.items()
+        }
+        predicted = {name: (examples, found[name].labels) for name, examples in parts.items()}
+        costs = FRAMEWORK.costs(tree, networks, dataset.spec.image_shape)
+        value = results.summary(config["framework"], recipe, dataset, tree, costs, predicted)
+        return value, found
+
+    before, _ = summary_of(folder)
+    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        aside.mkdir(parents=True)
+        entry = compression.to_json(how)
+        runfolder.write_json(aside / "config.json", config | {"compression": entry})
+        for name, weights in smaller_weights(folder, recipe, how).items():
+            runfolder.write_weights(aside, name, weights)
+        for pattern in _CARRIED:
+            for file in sorted(folder.glob(pattern)):
+                runfolder.write_bytes(aside / file.relative_to(folder), file.read_bytes())
+        after, found = summary_of(aside)
+        results.write_predictions(
+            aside, "test", dataset, parts["test"], found["test"].labels, found["test"].confidence
+        )
+        if (folder / "manifest.json").exists():
+            about = runfolder.read_json(folder / "manifest.json")
+            made = {"run": str(folder.absolute()), "time": _now(), **entry}
+            runfolder.write_json(aside / "manifest.json", about | {"compressed": made})
+        runfolder.write_json(aside / "summary.json", after)
+        aside.rename(out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return {"before": before | _size(folder), "after": after | _size(out)}
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _size(folder: Path) -> dict[str, int]:
+    """`file_bytes` of all nodes' weights."""
+    return {"file_bytes": sum(f.stat().st_size for f in (folder / "weights").glob("*.safetensors"))}
+
+
+def show(value: dict[str, Any], folder: Path, out: Path) -> None:
+    """Both runs on standard output."""
+    columns = ["run", "test", "validation", "weight files MB", "parameters of all nodes",
+               "mean path multiply-adds M"]  # fmt: skip
+    rows = [
+        [str(run), tables.percent(row["accuracy"]["test"]["accuracy"]),
+         tables.percent(row["accuracy"]["validation"]["accuracy"]), tables.mb(row["file_bytes"]),
+         f"{sum(node['parameters'] for node in row['nodes'].values()):,}",
+         tables.millions(row["paths"]["mean"]["multiply_adds"])]
+        for run, row in ((folder, value["before"]), (out, value["after"]))
+    ]  # fmt: skip
+    tables.print_table("MB are 1e6 bytes, M are millions", columns, rows)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Compress as the flags say. UserError for anything a user can put right."""
+    parser = Parser(
+        prog="python -m trunk_jax.compress",
+        description="Write a smaller run of a trained tree: int8 weights, or channels pruned. "
+        "Nothing is trained again.",
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", help="the run folder, of either framework")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--quantize", choices=("int8",), help="weights of all convolutions and "
+        "linear layers in int8, a scale an output channel (default: none)")  # fmt: skip
+    which.add_argument("--prune", type=float, metavar="SHARE", help="take out this share of the "
+        "channels, by L2 norm, wherever nothing else reads them (default: none)")  # fmt: skip
+    add("--data-dir", help="folder of prepared TFDS datasets (default: the run's own)")
+    add("--out", metavar="DIR", help="the new run folder (default: RUN-int8, RUN-prune20, ...)")
+    add("--json", metavar="FILE", help="also write both summaries to FILE (default: none)")
+    options = parser.parse_args(arguments)
+    how = Compression("int8") if options.quantize else Compression("prune", options.prune)
+    compression.check(how)
+    folder = Path(options.run)
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    out = Path(options.out) if options.out else named.with_name(f"{named.name}-{how}")
+    value = compress(folder, how, out, options.data_dir)
+    show(value, folder, out)
+    if options.json:
+        runfolder.write_json(Path(options.json), value)
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))

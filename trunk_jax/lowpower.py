@@ -1,0 +1,57 @@
+"""`python -m trunk_jax.lowpower`: one small CNN and four ways to make it smaller, measured."""
+
+import sys
+from typing import Any
+
+from data import background
+from data.errors import run_command
+from data.streams import stream
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure as the flags say. UserError for anything a user can put right."""
+    options = background.options_of("jax", arguments)
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from trunk_jax.background import networks
+    from trunk_jax.exchange import to_state_dict
+    from trunk_jax.layers import record
+    from trunk_jax.network import apply, cost, merge
+    from trunk_jax.timing import percentiles, seconds
+
+    @jax.jit
+    def scores(network: Any, x: Any) -> Any:
+        return apply(network, x)[0][1]
+
+    def structure(network: Any) -> list[str]:
+        image = jax.ShapeDtypeStruct((1, *background.IMAGE), jnp.float32)
+        with record() as tape:
+            jax.eval_shape(lambda network, x: merge(network)(x), network, image)
+        return [
+            f"{type(layer).__name__:<16} {'x'.join(map(str, x.shape[1:]))} to "
+            f"{'x'.join(map(str, y.shape[1:]))}"
+            for layer, x, y in tape
+        ]
+
+    x = jnp.asarray(background.images(options.seed, options.images))
+    rows, first = {}, None
+    for name, network in networks(stream(options.seed, "lowpower", "weights")).items():
+        out = np.asarray(scores(network, x))
+        first = out if first is None else first
+        taken = seconds(lambda n=network: scores(n, x[:1]).block_until_ready(), options.repeats)
+        costs = cost(network, background.IMAGE)
+        rows[name] = {
+            "structure": structure(network),
+            "bytes": sum(array.nbytes for array in to_state_dict(network).values()),
+            **costs,
+            "flops": 2 * costs["multiply_adds"],
+            "ms": 1e3 * percentiles(taken)[0],
+            **background.agreement(out, first),
+        }
+    background.report(options, "jax", jax.devices()[0].device_kind, rows)
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))

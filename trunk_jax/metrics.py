@@ -1,0 +1,268 @@
+"""`python -m trunk_jax.metrics RUN`: what a trained tree costs, where it errs, what it confuses.
+
+Writes `RUN/measurements.json`, and the heat maps of the root's ASL into `RUN/figures/`.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data import attrition, datasets, hierarchy, runfolder, tables
+from data.datasets import Dataset
+from data.errors import UserError, run_command
+from data.grouping import membership
+from data.options import Parser
+from data.recipe import Recipe
+from data.splits import Splits, split
+from trunk_jax.pictures import style
+from trunk_jax.pictures.run import asl_pictures
+
+FILE = "measurements.json"
+UNITS = {
+    "weight_bytes": "bytes, parameters and running statistics",
+    "file_bytes": "bytes of the weights' files",
+    "peak_activation_bytes": "bytes for one image",
+    "multiply_adds": "of one image",
+    "flops": "of one image, two a multiply-add",
+    "latency_ms": "milliseconds for one image alone, median",
+    "images_per_second": "in batches of 256",
+    "joules_per_image": "joules, idle power included",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `metrics` was asked for."""
+
+    run: Path
+    data_dir: str | None
+    repeats: int
+    membership: str | None
+    json: Path | None
+
+
+def options_of(arguments: list[str] | None) -> Options:
+    """Parse the flags. UserError for any that makes no sense."""
+    parser = Parser(
+        prog="python -m trunk_jax.metrics",
+        description="Measure a finished run, of either framework, with the JAX networks: costs of "
+        "every path, latency, energy, where images leave their true path, what the root confuses.",
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", help="the run folder")
+    add("--data-dir", help="folder of prepared TFDS datasets (default: the run's own)")
+    add("--repeats", type=int, default=50, help="timed calls of each path; 0: no times, no energy "
+        "(default: %(default)s)")  # fmt: skip
+    add("--membership", metavar="CLASS", help="also show how much each class belongs with this "
+        "one, by name or label (default: none; the file has all)")  # fmt: skip
+    add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
+    given = parser.parse_args(arguments)
+    if given.repeats < 0:
+        raise UserError(f"--repeats is {given.repeats}; it must be 0 or more")
+    return Options(
+        Path(given.run),
+        given.data_dir,
+        given.repeats,
+        given.membership,
+        Path(given.json) if given.json else None,
+    )
+
+
+def measure(
+    folder: Path, dataset: Dataset, recipe: Recipe, splits: Splits, repeats: int
+) -> dict[str, Any]:
+    """The content of `measurements.json`. UserError if the run is not finished."""
+    from trunk_jax import costs, route, run, timing
+
+    tree, test = runfolder.read_tree(folder), splits.test
+    shape, names = dataset.spec.image_shape, dataset.spec.class_names
+    networks = run.load_networks(folder, recipe, tree, shape)
+    predicted = route.predict(recipe, tree, networks, test.images).labels
+    of = costs.node_costs(tree, networks, shape, folder)
+    lost = attrition.by_node(tree, test.labels, predicted)
+    counts = np.bincount(test.labels, minlength=len(names))
+    paths = []
+    for path, labels in attrition.sequences(tree).items():
+        row = {
+            "nodes": [tree.names[node] for node in path],
+            "classes": [names[label] for label in labels],
+            "images": int(counts[list(labels)].sum()),
+        }
+        row |= costs.path_costs(of, path)
+        if repeats:
+            mine = test.images[np.isin(test.labels, labels)]
+            row |= timing.path_times(recipe, networks, path, mine, repeats)
+        paths.append(row)
+    value = {
+        "dataset": dataset.title,
+        "split": "test",
+        "images": len(test.labels),
+        "accuracy": float((predicted == test.labels).mean()),
+        "units": UNITS,
+        "device": run.device(),
+        "nodes": {
+            tree.names[node]: {"depth": len(node)} | cost | lost[tree.names[node]]
+            for node, cost in of.items()
+        },
+        "paths": paths,
+        "depths": attrition.by_depth(tree, test.labels, predicted),
+        "root": root_likelihood(folder, recipe, dataset, splits),
+    }
+    value |= costs.extremes(paths)
+    if repeats:
+        value |= whole_tree(recipe, tree, networks, test.images)
+    return value
+
+
+def whole_tree(recipe: Recipe, tree: Any, networks: Any, images: np.ndarray) -> dict[str, Any]:
+    """`images_per_second` of the tree as it is, each image on its own path, and its `energy`."""
+    from data import energy
+    from trunk_jax import route, run, timing
+
+    def work() -> int:
+        route.predict(recipe, tree, networks, images)
+        return len(images)
+
+    taken = min(timing.seconds(work, 3))
+    counters, reason = energy.counters(run.device()["platform"])
+    measured: dict[str, Any] = {"reason": reason}
+    if counters:
+        measured = {"joules_per_image": timing.joules(work, counters)}
+    return {"images_per_second": len(images) / taken, "energy": measured}
+
+
+def root_likelihood(
+    folder: Path, recipe: Recipe, dataset: Dataset, splits: Splits
+) -> dict[str, Any]:
+    """ASL of the root as it starts and as it is after its class phase, and what follows from it.
+
+    `trained` is the run's own; `untrained` that of the network the run started from (for a
+    PyTorch run: that a JAX run would have started from).
+    """
+    names = dataset.spec.class_names
+    recorded = runfolder.read_asl(folder, "root", len(names))
+    if recorded is None:
+        raise UserError(f"{folder / 'asl' / 'root.json'} is missing: the run is not finished")
+    asl, groups = recorded
+    volatility = recipe.root.volatility
+    return {
+        "classes": list(names),
+        "volatility": volatility,
+        "threshold": volatility / len(names),
+        "groups": groups,
+        "untrained": untrained(recipe, len(names), splits).tolist(),
+        "trained": asl.tolist(),
+        "membership": membership(asl, volatility).tolist(),
+    }
+
+
+def untrained(recipe: Recipe, classes: int, splits: Splits) -> np.ndarray:
+    """ASL of the root's initial weights over the training images, float64 [classes, classes]."""
+    import jax.numpy as jnp
+
+    from data.stages import Stage
+    from trunk_jax.fit import Source, program_of
+    from trunk_jax.grow import average_likelihood, initial_network
+
+    images = splits.train.images
+    stage = Stage(hierarchy.bare(classes), hierarchy.ROOT, "class")
+    network = initial_network(recipe, stage.tree, stage.node, "class", {}, images.shape[1:])
+    targets = jnp.asarray(stage.targets(splits.train.labels))
+    program = program_of(recipe, stage.settings(recipe), network)
+    source = Source(jnp.asarray(images), targets, ())
+    return average_likelihood(recipe, program, network, source, stage.name)
+
+
+def label_of(text: str, names: tuple[str, ...]) -> int:
+    """The label that a class name, or a number, stands for. UserError if none."""
+    if text in names:
+        return names.index(text)
+    if text.isdecimal() and int(text) < len(names):
+        return int(text)
+    raise UserError(f"no class {text!r:.80}; the classes: {', '.join(names)}")
+
+
+def show(value: dict[str, Any], of: int | None) -> None:
+    """The tables on standard output. `of`: the label whose memberships are wanted."""
+    mb, millions, percent = tables.mb, tables.millions, tables.percent
+    timed = "latency_ms" in value["paths"][0]
+    columns = ["path", "images", "parameters", "weights MB", "files MB", "peak activations MB",
+               "multiply-adds M", "FLOPs M"]  # fmt: skip
+    columns += ["latency ms (p10 - p90)", "images/s"] if timed else []
+
+    def cells(name: str, row: dict[str, Any]) -> list[str]:
+        result = [
+            name, f"{row['images']:,}" if "images" in row else "", f"{row['parameters']:,.0f}",
+            mb(row["weight_bytes"]), mb(row["file_bytes"]), mb(row["peak_activation_bytes"]),
+            millions(row["multiply_adds"]), millions(row["flops"]),
+        ]  # fmt: skip
+        if timed:
+            low, high = row["latency_ms_p10"], row["latency_ms_p90"]
+            result.append(f"{row['latency_ms']:.2f} ({low:.2f} - {high:.2f})")
+            rate = row.get("images_per_second")
+            result.append(f"{rate:,.0f}" if rate else "")
+        return result
+
+    rows = [cells(" > ".join(row["nodes"]), row) for row in value["paths"]]
+    rows += [cells(name, value[name]) for name in ("shortest", "longest", "mean")]
+    print(f"{value['dataset']} {value['split']}: {percent(value['accuracy'])}")
+    print("MB are 1e6 bytes, M are millions; all for one image, alone\n")
+    tables.print_table("paths", columns, rows)
+    rows = [
+        [name, str(row["depth"]), f"{row['reached']:,}", percent(row["accuracy"]),
+         f"{row['lost']:,}", percent(row["lost_share"]), f"{row['parameters']:,}",
+         millions(row["multiply_adds"])]
+        for name, row in value["nodes"].items()
+    ]  # fmt: skip
+    columns = ["node", "depth", "reached it rightly", "accuracy", "lost here", "of all images",
+               "parameters", "multiply-adds M"]  # fmt: skip
+    tables.print_table("which node loses how much", columns, rows)
+    rows = [
+        [str(row["depth"]), f"{row['decided']:,}", percent(row["accuracy"]),
+         percent(row["on_path"])]
+        for row in value["depths"]
+    ]  # fmt: skip
+    columns = ["decisions", "images that took it", "accuracy", "of all still right"]
+    tables.print_table("accuracy by depth", columns, rows)
+    if "energy" in value:
+        print(f"whole tree: {value['images_per_second']:,.0f} images/s")
+        energy = value["energy"]
+        for name, joules in energy.get("joules_per_image", {}).items():
+            print(f"energy: {1e3 * joules:.3f} mJ an image ({name}, idle power included)")
+        if "reason" in energy:
+            print(f"energy: not measured, {energy['reason']}")
+    if of is not None:
+        root, names = value["root"], value["root"]["classes"]
+        rows = [
+            [name, f"{root['trained'][of][j]:.4f}", f"{root['membership'][of][j]:.4f}"]
+            for j, name in enumerate(names)
+        ]
+        threshold = f"together above {root['threshold']:.4f}"
+        columns = ["class", f"mean probability ({threshold})", "membership"]
+        print()
+        tables.print_table(f"on images of {names[of]}, at the root", columns, rows)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure as the flags say. UserError for anything a user can put right."""
+    options = options_of(arguments)
+    folder = options.run
+    recipe = runfolder.read_recipe(folder)
+    names = datasets.spec(recipe.dataset).class_names
+    of = None if options.membership is None else label_of(options.membership, names)
+    dataset = datasets.load(recipe.dataset, options.data_dir or runfolder.data_dir(folder))
+    splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit)
+    value = measure(folder, dataset, recipe, splits, options.repeats)
+    runfolder.write_json(folder / FILE, value)
+    heat_maps = asl_pictures(folder, runfolder.read_tree(folder), names)  # reads what is in FILE
+    style.write(heat_maps["asl-root"], folder / "figures", "asl-root")
+    show(value, of)
+    if options.json:
+        runfolder.write_json(options.json, value)
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))

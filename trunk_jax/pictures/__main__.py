@@ -1,0 +1,35 @@
+"""`python -m trunk_jax.pictures RUN`: PNG and SVG pictures of a finished run in `RUN/figures/`."""
+
+import sys
+from pathlib import Path
+
+from data.errors import run_command
+from data.options import Parser
+from trunk_jax.pictures.run import drawings
+from trunk_jax.pictures.style import write
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Draw as the flags say. UserError for anything a user can put right."""
+    parser = Parser(
+        prog="python -m trunk_jax.pictures",
+        description="Draw a finished run of either framework: its tree, confusion matrix, training "
+        "curves and likelihoods. Confusions are those of the last evaluate.",
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", help="the run folder")
+    add("--split", choices=("train", "validation", "test"), default="test",
+        help="the predictions to show; evaluate writes them (default: %(default)s)")  # fmt: skip
+    add("--leaves", choices=("images", "names"), default="images", help="what stands at the "
+        "tree's leaves beside the classes' names (default: %(default)s)")  # fmt: skip
+    add("--data-dir", help="folder of prepared TFDS datasets, for --leaves images (default: the "
+        "run's own)")  # fmt: skip
+    options = parser.parse_args(arguments)
+    folder = Path(options.run)
+    made = drawings(folder, options.split, options.leaves == "images", options.data_dir)
+    for name, drawing in made.items():
+        print(*write(drawing, folder / "figures", name), sep="\n")
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))

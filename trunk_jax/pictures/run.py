@@ -1,0 +1,108 @@
+"""The pictures of a run, from the files in its folder."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from data import datasets, hierarchy, metrics, runfolder
+from data.datasets import Examples
+from data.errors import UserError
+from data.hierarchy import ROOT, Tree
+from trunk_jax.pictures.confusion import confusion_matrix
+from trunk_jax.pictures.curves import training_curves
+from trunk_jax.pictures.likelihood import likelihoods
+from trunk_jax.pictures.tree import tree_picture
+
+
+def drawings(
+    folder: Path, split: str = "test", images: bool = True, data_dir: str | None = None
+) -> dict[str, Figure]:
+    """Pictures by file name: `tree`, `confusion-<split>`, `curves`, `asl-<node>` of each node.
+
+    `images`: show one of each class at the leaves, which needs the dataset. UserError if the
+    run is not finished.
+    """
+    recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
+    about = datasets.spec(recipe.dataset)
+    names = about.class_names
+    summary = runfolder.read_json(folder / "summary.json")
+    what = f"{summary['dataset_title']}, {recipe.backbone} nodes"
+    labels, predicted = read_predictions(folder, split, len(names))
+    samples = None
+    if images:
+        data = datasets.load(recipe.dataset, data_dir or runfolder.data_dir(folder))
+        samples = first_of_each(data.test, recipe.dataset == "emnist")
+    counts = metrics.confusion(labels, predicted, len(names))
+    result = {
+        "tree": tree_picture(tree, names, labels, predicted, f"{what}: {split}", samples),
+        f"confusion-{split}": confusion_matrix(counts, names, tree, f"{what}: {split}"),
+    }
+    rows = runfolder.read_metrics(folder)
+    if rows:
+        result["curves"] = training_curves(rows, recipe.ties, f"{what}: training")
+    return result | asl_pictures(folder, tree, names)
+
+
+def asl_pictures(folder: Path, tree: Tree, names: tuple[str, ...]) -> dict[str, Figure]:
+    """A heat map for each node with an ASL; the root's beside its untrained one if measured."""
+    result = {}
+    for node in hierarchy.nodes(tree):
+        members = hierarchy.members(tree, node)
+        name = tree.names[node]
+        recorded = runfolder.read_asl(folder, name, len(members))
+        if recorded is None:
+            continue
+        matrices = {"after its class phase": recorded[0]}
+        if node == ROOT and (before := _untrained(folder, len(names))) is not None:
+            matrices = {"untrained": before} | matrices
+        volatility = runfolder.read_recipe(folder).node(node == ROOT).volatility
+        result[f"asl-{name}"] = likelihoods(
+            matrices,
+            [names[label] for label in members],
+            recorded[1],
+            volatility / len(members),
+            f"What {name} confuses",
+        )
+    return result
+
+
+def _untrained(folder: Path, classes: int) -> np.ndarray | None:
+    """The untrained root's ASL that `trunk_jax.metrics` has left, if it has."""
+    file = folder / "measurements.json"
+    if not file.exists():
+        return None
+    try:
+        asl = np.array(runfolder.read_json(file)["root"]["untrained"], np.float64)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return asl if asl.shape == (classes, classes) and np.isfinite(asl).all() else None
+
+
+def read_predictions(folder: Path, split: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """(labels, predicted) of `predictions-<split>.csv`. UserError if missing or damaged."""
+    file = folder / f"predictions-{split}.csv"
+    if not file.exists():
+        raise UserError(f"{file} is missing; write it with evaluate --split {split}")
+    try:
+        with open(file, newline="") as lines:
+            rows: list[dict[str, Any]] = list(csv.DictReader(lines))
+        labels = np.array([int(row["label"]) for row in rows])
+        predicted = np.array([int(row["predicted"]) for row in rows])
+        both = np.concatenate([labels, predicted])
+        if not len(both) or both.min() < 0 or both.max() >= classes:
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{file} does not hold predictions of {classes} classes") from None
+    return labels, predicted
+
+
+def first_of_each(examples: Examples, turned: bool) -> dict[int, np.ndarray]:
+    """The first image of each class by label; `turned`: EMNIST's, which lie on their side."""
+    labels, first = np.unique(examples.labels, return_index=True)
+    images = examples.images[first]
+    if turned:
+        images = images.transpose(0, 2, 1, 3)
+    return dict(zip(labels.tolist(), images, strict=True))

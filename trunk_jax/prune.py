@@ -1,0 +1,173 @@
+"""Structured pruning by the L2 norm of a convolution's rows: as masks, or physically smaller.
+
+A row is an output channel. It can be taken out where nothing but the layers on its way to the
+next convolution or linear layer reads it. Which layers those are is seen from one pass: what
+reads which tensor. A tensor that a shortcut may read as well, or that the children are given,
+keeps its channels.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from data.errors import UserError
+from trunk_jax.exchange import to_state_dict
+from trunk_jax.layers import (
+    BatchNorm,
+    Conv,
+    Dropout,
+    Flatten,
+    GlobalAvgPool,
+    Identity,
+    Layer,
+    Linear,
+    MaxPool,
+    Relu,
+    Relu6,
+    record,
+)
+from trunk_jax.network import Network, dtype_of, merge, split
+from trunk_jax.nodes import Shape
+
+_CHANNELWISE = (BatchNorm, Relu, Relu6, MaxPool, Dropout, Identity, GlobalAvgPool)
+Weights = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A convolution whose rows can be removed.
+
+    `producer`, `carriers`, `consumer`: names of the convolution, of the layers with an entry a
+    channel between, and of the layer that reads it; `block`: entries of the consumer's second
+    axis that belong to one channel (above 1 after Flatten).
+    """
+
+    producer: str
+    carriers: tuple[str, ...]
+    consumer: str
+    block: int
+
+
+def chains(network: Network, in_shape: Shape, keep_features: bool) -> list[Chain]:
+    """All convolutions of a network whose rows can be removed.
+
+    `keep_features`: whether somebody else reads the features, as a node's children do.
+    """
+    module = merge(network)
+    names = {id(m): ".".join(map(str, path)) for path, m in nnx.iter_modules(module)}
+    kept: list[Array] = []
+
+    def run(x: Array) -> Array:
+        features, scores = module(x)
+        kept.append(features)
+        return scores
+
+    image = jax.ShapeDtypeStruct((1, *in_shape), dtype_of(network))
+    with record() as tape:
+        jax.eval_shape(run, image)
+    steps = [(layer, x, y) for layer, x, y in tape if x is not y]
+    made = {id(y) for _, _, y in steps}
+    first = id(steps[0][1])
+    # What no layer made is a sum of two tensors of its shape; either may be read elsewhere.
+    added = {x.shape for _, x, _ in steps if id(x) not in made and id(x) != first}
+    if keep_features:
+        made.discard(id(kept[0]))
+
+    def readers(tensor: Array) -> list[tuple[Layer, Array]]:
+        return [(layer, y) for layer, x, y in steps if x is tensor]
+
+    result = []
+    for layer, _, y in steps:
+        if isinstance(layer, Conv) and layer.groups == 1:
+            found = _follow(layer, y, readers, made, added, names)
+            if found:
+                result.append(found)
+    return result
+
+
+def _follow(producer, tensor, readers, made, added, names) -> Chain | None:
+    carriers, block = [], 1
+    while True:
+        read = readers(tensor)
+        if len(read) != 1 or id(tensor) not in made or tensor.shape in added:
+            return None
+        layer, result = read[0]
+        depthwise = isinstance(layer, Conv) and layer.groups == tensor.shape[-1]
+        if isinstance(layer, Conv | Linear) and not depthwise:
+            return Chain(names[id(producer)], tuple(carriers), names[id(layer)], block)
+        if isinstance(layer, Flatten):
+            block = math.prod(tensor.shape[1:3])
+        elif not isinstance(layer, _CHANNELWISE) and not depthwise:
+            return None
+        if depthwise or isinstance(layer, BatchNorm):
+            carriers.append(names[id(layer)])
+        tensor = result
+
+
+def weakest(weight: np.ndarray, share: float) -> np.ndarray:
+    """The rows with the smallest L2 norms, sorted: `share` of them, rounded, never all."""
+    rows = len(weight)
+    count = min(round(share * rows), rows - 1)
+    norms = np.sqrt(np.square(weight.reshape(rows, -1).astype(np.float64)).sum(1))
+    return np.sort(np.argsort(norms, kind="stable")[:count])
+
+
+def masked(network: Network, share: float) -> Weights:
+    """The weights with the weakest rows of every convolution and linear layer set to zero.
+
+    Biases stay, as in the published demonstration; nothing gets smaller.
+    """
+    weights = to_state_dict(network)
+    for name, weight in weights.items():
+        if weight.ndim > 1:
+            weights[name] = weight.copy()
+            weights[name][weakest(weight, share)] = 0
+    return weights
+
+
+def removed(weights: Mapping[str, np.ndarray], plan: list[Chain], share: float) -> Weights:
+    """The weights without the weakest rows of every chain, and without what read them."""
+    result = dict(weights)
+    for chain in plan:
+        weight = weights[f"{chain.producer}.weight"]
+        keep = np.setdiff1d(np.arange(len(weight)), weakest(weight, share))
+        for layer in (chain.producer, *chain.carriers):
+            for name, array in result.items():
+                if name.startswith(f"{layer}.") and array.ndim:
+                    result[name] = array[keep]
+        name = f"{chain.consumer}.weight"
+        columns = (keep[:, None] * chain.block + np.arange(chain.block)).reshape(-1)
+        result[name] = result[name][:, columns]
+    return result
+
+
+def resized(network: Network, in_shape: Shape, weights: Mapping[str, np.ndarray]) -> Network:
+    """The network with arrays of the shapes that pruned weights have; their values are zeros.
+
+    UserError if those shapes do not fit together.
+    """
+    from trunk_jax.exchange import LAYOUTS
+
+    module = merge(network)
+    for path, layer in nnx.iter_modules(module):
+        for theirs, (ours, axes) in LAYOUTS.get(type(layer), {}).items():
+            array = weights.get(".".join(map(str, (*path, theirs))))
+            variable = getattr(layer, ours)
+            if array is not None and variable is not None and array.ndim == len(axes):
+                shape = np.array(array.shape, int)[np.argsort(axes)] if array.ndim else ()
+                variable.set_value(jnp.zeros(tuple(int(n) for n in shape), variable.dtype))
+        if isinstance(layer, Conv) and layer.groups > 1:
+            layer.groups = layer.kernel.shape[-1]
+    image = jax.ShapeDtypeStruct((1, *in_shape), dtype_of(network))
+    try:
+        jax.eval_shape(module, image)
+    except (TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0][:160]
+        raise UserError(f"the pruned layers do not fit together ({reason})") from None
+    return split(module)

@@ -1,0 +1,67 @@
+"""`python -m trunk_torch_ref.lowpower`: one small CNN and four ways to make it smaller."""
+
+import sys
+import time
+
+from data import background
+from data.errors import run_command
+from data.streams import integer
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure as the flags say. UserError for anything a user can put right."""
+    options = background.options_of("torch", arguments)
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from trunk_torch_ref.background import base, compressed, forms
+    from trunk_torch_ref.exchange import to_state_dict
+    from trunk_torch_ref.network import cost, seeded
+    from trunk_torch_ref.run import channel_first, device, where
+
+    def structure(module: nn.Module, x: torch.Tensor) -> list[str]:
+        lines: list[str] = []
+
+        def note(layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+            sizes = ("x".join(map(str, t.shape[1:])) for t in (inputs[0], output))
+            lines.append(f"{type(layer).__name__:<18} {' to '.join(sizes)}")
+
+        leaves = [m for m in module.modules() if not any(m.children())]
+        hooks = [leaf.register_forward_hook(note) for leaf in leaves]
+        module(x)
+        for hook in hooks:
+            hook.remove()
+        return lines
+
+    def milliseconds(module: nn.Module, x: torch.Tensor) -> float:
+        taken = []
+        for _ in range(options.repeats + 2):  # two to warm up
+            began = time.perf_counter()
+            module(x)[1].cpu()
+            taken.append(time.perf_counter() - began)
+        return 1e3 * float(np.median(taken[2:]))
+
+    pixels = background.images(options.seed, options.images).transpose(0, 3, 1, 2)
+    x = torch.tensor(np.ascontiguousarray(pixels), device=where())
+    with seeded(integer(options.seed, "lowpower", "weights")):
+        start, other = base(), compressed()
+    rows, first = {}, None
+    with torch.no_grad():
+        for name, module in forms(start.to(where()), other.to(where())).items():
+            out = module(x)[1].cpu().numpy()
+            first = out if first is None else first
+            costs = cost(module, channel_first(background.IMAGE))
+            rows[name] = {
+                "structure": structure(module, x[:1]),
+                "bytes": sum(array.nbytes for array in to_state_dict(module).values()),
+                **costs,
+                "flops": 2 * costs["multiply_adds"],
+                "ms": milliseconds(module, x[:1]),
+                **background.agreement(out, first),
+            }
+    background.report(options, "torch", device()["kind"], rows)
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))
