@@ -108,17 +108,17 @@ _NETWORKS: dict[tuple[str, str], dict[str, Network]] = {
         "others": _resnet(0, (80,)),
     },
     ("svhn", "resnet"): {
-        "root": _resnet(16, (32, 2), (32,), (64, 2)),
+        "root": _resnet(24, (24,), (48, 2), (64, 2)),
         "others": _resnet(0, (64,)),
     },
     ("emnist", "resnet"): {
-        "root": _resnet(16, (32, 2), (32,), (64, 2)),
+        "root": _resnet(24, (24,), (48, 2), (64, 2)),
         "others": _resnet(0, (64,)),
     },
     ("digits", "resnet"): {"root": _resnet(16, (16,), (32, 2)), "others": _resnet(0, (32,))},
     ("cifar10", "monolith"): {"others": _resnet(24, (24,), (48, 2), (48,), (64, 2), (80,))},
-    ("svhn", "monolith"): {"others": _resnet(16, (32, 2), (32,), (64, 2), (64,))},
-    ("emnist", "monolith"): {"others": _resnet(16, (32, 2), (32,), (64, 2), (64,))},
+    ("svhn", "monolith"): {"others": _resnet(24, (24,), (48, 2), (64, 2), (64,))},
+    ("emnist", "monolith"): {"others": _resnet(24, (24,), (48, 2), (64, 2), (64,))},
     ("digits", "monolith"): {"others": _resnet(16, (16,), (32, 2), (32,))},
 }
 
