@@ -84,6 +84,7 @@ def inputs(
     mine = {name: torch.tensor(values[index], device=device) for name, values in draws.items()}
     images = source.images[torch.tensor(index, dtype=torch.int64, device=device)]
     x = prepare(images, mine, policy, recipe.mean, recipe.std, dtype)
+    x = x.contiguous(memory_format=torch.channels_last)  # in which CPU convolutions are fast
     for network in source.above:
         x = features(network, x)
     return x
@@ -164,6 +165,7 @@ def fit(
     plans = epochs.training_batches(recipe, stage, phase.epochs, targets)
     checks = epochs.validation_batches(recipe, stage, check_targets)
 
+    network = network.to(memory_format=torch.channels_last)
     moments = optimizer(phase, network.parameters())
     schedule = scheduler(phase, moments, max(len(batches.index) for batches in plans))
     state, best = State(network, moments, schedule), copy.deepcopy(network)
