@@ -105,7 +105,7 @@ _NETWORKS: dict[tuple[str, str], dict[str, Network]] = {
     ("digits", "vgg"): {"root": _vgg("c16 c32 M D"), "others": _vgg("c32 c64 D")},
     ("cifar10", "resnet"): {
         "root": _resnet(24, (24,), (48, 2), (48,), (64, 2)),
-        "others": _resnet(0, (80,)),
+        "others": _resnet(0, (72,)),
     },
     ("svhn", "resnet"): {
         "root": _resnet(24, (24,), (48, 2), (64, 2)),
@@ -116,7 +116,7 @@ _NETWORKS: dict[tuple[str, str], dict[str, Network]] = {
         "others": _resnet(0, (64,)),
     },
     ("digits", "resnet"): {"root": _resnet(16, (16,), (32, 2)), "others": _resnet(0, (32,))},
-    ("cifar10", "monolith"): {"others": _resnet(24, (24,), (48, 2), (48,), (64, 2), (80,))},
+    ("cifar10", "monolith"): {"others": _resnet(24, (24,), (48, 2), (48,), (64, 2), (72,))},
     ("svhn", "monolith"): {"others": _resnet(24, (24,), (48, 2), (64, 2), (64,))},
     ("emnist", "monolith"): {"others": _resnet(24, (24,), (48, 2), (64, 2), (64,))},
     ("digits", "monolith"): {"others": _resnet(16, (16,), (32, 2), (32,))},

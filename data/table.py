@@ -11,8 +11,8 @@ from data.options import Parser
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 HEADER = (
-    "| data | network | nodes | test accuracy, % (95 % interval) | right | multiply-adds, mean path "
-    "| parameters, mean path |\n|---|---|---|---|---|---|---|"
+    "| data | network | nodes | test accuracy, % (95 % interval) | right "
+    "| multiply-adds, mean path | parameters, mean path |\n|---|---|---|---|---|---|---|"
 )
 
 

@@ -108,7 +108,7 @@ def joint_recipe() -> Recipe:
     joint = replace(recipe.joint, label_smoothing=0.1)
     recipe = replace(recipe, joint=joint)
     return recipes.override(
-        recipe, epochs=2, volatility=1.4, limit=400, batch_size=32, eval_batch_size=64
+        recipe, epochs=2, volatility=1.5, limit=400, batch_size=32, eval_batch_size=64
     )
 
 
