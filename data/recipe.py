@@ -26,6 +26,7 @@ FAULTS = (
 LOSSES = ("nll", "cross_entropy")
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("cosine", "step", "constant", "onecycle")
+PRECISIONS = ("float32", "bfloat16")
 PROTOCOLS = ("holdout", "published")
 TIES = ("first", "last")
 GROUPINGS = ("threshold", "sampled")
@@ -43,6 +44,8 @@ class Phase:
     once a batch: onecycle (PyTorch's OneCycleLR, its rate alone), which rises from lr / 25 to
     `lr` in the share `warmup` of all steps and falls to almost 0, both along a cosine.
     `nesterov`: for SGD. `label_smoothing`: the share of a target spread evenly over all outputs.
+    `precision`, of joint training: bfloat16 lets products be taken of values rounded to it;
+    parameters, statistics and validation stay float32.
     """
 
     epochs: int
@@ -57,6 +60,7 @@ class Phase:
     warmup: float = 0.3
     nesterov: bool = False
     label_smoothing: float = 0.0
+    precision: str = "float32"
 
 
 # Settings that came after the first runs were written: left out of `config.json` while they have
@@ -64,7 +68,7 @@ class Phase:
 _LATER = {
     field.name: field.default
     for field in dataclasses.fields(Phase)
-    if field.name in ("warmup", "nesterov", "label_smoothing")
+    if field.name in ("warmup", "nesterov", "label_smoothing", "precision")
 }
 
 
@@ -196,6 +200,10 @@ def check(recipe: Recipe) -> Recipe:
         _need(good, "volatility", row.volatility, "a number above 0")
         _check_phase(recipe, row.class_phase)
         _check_phase(recipe, row.group_phase)
+        for phase in (row.class_phase, row.group_phase):
+            _need(
+                phase.precision == "float32", "precision", phase.precision, "float32 but in joint"
+            )
     if recipe.joint is not None:
         _check_phase(recipe, recipe.joint)
         faulty = [fault for fault in recipe.faults if fault in _NOT_JOINT]
@@ -217,6 +225,7 @@ def _check_phase(recipe: Recipe, phase: Phase) -> None:
     _need(phase.period > 0 or not needs_period, "period", phase.period, "above 0 for step")
     _need(0 < phase.warmup < 1, "warmup", phase.warmup, "between 0 and 1")
     _need(0 <= phase.label_smoothing < 1, "label smoothing", phase.label_smoothing, "0 to 1")
+    _need(phase.precision in PRECISIONS, "precision", phase.precision, PRECISIONS)
     smooth = phase.label_smoothing == 0 or recipe.loss == "cross_entropy"
     _need(smooth, "label smoothing", phase.label_smoothing, "0 for the loss nll")
     accelerated = not phase.nesterov or (phase.optimizer == "sgd" and phase.momentum > 0)

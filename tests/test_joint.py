@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from conftest import fixed_groups
+
 from data import grouping, hierarchy, joint
 from data import recipe as recipes
 from data.errors import UserError

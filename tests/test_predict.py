@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import fixed_groups
 from PIL import Image
 
-from conftest import fixed_groups
 from data import card, datasets, grouping, pictures, runfolder, table
 from data.errors import UserError
 
@@ -121,7 +121,9 @@ def run(tmp_path_factory):
     from trunk_jax import train
 
     folder = tmp_path_factory.mktemp("run") / "run"
-    train.main(f"--recipe efficient --epochs 2 --volatility 1.5 --limit 400 --out {folder}".split())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grouping, "group", fixed_groups)
+        train.main(f"--recipe efficient --epochs 2 --limit 400 --out {folder}".split())
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -87,7 +88,9 @@ def train_step(
         return objective(program, layout, networks, x, labels, mode)
 
     params = {name: network.params for name, network in state.networks.items()}
-    (total, (right, stats)), gradients = jax.value_and_grad(value, has_aux=True)(params)
+    lower = program.phase.precision == "bfloat16"
+    with jax.default_matmul_precision("bfloat16") if lower else nullcontext():
+        (total, (right, stats)), gradients = jax.value_and_grad(value, has_aux=True)(params)
     steps, moments = optimizer(program.phase).update(gradients, state.moments, params)
     params = descend(params, steps, learning_rate)
     networks = {

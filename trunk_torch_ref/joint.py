@@ -81,7 +81,9 @@ def train_step(
     """One step on one batch, in place: (loss, number of right answers), without gradients."""
     state.networks.train()
     state.optimizer.zero_grad()
-    value, right = objective(recipe, phase, layout, state.networks, x, labels)
+    lower = phase.precision == "bfloat16"
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=lower):
+        value, right = objective(recipe, phase, layout, state.networks, x, labels)
     value.backward()
     state.optimizer.step()
     if each_step(phase):
