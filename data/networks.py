@@ -108,17 +108,17 @@ _NETWORKS: dict[tuple[str, str], dict[str, Network]] = {
         "others": _resnet(0, (72,)),
     },
     ("svhn", "resnet"): {
-        "root": _resnet(24, (24,), (48, 2), (64, 2)),
-        "others": _resnet(0, (64,)),
+        "root": _resnet(24, (24,), (40, 2), (40,), (56, 2), (56,)),
+        "others": _resnet(0, (48,)),
     },
     ("emnist", "resnet"): {
-        "root": _resnet(24, (24,), (48, 2), (64, 2)),
-        "others": _resnet(0, (64,)),
+        "root": _resnet(24, (24,), (40, 2), (40,), (56, 2), (56,)),
+        "others": _resnet(0, (40,)),
     },
     ("digits", "resnet"): {"root": _resnet(16, (16,), (32, 2)), "others": _resnet(0, (32,))},
     ("cifar10", "monolith"): {"others": _resnet(24, (24,), (48, 2), (48,), (64, 2), (72,))},
-    ("svhn", "monolith"): {"others": _resnet(24, (24,), (48, 2), (64, 2), (64,))},
-    ("emnist", "monolith"): {"others": _resnet(24, (24,), (48, 2), (64, 2), (64,))},
+    ("svhn", "monolith"): {"others": _resnet(24, (24,), (40, 2), (40,), (56, 2), (56,), (48,))},
+    ("emnist", "monolith"): {"others": _resnet(24, (24,), (40, 2), (40,), (56, 2), (56,), (40,))},
     ("digits", "monolith"): {"others": _resnet(16, (16,), (32, 2), (32,))},
 }
 
