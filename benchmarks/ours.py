@@ -119,7 +119,7 @@ def _epoch(case: Case, form: str, folder: Path) -> Round:
         assert source.kept is not None
     index = jnp.arange(count).reshape(8, STEP_BATCH)
     valid = jnp.ones(index.shape, bool)
-    rate = jnp.asarray(phase.lr, jnp.float32)
+    rates = jnp.full(8, phase.lr, jnp.float32)
 
     def run():
         network = jax.tree.map(jnp.copy, networks[node])  # the state is donated
@@ -127,7 +127,7 @@ def _epoch(case: Case, form: str, folder: Path) -> Round:
         sums = (jnp.zeros(()), jnp.zeros((), jnp.int32))
         return fit.train_steps(
             program, recipe.augment, False, state, sums, source, index, valid, {},
-            jax.random.key(0), rate, 0, 8,
+            jax.random.key(0), rates, 0, 8,
         )  # fmt: skip
 
     return partial(_timed, run, count)

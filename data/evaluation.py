@@ -2,7 +2,7 @@
 
 import sys
 
-from data import datasets, results, runfolder
+from data import card, datasets, results, runfolder
 from data.framework import Framework
 from data.options import EvaluateOptions
 from data.splits import split
@@ -11,6 +11,7 @@ from data.splits import split
 def evaluate(framework: Framework, options: EvaluateOptions) -> None:
     """Recompute a finished run's accuracy from its weights, print it, and write predictions.
 
+    A folder with a model card (checkpoints/) is not written to.
     UserError for anything a user can put right.
     """
     folder, part = options.run, options.split
@@ -21,7 +22,8 @@ def evaluate(framework: Framework, options: EvaluateOptions) -> None:
     with framework.exact():
         found = framework.predict(recipe, tree, networks, examples.images)
     value = results.evaluation(part, recipe, dataset, tree, examples, found.labels)
-    results.write_predictions(folder, part, dataset, examples, found.labels, found.confidence)
+    if not (folder / card.NAME).exists():  # what has a card is handed on as it is
+        results.write_predictions(folder, part, dataset, examples, found.labels, found.confidence)
     if dataset.fingerprint != runfolder.read_config(folder).get("dataset_sha256"):
         print("note: these are not the images that the run was trained on", file=sys.stderr)
     print(

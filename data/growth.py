@@ -53,6 +53,7 @@ def grow_into(
     fit: Callable[[Stage], None],
     likelihood: Callable[[Stage], np.ndarray],
     weights: Callable[[Path], dict[str, np.ndarray]],
+    joint: Callable[[Stage], None],
 ) -> Tree:
     """Grow a tree and keep it in a run folder; an ASL that is there already is used again.
 
@@ -60,6 +61,7 @@ def grow_into(
       fit: train a stage's node.
       likelihood: the ASL of a node after its class stage.
       weights: a trained node's state_dict.
+      joint: train all nodes of the grown tree together, if the recipe says so.
 
     """
 
@@ -78,10 +80,15 @@ def grow_into(
         runfolder.write_tree(folder, tree)
         runfolder.write_weights(folder, tree.names[node], weights(node))
 
-    return grow(
+    tree = grow(
         classes,
         fit=lambda tree, node, phase: fit(Stage(tree, node, phase)),
         likelihood=lambda tree, node: likelihood(Stage(tree, node, "class")),
         decide=decide,
         finish=finish,
     )
+    if recipe.joint is not None:
+        joint(Stage(tree, ROOT, "joint"))
+        for node in hierarchy.nodes(tree):
+            runfolder.write_weights(folder, tree.names[node], weights(node))
+    return tree

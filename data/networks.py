@@ -1,4 +1,4 @@
-"""The published node networks as data: which layers each node has (published.md, section 2).
+"""The node networks as data: which layers each node has (published.md, section 2, and ours).
 
 A mobilenet node is a list of inverted residuals (out, expansion, stride) after an optional
 stem; a vgg node a list of words:
@@ -10,6 +10,10 @@ stem; a vgg node a list of words:
 | `M` | 2x2 max pool |
 | `D`, `D2` | dropout of elements, of whole channels, with probability 1/2 |
 
+A resnet node, ours, is a list of basic blocks (out, stride) after an optional stem, with live
+shortcuts; a monolith is one such network for all classes, of about the cost of a resnet tree's
+paths, to compare it with.
+
 The networks for `digits` are ours, in the published manner.
 """
 
@@ -17,7 +21,7 @@ from dataclasses import dataclass
 
 from data.errors import UserError
 
-BACKBONES = ("mobilenet", "vgg")
+BACKBONES = ("mobilenet", "vgg", "resnet", "monolith")
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,23 @@ class Vgg:
     layers: tuple[str, ...]
 
 
-Network = MobileNet | Vgg
+@dataclass(frozen=True)
+class Block:
+    """A basic residual block: two 3x3 convolutions to `out` channels, the first with `stride`."""
+
+    out: int
+    stride: int = 1
+
+
+@dataclass(frozen=True)
+class ResNet:
+    """`stem`: channels of the 3x3 stem convolution, 0 for none (all nodes but the root)."""
+
+    stem: int
+    blocks: tuple[Block, ...]
+
+
+Network = MobileNet | Vgg | ResNet
 
 
 def _residuals(*rows: tuple[int, ...]) -> tuple[Residual, ...]:
@@ -64,6 +84,10 @@ def _vgg(words: str) -> Vgg:
     return Vgg(tuple(words.split()))
 
 
+def _resnet(stem: int, *rows: tuple[int, ...]) -> ResNet:
+    return ResNet(stem, tuple(Block(*row) for row in rows))
+
+
 _NETWORKS: dict[tuple[str, str], dict[str, Network]] = {
     ("emnist", "mobilenet"): {"root": _MOBILENET_ROOT, "others": _MOBILENET_NODE},
     ("svhn", "mobilenet"): {"root": _MOBILENET_ROOT, "others": _MOBILENET_NODE},
@@ -79,6 +103,23 @@ _NETWORKS: dict[tuple[str, str], dict[str, Network]] = {
     ("emnist", "vgg"): {"root": _vgg("c16 M c16 D"), "others": _vgg("c32 c48 M")},
     ("svhn", "vgg"): {"root": _vgg("c16 c32 c32 M"), "others": _vgg("c32 c64 M D")},
     ("digits", "vgg"): {"root": _vgg("c16 c32 M D"), "others": _vgg("c32 c64 D")},
+    ("cifar10", "resnet"): {
+        "root": _resnet(24, (24,), (48, 2), (48,), (64, 2)),
+        "others": _resnet(0, (72,)),
+    },
+    ("svhn", "resnet"): {
+        "root": _resnet(24, (24,), (40, 2), (40,), (56, 2), (56,)),
+        "others": _resnet(0, (48,)),
+    },
+    ("emnist", "resnet"): {
+        "root": _resnet(24, (24,), (40, 2), (40,), (56, 2), (56,)),
+        "others": _resnet(0, (40,)),
+    },
+    ("digits", "resnet"): {"root": _resnet(16, (16,), (32, 2)), "others": _resnet(0, (32,))},
+    ("cifar10", "monolith"): {"others": _resnet(24, (24,), (48, 2), (48,), (64, 2), (72,))},
+    ("svhn", "monolith"): {"others": _resnet(24, (24,), (40, 2), (40,), (56, 2), (56,), (48,))},
+    ("emnist", "monolith"): {"others": _resnet(24, (24,), (40, 2), (40,), (56, 2), (56,), (40,))},
+    ("digits", "monolith"): {"others": _resnet(16, (16,), (32, 2), (32,))},
 }
 
 

@@ -25,10 +25,13 @@ FAULTS = (
 )
 LOSSES = ("nll", "cross_entropy")
 OPTIMIZERS = ("adam", "sgd")
-SCHEDULES = ("cosine", "step", "constant")
+SCHEDULES = ("cosine", "step", "constant", "onecycle")
+PRECISIONS = ("float32", "bfloat16")
 PROTOCOLS = ("holdout", "published")
 TIES = ("first", "last")
 GROUPINGS = ("threshold", "sampled")
+# Faults of how batches and validation are made; joint training makes its own.
+_NOT_JOINT = ("subset_batches", "train_mode_validation", "drop_last_validation")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,12 @@ class Phase:
 
     `optimizer`: PyTorch's Adam or SGD with coupled weight decay (L2 added to the gradient).
     `schedule`, stepped once an epoch: cosine with T_max = `period` (which rises again after
-    it; 0 means all epochs), step (times `factor` every `period` epochs), or constant.
+    it; 0 means all epochs), step (times `factor` every `period` epochs), or constant; stepped
+    once a batch: onecycle (PyTorch's OneCycleLR, its rate alone), which rises from lr / 25 to
+    `lr` in the share `warmup` of all steps and falls to almost 0, both along a cosine.
+    `nesterov`: for SGD. `label_smoothing`: the share of a target spread evenly over all outputs.
+    `precision`, of joint training: bfloat16 lets products be taken of values rounded to it;
+    parameters, statistics and validation stay float32.
     """
 
     epochs: int
@@ -49,6 +57,19 @@ class Phase:
     schedule: str = "constant"
     period: int = 0
     factor: float = 0.1
+    warmup: float = 0.3
+    nesterov: bool = False
+    label_smoothing: float = 0.0
+    precision: str = "float32"
+
+
+# Settings that came after the first runs were written: left out of `config.json` while they have
+# their defaults, so that those runs still equal the recipes that they were made with.
+_LATER = {
+    field.name: field.default
+    for field in dataclasses.fields(Phase)
+    if field.name in ("warmup", "nesterov", "label_smoothing", "precision")
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +88,7 @@ class Recipe:
     `mean`, `std`: per channel, applied to pixels/255; empty for none.
     `ties`: which of the epochs with the same validation accuracy is kept.
     `limit`: use only so many training (and of validation and test) images; 0 for all.
+    `joint`: how all nodes are trained together once the tree is grown; None: they are not.
     """
 
     name: str
@@ -87,6 +109,7 @@ class Recipe:
     ties: str = "last"
     limit: int = 0
     faults: tuple[str, ...] = ()
+    joint: Phase | None = None
 
     def node(self, is_root: bool) -> NodeRecipe:
         """The row that applies to a node."""
@@ -151,6 +174,8 @@ def override(
         return dataclasses.replace(row, **changes)
 
     given = {key: value for key, value in values.items() if value is not None}
+    if epochs is not None and recipe.joint is not None:
+        given["joint"] = dataclasses.replace(recipe.joint, epochs=epochs)
     return check(
         dataclasses.replace(recipe, root=node(recipe.root), others=node(recipe.others), **given)
     )
@@ -173,24 +198,55 @@ def check(recipe: Recipe) -> Recipe:
     for row in (recipe.root, recipe.others):
         good = math.isfinite(row.volatility) and row.volatility > 0
         _need(good, "volatility", row.volatility, "a number above 0")
+        _check_phase(recipe, row.class_phase)
+        _check_phase(recipe, row.group_phase)
         for phase in (row.class_phase, row.group_phase):
-            _need(phase.optimizer in OPTIMIZERS, "optimizer", phase.optimizer, OPTIMIZERS)
-            _need(phase.schedule in SCHEDULES, "schedule", phase.schedule, SCHEDULES)
-            _need(phase.epochs >= 1, "epochs", phase.epochs, "a whole number above 0")
-            _need(phase.lr > 0 and math.isfinite(phase.lr), "lr", phase.lr, "above 0")
-            for what in ("weight_decay", "momentum", "factor"):
-                number = getattr(phase, what)
-                _need(number >= 0 and math.isfinite(number), what, number, "0 or more")
-            _need(all(0 <= beta < 1 for beta in phase.betas), "betas", phase.betas, "0 to 1")
-            _need(phase.period >= 0, "period", phase.period, "0 or more")
-            needs_period = phase.schedule == "step"
-            _need(phase.period > 0 or not needs_period, "period", phase.period, "above 0 for step")
+            _need(
+                phase.precision == "float32", "precision", phase.precision, "float32 but in joint"
+            )
+    if recipe.joint is not None:
+        _check_phase(recipe, recipe.joint)
+        faulty = [fault for fault in recipe.faults if fault in _NOT_JOINT]
+        _need(not faulty, "joint with the faults", ", ".join(faulty), "without them")
     return recipe
 
 
+def _check_phase(recipe: Recipe, phase: Phase) -> None:
+    _need(phase.optimizer in OPTIMIZERS, "optimizer", phase.optimizer, OPTIMIZERS)
+    _need(phase.schedule in SCHEDULES, "schedule", phase.schedule, SCHEDULES)
+    _need(phase.epochs >= 1, "epochs", phase.epochs, "a whole number above 0")
+    _need(phase.lr > 0 and math.isfinite(phase.lr), "lr", phase.lr, "above 0")
+    for what in ("weight_decay", "momentum", "factor"):
+        number = getattr(phase, what)
+        _need(number >= 0 and math.isfinite(number), what, number, "0 or more")
+    _need(all(0 <= beta < 1 for beta in phase.betas), "betas", phase.betas, "0 to 1")
+    _need(phase.period >= 0, "period", phase.period, "0 or more")
+    needs_period = phase.schedule == "step"
+    _need(phase.period > 0 or not needs_period, "period", phase.period, "above 0 for step")
+    _need(0 < phase.warmup < 1, "warmup", phase.warmup, "between 0 and 1")
+    _need(0 <= phase.label_smoothing < 1, "label smoothing", phase.label_smoothing, "0 to 1")
+    _need(phase.precision in PRECISIONS, "precision", phase.precision, PRECISIONS)
+    smooth = phase.label_smoothing == 0 or recipe.loss == "cross_entropy"
+    _need(smooth, "label smoothing", phase.label_smoothing, "0 for the loss nll")
+    accelerated = not phase.nesterov or (phase.optimizer == "sgd" and phase.momentum > 0)
+    _need(accelerated, "nesterov", phase.nesterov, "off, or with sgd and momentum")
+    # its length is counted in steps, which vary with the fault
+    even = phase.schedule != "onecycle" or "subset_batches" not in recipe.faults
+    _need(even, "schedule", phase.schedule, "another with the fault subset_batches")
+
+
 def to_json(recipe: Recipe) -> dict[str, Any]:
-    """The form stored in `config.json`."""
-    return dataclasses.asdict(recipe)
+    """The form stored in `config.json`; later settings stand in it only where they are used."""
+    value = dataclasses.asdict(recipe)
+    if value["joint"] is None:
+        del value["joint"]
+    phases = [row[f"{kind}_phase"] for row in (value["root"], value["others"])
+              for kind in ("class", "group")]  # fmt: skip
+    for phase in [*phases, value.get("joint", {})]:
+        for key, default in _LATER.items():
+            if phase.get(key) == default:
+                del phase[key]
+    return value
 
 
 def from_json(value: Any) -> Recipe:

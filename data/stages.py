@@ -15,7 +15,11 @@ from data.recipe import NodeRecipe, Phase, Recipe
 
 @dataclass(frozen=True)
 class Stage:
-    """A node of a tree and the phase it is trained for: `class` (one output a class) or `group`."""
+    """A node of a tree and the phase it is trained for.
+
+    `class`: one output a class; `group`: one a group; `joint`: all nodes of the tree together,
+    then the node is the root and the stage is called `tree/joint`.
+    """
 
     tree: Tree
     node: Path
@@ -28,7 +32,7 @@ class Stage:
     @property
     def name(self) -> str:
         """The node's name."""
-        return self.tree.names[self.node]
+        return "tree" if self.phase == "joint" else self.tree.names[self.node]
 
     @property
     def outputs(self) -> int:
@@ -44,6 +48,8 @@ class Stage:
 
     def settings(self, recipe: Recipe) -> Phase:
         """How a recipe trains it."""
+        if self.phase == "joint":
+            return recipe.joint
         row = row_of(recipe, self.node)
         return row.class_phase if self.phase == "class" else row.group_phase
 

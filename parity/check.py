@@ -26,7 +26,7 @@ from parity.compare import Check
 from parity.families import FAMILIES
 from parity.nodes import check_node
 from parity.passes import DEVICE
-from parity.training import check_likelihood, check_steps, check_tree, small_recipe
+from parity.training import check_likelihood, check_steps, check_tree, joint_recipe, small_recipe
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def tasks(seed: int) -> list[Task]:
         Task("a whole tree, the release's faults on", check_tree,
              (published, "digits tree, the release's faults on")),
         Task("a whole tree", check_tree, (ours, "digits tree")),
+        Task("a whole tree, joint", check_tree, (joint_recipe(), "digits tree, trained jointly")),
     ]  # fmt: skip
     result += [Task(family.name, check_node, (family, seed)) for family in FAMILIES]
     for family, dataset, backbone in (

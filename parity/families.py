@@ -61,6 +61,11 @@ FAMILIES = (
     Family("svhn", "vgg", "sg1", (16, 16, 32), 4),
     Family("digits", "vgg", "root", (8, 8, 1), 10),
     Family("digits", "vgg", "sg1", (4, 4, 32), 4),
+    Family("cifar10", "resnet", "root", (32, 32, 3), 10),
+    Family("cifar10", "resnet", "sg1", (8, 8, 64), 4),
+    Family("emnist", "resnet", "root", (28, 28, 1), 47),
+    Family("digits", "resnet", "root", (8, 8, 1), 10),
+    Family("digits", "resnet", "sg1", (4, 4, 32), 4),
 )
 
 

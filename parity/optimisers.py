@@ -28,16 +28,18 @@ def phases() -> dict[Phase, str]:
                 for kind in ("class", "group"):
                     phase = getattr(node, f"{kind}_phase")
                     found.setdefault(phase, f"{name} {dataset} {backbone} {row} {kind}")
+            if recipe.joint is not None:
+                found.setdefault(recipe.joint, f"{name} {dataset} {backbone} joint")
     return found
 
 
 def check_phase(name: str, phase: Phase, seed: int) -> list[Check]:
     """The learning rate of each epoch, and parameters after each step of the whole phase."""
-    rates = ours.learning_rates(phase)
+    rates = ours.learning_rates(phase, STEPS_AN_EPOCH)
     checks = [
         compare.close(
-            name, f"learning rate, {phase.epochs} epochs", rates, theirs.learning_rates(phase),
-            compare.VALUE_64, scale=phase.lr,
+            name, f"learning rate, {phase.epochs} epochs", rates,
+            theirs.learning_rates(phase, STEPS_AN_EPOCH), compare.VALUE_64, scale=phase.lr,
         )
     ]  # fmt: skip
     rng = np.random.default_rng([seed, 2])
@@ -65,7 +67,7 @@ def jax_walk(phase: Phase, start: np.ndarray, gradients: np.ndarray, dtype: str)
     with jax.enable_x64(dtype == "float64"):
         kind = DTYPES[dtype][0]
         transform = ours.optimizer(phase)
-        rates = jnp.asarray(np.repeat(ours.learning_rates(phase), STEPS_AN_EPOCH), kind)
+        rates = jnp.asarray(ours.learning_rates(phase, STEPS_AN_EPOCH), kind)
 
         def step(carry, now):
             params, moments = carry
@@ -85,12 +87,12 @@ def torch_walk(phase: Phase, start: np.ndarray, gradients: np.ndarray, dtype: st
     kind = DTYPES[dtype][1]
     parameter = torch.nn.Parameter(torch.tensor(start, dtype=kind))
     optimizer = theirs.optimizer(phase, [parameter])
-    scheduler = theirs.scheduler(phase, optimizer)
+    scheduler = theirs.scheduler(phase, optimizer, STEPS_AN_EPOCH)
     walk = []
     for step, gradient in enumerate(gradients, 1):
         parameter.grad = torch.tensor(gradient, dtype=kind)
         optimizer.step()
         walk.append(parameter.detach().cpu().numpy().copy())
-        if step % STEPS_AN_EPOCH == 0:
+        if theirs.each_step(phase) or step % STEPS_AN_EPOCH == 0:
             scheduler.step()
     return np.array(walk)

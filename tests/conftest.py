@@ -27,3 +27,10 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the folder ../shared")
     return folder
+
+
+def fixed_groups(asl, *_):
+    """In place of `data.grouping.group`: a tree of two levels, however little it was trained."""
+    if len(asl) == 10:
+        return ((0, 6), (1,), (2, 3, 5), (4,), (7,), (8, 9))
+    return tuple((index,) for index in range(len(asl)))

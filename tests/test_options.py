@@ -28,8 +28,8 @@ def _elsewhere(tmp_path, monkeypatch):
 BAD = {
     "--dataset mnist": ["'mnist'", "digits, svhn, emnist, cifar10"],
     "--dataset": ["--dataset", "expected one argument"],
-    "--backbone resnet": ["'resnet'", "mobilenet, vgg"],
-    "--recipe best": ["'best'", "default, published"],
+    "--backbone alexnet": ["'alexnet'", "mobilenet, vgg"],
+    "--recipe best": ["'best'", "default, efficient, published"],
     "--recipe published": ["digits", "svhn mobilenet", "cifar10 vgg"],
     "--dataset svhn --backbone vgg --recipe published": ["svhn vgg", "svhn mobilenet"],
     "--protocol cheat": ["'cheat'", "holdout, published"],

@@ -413,7 +413,7 @@ def test_the_trap_works(tmp_path):
         (("cifar10", "vgg"), "sg1 takes 32x40x40 inputs, but 64x16x16 in a cifar10 vgg tree"),
         (("svhn", "vgg"), "recipe 'published' has none for svhn vgg"),
         (("mnist", "mobilenet"), "unknown dataset 'mnist'; choose from"),
-        (("svhn", "resnet"), "no backbone 'resnet'"),
+        (("svhn", "alexnet"), "no backbone 'alexnet'"),
         (("svhn", "mobilenet", "--limit", "-1"), "--limit is -1"),
     ],
 )

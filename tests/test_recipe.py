@@ -101,6 +101,7 @@ def test_published_recipe(case):
     assert fields | {"faults": set(found.faults)} == PUBLISHED[case] | {
         "name": "published", "dataset": dataset, "backbone": backbone,
         "protocol": "published", "grouping": "threshold", "ties": "first", "limit": 0,
+        "joint": None,
     }  # fmt: skip
     assert len(found.faults) == len(set(found.faults))
 
@@ -136,7 +137,7 @@ def test_without_a_backbone_it_is_the_first():
 
 
 def test_names():
-    assert recipe.names() == ["default", "published"]
+    assert recipe.names() == ["default", "efficient", "published"]
 
 
 # --- wrong choices and values
@@ -153,10 +154,10 @@ def message(function, *args, **kwargs):
 
 def test_unknown_names_list_the_choices():
     assert message(recipe.load, "best", "digits") == (
-        "no recipe 'best'; the recipes: default, published"
+        "no recipe 'best'; the recipes: default, efficient, published"
     )
-    assert message(recipe.load, "default", "digits", "resnet") == (
-        "no backbone 'resnet'; the backbones: mobilenet, vgg"
+    assert message(recipe.load, "default", "digits", "alexnet") == (
+        "no backbone 'alexnet'; the backbones: mobilenet, vgg, resnet, monolith"
     )
     having = "it has: emnist mobilenet, svhn mobilenet, cifar10 mobilenet, cifar10 vgg"
     assert message(recipe.load, "published", "digits") == (

@@ -102,7 +102,8 @@ def train_step(
 
     def objective(params):
         (_, scores), stats = apply(replace(state.network, params=params), x, mode)
-        return loss(scores, targets, mode.valid, program.loss), (scores, stats)
+        smoothing = program.phase.label_smoothing
+        return loss(scores, targets, mode.valid, program.loss, smoothing), (scores, stats)
 
     gradient = jax.value_and_grad(objective, has_aux=True)
     (value, (scores, stats)), gradients = gradient(state.network.params)
@@ -129,7 +130,7 @@ def train_steps(
     valid: Bool[Array, "steps width"],
     draws: Draws,
     key: Array,
-    learning_rate: Array,
+    rates: Float[Array, " steps"],
     start: Array,
     stop: Array,
 ) -> tuple[State, tuple[Array, Array]]:
@@ -146,7 +147,7 @@ def train_steps(
         mode = Mode(True, real if padded else None, jax.random.fold_in(key, step))
         x = inputs(program, source, policy, rows, draws)
         targets = jnp.maximum(source.targets[rows], 0)
-        state, value, correct = train_step(program, state, x, targets, mode, learning_rate)
+        state, value, correct = train_step(program, state, x, targets, mode, rates[step])
         return state, (total + value * real.sum().astype(value.dtype), right + correct)
 
     return jax.lax.fori_loop(start, stop, body, (state, sums))
@@ -245,7 +246,7 @@ def fit(
     restored = restore(state, best)
     if restored is not None:
         state, best, position = restored
-    rates = learning_rates(phase)
+    rates = learning_rates(phase, len(plans[0].index)).reshape(phase.epochs, -1)
     for epoch in range(position.epoch + 1, phase.epochs + 1):
         began = time.perf_counter()
         rate, batches = rates[epoch - 1], plans[epoch - 1]
@@ -264,7 +265,7 @@ def fit(
             best = jax.tree.map(jnp.copy, state.network)  # the state's own is donated
         seconds = time.perf_counter() - began
         row = metrics_row(
-            epoch, float(rate), (total, right, batches.images), (accuracy, check_loss), seconds
+            epoch, float(rate[0]), (total, right, batches.images), (accuracy, check_loss), seconds
         )
         tell(share=1.0, row=row)
         save(state, best, position, epoch == phase.epochs)
@@ -277,14 +278,14 @@ def _train_epoch(
     state: State,
     source: Source,
     run: Pass,
-    rate: float,
+    rates: np.ndarray,
     report: Callable[..., None],
 ) -> tuple[State, float, int]:
     """A training pass: (state, sum of loss times images, right answers)."""
     batches = run.batches
     sums = (jnp.zeros((), program.dtype), jnp.zeros((), jnp.int32))
-    key, rate = jax.random.key(run.seed), jnp.asarray(rate, program.dtype)
-    arguments = (source, batches.index, batches.valid, run.draws, key, rate)
+    key, rates = jax.random.key(run.seed), jnp.asarray(rates, program.dtype)
+    arguments = (source, batches.index, batches.valid, run.draws, key, rates)
     compiled = memory.compile_within(
         train_steps, program, run.policy, padded, state, sums, *arguments, 0, 0
     )

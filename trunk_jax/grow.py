@@ -13,7 +13,7 @@ from data.hierarchy import Path, Tree
 from data.recipe import Recipe
 from data.splits import Splits
 from data.stages import Stage
-from trunk_jax import nodes
+from trunk_jax import joint, nodes
 from trunk_jax.checkpoint import Checkpoints
 from trunk_jax.exchange import to_state_dict
 from trunk_jax.fit import Program, Source, evaluate, fit, program_of
@@ -75,6 +75,23 @@ def grow(
         mine = source(train, splits.train.labels, stage)
         return average_likelihood(recipe, program, networks[stage.node], mine, stage.name)
 
+    def fit_tree(stage: Stage) -> None:
+        checkpoints = Checkpoints(stages.checkpoint_folder(folder, stage))
+        networks.update(
+            joint.fit_tree(
+                recipe,
+                stage.settings(recipe),
+                str(stage),
+                stage.tree,
+                networks,
+                splits,
+                restore=checkpoints.restore,
+                save=checkpoints.save,
+                report=stages.reporter(folder, stage, report),
+            )
+        )
+        checkpoints.close()
+
     tree = growth.grow_into(
         folder,
         recipe,
@@ -82,6 +99,7 @@ def grow(
         fit=fit_node,
         likelihood=likelihood,
         weights=lambda node: to_state_dict(networks[node]),
+        joint=fit_tree,
     )
     return Grown(tree, networks)
 

@@ -76,6 +76,23 @@ def predict(
     return Predictions(labels, np.exp(confidence))
 
 
+def first_input(recipe: Recipe, networks: dict[Path, Network], image: UInt8[np.ndarray, "h w c"]):
+    """One image as the root is given it, [1, h, w, c]."""
+    return _normalise(image[None], recipe.mean, recipe.std, str(dtype_of(networks[ROOT])))
+
+
+@jax.jit
+def _probabilities(network: Network, x: Array) -> tuple[Array, Array]:
+    (features, scores), _ = apply(network, x)
+    return features, jax.nn.softmax(scores, axis=1)
+
+
+def visit(network: Network, x: Array) -> tuple[Array, np.ndarray]:
+    """(features, probability of each output) of a node for a batch of one."""
+    features, probabilities = _probabilities(network, x)
+    return features, np.asarray(probabilities)[0]
+
+
 def bucket(count: int, batch: int) -> int:
     """The least of the three sizes of a part that holds `count` images."""
     sizes = [size for size in (batch // 16, batch // 4) if size >= count]

@@ -21,7 +21,7 @@ from data.recipe import Phase, Recipe
 from trunk_torch_ref.augment import prepare
 from trunk_torch_ref.network import features, location, seeded
 from trunk_torch_ref.nodes import Node
-from trunk_torch_ref.objective import loss, optimizer, scheduler
+from trunk_torch_ref.objective import each_step, loss, optimizer, scheduler
 
 Draws = dict[str, np.ndarray]
 
@@ -84,22 +84,28 @@ def inputs(
     mine = {name: torch.tensor(values[index], device=device) for name, values in draws.items()}
     images = source.images[torch.tensor(index, dtype=torch.int64, device=device)]
     x = prepare(images, mine, policy, recipe.mean, recipe.std, dtype)
+    x = x.contiguous(memory_format=torch.channels_last)  # in which CPU convolutions are fast
     for network in source.above:
         x = features(network, x)
     return x
 
 
 def train_step(
-    network: Node, optimizer: Optimizer, x: Tensor, targets: Tensor, kind: str
+    network: Node,
+    optimizer: Optimizer,
+    x: Tensor,
+    targets: Tensor,
+    kind: str,
+    smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """One step on one batch, in place: (loss, number of right answers), without gradients.
 
-    `x`: [B, C, H, W]; `targets`: int64 [B]; `kind`: the loss.
+    `x`: [B, C, H, W]; `targets`: int64 [B]; `kind`, `smoothing`: the loss.
     """
     network.train()
     optimizer.zero_grad()
     _, scores = network(x)
-    value = loss(scores, targets, kind)
+    value = loss(scores, targets, kind, smoothing)
     value.backward()
     optimizer.step()
     return value.detach(), (scores.argmax(1) == targets).sum()
@@ -159,15 +165,17 @@ def fit(
     plans = epochs.training_batches(recipe, stage, phase.epochs, targets)
     checks = epochs.validation_batches(recipe, stage, check_targets)
 
+    network = network.to(memory_format=torch.channels_last)
     moments = optimizer(phase, network.parameters())
-    state, best = State(network, moments, scheduler(phase, moments)), copy.deepcopy(network)
+    schedule = scheduler(phase, moments, max(len(batches.index) for batches in plans))
+    state, best = State(network, moments, schedule), copy.deepcopy(network)
     position = restore(state, best) or Position()
     for epoch in range(position.epoch + 1, phase.epochs + 1):
         began = time.perf_counter()
         rate, batches = state.scheduler.get_last_lr()[0], plans[epoch - 1]
         run = epochs.training(recipe, stage, epoch, batches, len(targets), size)
         tell = partial(report, epoch=epoch, epochs=phase.epochs)
-        total, right = _train_epoch(recipe, state, train, run, tell)
+        total, right = _train_epoch(recipe, phase, state, train, run, tell)
         run = epochs.validation(recipe, stage, epoch, checks, len(check_targets), size)
         scores, truth = evaluate(
             recipe, run.policy, run.train, network, validation, run.batches, run.draws, run.seed
@@ -176,7 +184,8 @@ def fit(
         position = position.after(accuracy, recipe.ties)
         if position.improved:
             best = copy.deepcopy(network)
-        state.scheduler.step()
+        if not each_step(phase):
+            state.scheduler.step()
         seconds = time.perf_counter() - began
         row = metrics_row(
             epoch, rate, (total, right, batches.images), (accuracy, check_loss), seconds
@@ -187,7 +196,12 @@ def fit(
 
 
 def _train_epoch(
-    recipe: Recipe, state: State, source: Source, run: Pass, report: Callable[..., None]
+    recipe: Recipe,
+    phase: Phase,
+    state: State,
+    source: Source,
+    run: Pass,
+    report: Callable[..., None],
 ) -> tuple[float, int]:
     """A training pass: (sum of loss times images, right answers)."""
     _, dtype = location(state.network)
@@ -197,7 +211,11 @@ def _train_epoch(
             index = row[valid]
             x = inputs(recipe, source, run.policy, index, run.draws, dtype)
             targets = source.targets[torch.tensor(index, dtype=torch.int64, device=x.device)]
-            value, correct = train_step(state.network, state.optimizer, x, targets, recipe.loss)
+            value, correct = train_step(
+                state.network, state.optimizer, x, targets, recipe.loss, phase.label_smoothing
+            )
+            if each_step(phase):
+                state.scheduler.step()
             total += value.item() * len(index)
             right += int(correct)
             report(share=step / len(batches.index))

@@ -14,7 +14,7 @@ from data.hierarchy import Path, Tree
 from data.recipe import Recipe
 from data.splits import Splits
 from data.stages import Stage
-from trunk_torch_ref import nodes
+from trunk_torch_ref import joint, nodes
 from trunk_torch_ref.checkpoint import Checkpoints
 from trunk_torch_ref.exchange import to_state_dict
 from trunk_torch_ref.fit import Source, evaluate, fit
@@ -88,6 +88,23 @@ def grow(
         mine = source(train, splits.train.labels, stage)
         return average_likelihood(recipe, networks[stage.node], mine, stage.name)
 
+    def fit_tree(stage: Stage) -> None:
+        checkpoints = Checkpoints(stages.checkpoint_folder(folder, stage))
+        networks.update(
+            joint.fit_tree(
+                recipe,
+                stage.settings(recipe),
+                str(stage),
+                stage.tree,
+                networks,
+                train,
+                splits,
+                restore=checkpoints.restore,
+                save=checkpoints.save,
+                report=stages.reporter(folder, stage, report),
+            )
+        )
+
     tree = growth.grow_into(
         folder,
         recipe,
@@ -95,6 +112,7 @@ def grow(
         fit=fit_node,
         likelihood=likelihood,
         weights=lambda node: to_state_dict(networks[node]),
+        joint=fit_tree,
     )
     return Grown(tree, networks)
 

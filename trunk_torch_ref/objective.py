@@ -5,19 +5,21 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim import Optimizer, lr_scheduler
 
 from data.recipe import Phase
 
-_LOSSES = {"nll": nn.NLLLoss(), "cross_entropy": nn.CrossEntropyLoss()}
 
-
-def loss(scores: Tensor, targets: Tensor, kind: str) -> Tensor:
+def loss(scores: Tensor, targets: Tensor, kind: str, smoothing: float = 0.0) -> Tensor:
     """Mean loss of scores [B, outputs] against int64 targets [B].
 
-    `nll`: scores are log-probabilities; `cross_entropy`: raw scores.
+    `nll`: scores are log-probabilities; `cross_entropy`: raw scores. `smoothing`: the share of
+    each target that is spread evenly over all outputs.
     """
-    return _LOSSES[kind](scores, targets)
+    if kind == "nll":
+        return functional.nll_loss(scores, targets)
+    return functional.cross_entropy(scores, targets, label_smoothing=smoothing)
 
 
 def optimizer(phase: Phase, parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -27,12 +29,29 @@ def optimizer(phase: Phase, parameters: Iterable[nn.Parameter]) -> Optimizer:
             parameters, lr=phase.lr, betas=phase.betas, weight_decay=phase.weight_decay
         )
     return torch.optim.SGD(
-        parameters, lr=phase.lr, momentum=phase.momentum, weight_decay=phase.weight_decay
+        parameters,
+        lr=phase.lr,
+        momentum=phase.momentum,
+        weight_decay=phase.weight_decay,
+        nesterov=phase.nesterov,
     )
 
 
-def scheduler(phase: Phase, optimizer: Optimizer) -> lr_scheduler.LRScheduler:
-    """The phase's schedule, to be stepped after each epoch."""
+def each_step(phase: Phase) -> bool:
+    """Whether the phase's schedule is stepped after each batch, not after each epoch."""
+    return phase.schedule == "onecycle"
+
+
+def scheduler(phase: Phase, optimizer: Optimizer, steps: int = 1) -> lr_scheduler.LRScheduler:
+    """The phase's schedule, for epochs of `steps` batches; `each_step` says when to step it."""
+    if phase.schedule == "onecycle":
+        return lr_scheduler.OneCycleLR(
+            optimizer,
+            phase.lr,
+            total_steps=phase.epochs * steps,
+            pct_start=phase.warmup,
+            cycle_momentum=False,
+        )
     if phase.schedule == "cosine":
         return lr_scheduler.CosineAnnealingLR(optimizer, T_max=phase.period or phase.epochs)
     if phase.schedule == "step":
@@ -40,13 +59,14 @@ def scheduler(phase: Phase, optimizer: Optimizer) -> lr_scheduler.LRScheduler:
     return lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
-def learning_rates(phase: Phase) -> np.ndarray:
-    """The learning rate of each epoch, float64 [epochs]."""
+def learning_rates(phase: Phase, steps: int = 1) -> np.ndarray:
+    """The learning rate of each step, float64 [epochs * steps]."""
     walk = optimizer(phase, [nn.Parameter(torch.zeros(()))])
-    schedule = scheduler(phase, walk)
+    schedule = scheduler(phase, walk, steps)
     rates = []
-    for _ in range(phase.epochs):
+    for step in range(1, phase.epochs * steps + 1):
         rates += schedule.get_last_lr()
         walk.step()  # nothing has a gradient, so nothing moves
-        schedule.step()
+        if each_step(phase) or step % steps == 0:
+            schedule.step()
     return np.array(rates, np.float64)

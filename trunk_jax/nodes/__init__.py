@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from data.networks import MobileNet, network
+from data.networks import MobileNet, ResNet, network
 from trunk_jax.nodes.mobilenet import MobileNetNode
+from trunk_jax.nodes.resnet import ResNetNode
 from trunk_jax.nodes.vgg import VggNode
 
-Node = MobileNetNode | VggNode
+Node = MobileNetNode | VggNode | ResNetNode
 Shape = tuple[int, int, int]
 
 
@@ -33,7 +34,9 @@ def build(
     if isinstance(spec, MobileNet):
         padding = 1 if "pointwise_padding" in faults else 0
         return MobileNetNode(spec, in_shape, outputs, pointwise_padding=padding, rng=rng)
+    if isinstance(spec, ResNet):
+        return ResNetNode(spec, in_shape, outputs, rng=rng)
     return VggNode(spec, in_shape, outputs, rng=rng)
 
 
-__all__ = ["MobileNetNode", "Node", "Shape", "VggNode", "build"]
+__all__ = ["MobileNetNode", "Node", "ResNetNode", "Shape", "VggNode", "build"]

@@ -2,11 +2,12 @@
 
 import torch
 
-from data.networks import MobileNet, network
+from data.networks import MobileNet, ResNet, network
 from trunk_torch_ref.nodes.mobilenet import MobileNetNode
+from trunk_torch_ref.nodes.resnet import ResNetNode
 from trunk_torch_ref.nodes.vgg import VggNode
 
-Node = MobileNetNode | VggNode
+Node = MobileNetNode | VggNode | ResNetNode
 Shape = tuple[int, int, int]
 
 
@@ -31,6 +32,8 @@ def build(
     if isinstance(spec, MobileNet):
         padding = 1 if "pointwise_padding" in faults else 0
         node = MobileNetNode(spec, in_shape, outputs, pointwise_padding=padding)
+    elif isinstance(spec, ResNet):
+        node = ResNetNode(spec, in_shape, outputs)
     else:
         node = VggNode(spec, in_shape, outputs)
     if "warm_batchnorm" in faults:
@@ -39,4 +42,4 @@ def build(
     return node
 
 
-__all__ = ["MobileNetNode", "Node", "Shape", "VggNode", "build"]
+__all__ = ["MobileNetNode", "Node", "ResNetNode", "Shape", "VggNode", "build"]

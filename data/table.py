@@ -1,0 +1,84 @@
+"""`python -m data.table RUN...`: the results of finished runs as a Markdown table."""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from data import runfolder
+from data.errors import UserError, run_command
+from data.options import Parser
+
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+HEADER = (
+    "| data | network | nodes | test accuracy, % (95 % interval) | right "
+    "| multiply-adds, mean path | parameters, mean path |\n|---|---|---|---|---|---|---|"
+)
+
+
+def interval(right: int, total: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    z, share = 1.959963984540054, right / total
+    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + (z / total / 2) ** 2)
+    return middle - half, middle + half
+
+
+def row(summary: dict[str, Any]) -> str:
+    """A line of the table, from a run's `summary.json`."""
+    counts, mean = summary["accuracy"]["test"], summary["paths"]["mean"]
+    low, high = interval(counts["correct"], counts["total"])
+    chosen = "" if summary["protocol"] == "holdout" else ", selected on TEST"
+    return (
+        f"| {summary['dataset_title']} | {summary['recipe']} {summary['backbone']}{chosen} "
+        f"| {len(summary['nodes'])} "
+        f"| {100 * counts['accuracy']:.2f} ({100 * low:.2f} to {100 * high:.2f}) "
+        f"| {counts['correct']:,} of {counts['total']:,} "
+        f"| {mean['multiply_adds'] / 1e6:.1f} M | {mean['parameters'] / 1e6:.3f} M |"
+    )
+
+
+def table(runs: list[Path]) -> str:
+    """The table of the runs. UserError for one that is not finished."""
+    rows = []
+    for run in runs:
+        summary = runfolder.read_json(run / "summary.json")
+        try:
+            rows.append(row(summary))
+        except (KeyError, TypeError):
+            raise UserError(f"{run / 'summary.json'} is not a run's summary") from None
+    return "\n".join([HEADER, *rows])
+
+
+def insert(file: Path, text: str) -> None:
+    """Put the table between the marks in a Markdown file. UserError if they are not there."""
+    if not file.is_file():
+        raise UserError(f"{file} is missing")
+    content = file.read_text()
+    if content.count(BEGIN) != 1 or content.count(END) != 1:
+        raise UserError(f"{file} needs one line {BEGIN} and one line {END}")
+    before, rest = content.split(BEGIN)
+    after = rest.split(END)[1]
+    new = f"{before}{BEGIN}\n{text}\n{END}{after}"
+    runfolder.write_bytes(file, new.encode())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the table, or write it into a file."""
+    parser = Parser(
+        prog="python -m data.table",
+        description="The results of finished runs as a Markdown table, from their summary.json.",
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders")
+    parser.add_argument("--write", metavar="FILE", help="put it into a Markdown file, between the "
+                        f"lines {BEGIN} and {END} (default: print it)")  # fmt: skip
+    options = parser.parse_args(arguments)
+    text = table([Path(run) for run in options.runs])
+    if options.write:
+        insert(Path(options.write), text)
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))

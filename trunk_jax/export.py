@@ -1,0 +1,86 @@
+"""`python -m trunk_jax.export RUN FOLDER`: a finished run as a folder to hand on."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from data import card, datasets, results, runfolder
+from data.errors import UserError, run_command
+from data.options import Parser
+from data.splits import split
+
+KEPT = ("config.json", "manifest.json", "tree.json", "metrics.jsonl", "summary.json")
+
+
+def export(run: Path, folder: Path, data_dir: str | None) -> None:
+    """Write `folder`: the run without its training state, its weights in Orbax's form as well.
+
+    The test predictions are this framework's. UserError if the run is not finished, if
+    `folder` exists, or if the predictions are not as accurate as the summary says.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} exists; choose another folder")
+    recipe, tree = runfolder.read_recipe(run), runfolder.read_tree(run)
+    summary = runfolder.read_json(run / "summary.json")
+    dataset = datasets.load(recipe.dataset, data_dir or runfolder.data_dir(run))
+    test = split(dataset, recipe.protocol, recipe.seed, recipe.limit).test
+    import orbax.checkpoint as ocp  # after what can be a user's mistake: they take seconds to load
+
+    from trunk_jax import route
+    from trunk_jax.run import load_networks
+
+    networks = load_networks(run, recipe, tree, dataset.spec.image_shape)
+    found = route.predict(recipe, tree, networks, test.images)
+    correct = int((found.labels == test.labels).sum())
+    stated = summary["accuracy"]["test"]["correct"]
+    if correct != stated:
+        raise UserError(
+            f"{run}: {correct:,} test images are right here, and {stated:,} in summary.json"
+        )
+    aside = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        for name in KEPT:
+            shutil.copyfile(run / name, aside / name)
+        for name in ("asl", "weights"):
+            shutil.copytree(run / name, aside / name)
+        arrays = {
+            tree.names[node]: {"params": network.params, "stats": network.stats}
+            for node, network in networks.items()
+        }
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save((aside / "orbax").absolute(), text_keys(arrays))
+        results.write_predictions(aside, "test", dataset, test, found.labels, found.confidence)
+        runfolder.write_bytes(aside / card.NAME, card.card(aside, folder).encode())
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def text_keys(value: Any) -> Any:
+    """Nested dicts with text for keys, as Orbax has them; a layer's place in a list is a number."""
+    if isinstance(value, dict):
+        return {str(key): text_keys(item) for key, item in value.items()}
+    return value
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Export as the flags say. UserError for anything a user can put right."""
+    parser = Parser(
+        prog="python -m trunk_jax.export",
+        description="Make a folder to hand on from a finished run: weights as safetensors and as "
+        "Orbax has them, tree, settings, metrics, test predictions and a model card.",
+    )
+    parser.add_argument("run", metavar="RUN", help="the run folder, of either framework")
+    parser.add_argument("folder", metavar="FOLDER", help="the folder to make")
+    parser.add_argument("--data-dir", help="folder of prepared TFDS datasets (default: the run's "
+                        "own)")  # fmt: skip
+    options = parser.parse_args(arguments)
+    export(Path(options.run), Path(options.folder), options.data_dir)
+    print(f"wrote {options.folder}")
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))

@@ -1,0 +1,58 @@
+"""Residual node of our own: dense 3x3 convolutions with live shortcuts."""
+
+from torch import Tensor, nn
+
+from data.networks import Block, ResNet
+
+
+class _BasicBlock(nn.Module):
+    """ReLU of two 3x3 convolutions plus the input, projected by a 1x1 where shapes differ."""
+
+    def __init__(self, in_channels: int, spec: Block):
+        super().__init__()
+        out, stride = spec.out, spec.stride
+        self.residual = nn.Sequential(
+            nn.Conv2d(in_channels, out, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(out),
+            nn.ReLU(),
+            nn.Conv2d(out, out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out),
+        )
+        if stride != 1 or in_channels != out:
+            project = nn.Conv2d(in_channels, out, 1, stride=stride, bias=False)
+            self.shortcut = nn.Sequential(project, nn.BatchNorm2d(out))
+        else:
+            self.shortcut = None
+        self.activation = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return self.activation(self.residual(x) + shortcut)
+
+
+class ResNetNode(nn.Module):
+    """`features`: stem (root only) and basic blocks; `classifier`: pool, one Linear, raw scores."""
+
+    def __init__(self, spec: ResNet, in_shape: tuple[int, int, int], outputs: int):
+        super().__init__()
+        channels = in_shape[0]
+        layers: list[nn.Module] = []
+        if spec.stem:
+            layers += [
+                nn.Conv2d(channels, spec.stem, 3, padding=1, bias=False),
+                nn.BatchNorm2d(spec.stem),
+                nn.ReLU(),
+            ]
+            channels = spec.stem
+        for block in spec.blocks:
+            layers.append(_BasicBlock(channels, block))
+            channels = block.out
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, outputs)
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn [B, C, H, W] into features [B, C2, H2, W2] and raw scores [B, outputs]."""
+        features = self.features(x)
+        return features, self.classifier(features)
