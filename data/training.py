@@ -1,6 +1,7 @@
 """What `python -m trunk_jax.train` and its PyTorch sister do once their flags are read."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 from data import datasets, results, runfolder
@@ -54,12 +55,24 @@ def _grow_and_evaluate(
     folder = options.out
     began = time.monotonic()
     about = manifest(framework.name, framework.device(), options, dataset, splits)
+    about = _continued(folder / "manifest.json", about)
     runfolder.write_json(folder / "manifest.json", about)
     grown = _grow(framework, options, dataset, splits)
     summary = _evaluate(framework, options, dataset, splits, grown)
     about["seconds"] = round(time.monotonic() - began, 1)
     runfolder.write_json(folder / "manifest.json", about)
     runfolder.write_json(folder / "summary.json", summary)  # last: it marks a finished run
+
+
+def _continued(file: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a run that goes on: when it was started, and when resumed."""
+    if not file.exists():
+        return about
+    before = runfolder.read_json(file)
+    if not isinstance(before, dict) or not isinstance(before.get("resumed", []), list):
+        raise UserError(f"{file} is not a run's file; remove it to go on without its dates")
+    resumed = [*before.get("resumed", []), about["started"]]
+    return about | {"started": before.get("started", about["started"]), "resumed": resumed}
 
 
 def _grow(framework: Framework, options: TrainOptions, dataset: Dataset, splits: Splits) -> Grown:

@@ -122,6 +122,9 @@ def test_a_run_killed_and_then_interrupted_ends_with_the_same_bits(finished, tmp
     stop(folder, signal.SIGINT, epochs_done(5))
     train.main(["--out", str(folder), "--resume"])
     same(folder, finished)
+    about = runfolder.read_json(folder / "manifest.json")
+    assert len(about["resumed"]) == 2
+    assert about["started"] < about["resumed"][0] < about["resumed"][1]
 
 
 @pytest.mark.slow
