@@ -1,13 +1,14 @@
 """Structured pruning by the L2 norm of a convolution's rows: as masks, or physically smaller.
 
 A row is an output channel. It can be taken out where nothing but the layers on its way to the
-next convolution or linear layer reads it. Which layers those are is seen from one pass: what
-reads which tensor. A tensor that a shortcut may read as well, or that the children are given,
+next convolution or linear layer reads it. Which layers those are is seen from the traced program:
+what reads which tensor. A tensor that a shortcut reads as well, or that the children are given,
 keeps its channels.
 """
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.extend import core
 
 from data.errors import UserError
 from trunk_jax.exchange import to_state_dict
@@ -61,48 +63,50 @@ def chains(network: Network, in_shape: Shape, keep_features: bool) -> list[Chain
     """
     module = merge(network)
     names = {id(m): ".".join(map(str, path)) for path, m in nnx.iter_modules(module)}
-    kept: list[Array] = []
+    layers: list[Layer] = []
 
-    def run(x: Array) -> Array:
-        features, scores = module(x)
-        kept.append(features)
-        return scores
+    def run(x: Array) -> tuple[Array, list[tuple[Array, Array]]]:
+        with record() as tape:
+            features, _ = module(x)
+        layers.extend(layer for layer, _, _ in tape)
+        return features, [(x, y) for _, x, y in tape]
 
     image = jax.ShapeDtypeStruct((1, *in_shape), dtype_of(network))
-    with record() as tape:
-        jax.eval_shape(run, image)
-    steps = [(layer, x, y) for layer, x, y in tape if x is not y]
-    made = {id(y) for _, _, y in steps}
-    first = id(steps[0][1])
-    # What no layer made is a sum of two tensors of its shape; either may be read elsewhere.
-    added = {x.shape for _, x, _ in steps if id(x) not in made and id(x) != first}
-    if keep_features:
-        made.discard(id(kept[0]))
-
-    def readers(tensor: Array) -> list[tuple[Layer, Array]]:
-        return [(layer, y) for layer, x, y in steps if x is tensor]
-
-    result = []
-    for layer, _, y in steps:
-        if isinstance(layer, Conv) and layer.groups == 1:
-            found = _follow(layer, y, readers, made, added, names)
-            if found:
-                result.append(found)
-    return result
+    program = jax.make_jaxpr(run)(image).jaxpr
+    features, *tensors = program.outvars
+    steps = zip(layers, tensors[::2], tensors[1::2], strict=True)
+    steps = [step for step in steps if step[1] is not step[2]]  # some do nothing in eval mode
+    # How many operations read each tensor, of layers and others. No layer reads its input twice.
+    uses = Counter(v for eqn in program.eqns for v in eqn.invars if isinstance(v, core.Var))
+    uses[features] += keep_features
+    found = (
+        _follow(layer, made, steps, uses, names)
+        for layer, _, made in steps
+        if isinstance(layer, Conv) and layer.groups == 1
+    )
+    return [chain for chain in found if chain]
 
 
-def _follow(producer, tensor, readers, made, added, names) -> Chain | None:
+def _follow(
+    producer: Conv,
+    tensor: core.Var,
+    steps: Sequence[tuple[Layer, core.Var, core.Var]],
+    uses: Mapping[core.Var, int],
+    names: Mapping[int, str],
+) -> Chain | None:
+    """From a convolution to the layer that reads it, as long as nothing else does."""
     carriers, block = [], 1
     while True:
-        read = readers(tensor)
-        if len(read) != 1 or id(tensor) not in made or tensor.shape in added:
+        readers = [(layer, y) for layer, x, y in steps if x is tensor]
+        if len(readers) != 1 or uses[tensor] != 1:
             return None
-        layer, result = read[0]
-        depthwise = isinstance(layer, Conv) and layer.groups == tensor.shape[-1]
+        layer, result = readers[0]
+        shape = tensor.aval.shape
+        depthwise = isinstance(layer, Conv) and layer.groups == shape[-1]
         if isinstance(layer, Conv | Linear) and not depthwise:
             return Chain(names[id(producer)], tuple(carriers), names[id(layer)], block)
         if isinstance(layer, Flatten):
-            block = math.prod(tensor.shape[1:3])
+            block = math.prod(shape[1:3])
         elif not isinstance(layer, _CHANNELWISE) and not depthwise:
             return None
         if depthwise or isinstance(layer, BatchNorm):
