@@ -261,10 +261,10 @@ def test_subset_batches_vary_in_size(monkeypatch):
     sizes = []
     step = fit.train_step
 
-    def counted(node, optimizer, x, targets, kind):
+    def counted(node, optimizer, x, targets, *loss):
         assert targets.min() >= 0
         sizes.append(len(x))
-        return step(node, optimizer, x, targets, kind)
+        return step(node, optimizer, x, targets, *loss)
 
     monkeypatch.setattr(fit, "train_step", counted)
     child = {"train": _source(COUNT, keep=(1, 2)), "check": _source(CHECKED, keep=(1, 2))}
