@@ -9,6 +9,8 @@ the same kind. Which public weights each is named after:
 | `dinov2_vitb14_reg` | the DINOv2 hub, with registers |
 | `deit_tiny` | timm's deit_tiny_patch16_224 |
 | `vgg16_bn_small` | the release's pruned network before it is pruned |
+| `resnet50_qat` | torch.ao's QAT of torchvision's resnet50, with the backend fbgemm |
+| `resnet50_observed` | the release's quantised ResNet-50, which is not quantised |
 """
 
 from dataclasses import dataclass
@@ -21,10 +23,18 @@ class ResNet:
     """Bottleneck residual network, the stride on the 3x3 convolution.
 
     `blocks` of each stage; `width`: channels inside the first stage, doubled by each next.
+    `folded`: every batch norm but the blocks' last is folded into its convolution, for good
+    (the release's "quantisation-aware" ResNet-50, which stays float32).
     """
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)
     width: int = 64
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class QuantResNet(ResNet):
+    """The same for quantisation-aware training: int8 is imitated in the forward pass."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +141,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     # Four pools at most (one after each of the first three stages, the last an average over
     # the whole map) and a single Linear: 399 million multiply-adds at 32x32.
     "vgg16_bn_small": Vgg(pools=3, batch_norm=True, pool=1, hidden=()),
+    "resnet50_qat": QuantResNet(),
+    "resnet50_observed": ResNet(folded=True),
 }
 
 

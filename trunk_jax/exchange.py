@@ -21,13 +21,14 @@ from trunk_jax.baselines.layers import (
     PatchConv,
     Token,
 )
+from trunk_jax.baselines.quantised import FakeQuant, Observer, QuantConv, QuantLinear
 from trunk_jax.layers import BatchNorm, Conv, Linear
 from trunk_jax.network import Network, merge, split
 from trunk_jax.quantized import QuantizedConv, QuantizedLinear
 
 # layer type -> PyTorch's name -> (our name, axes that turn our layout into PyTorch's); an empty
-# name is a parameter that PyTorch keeps under the module's own path
-LAYOUTS: dict[type, dict[str, tuple[str, tuple[int, ...]]]] = {
+# name is a parameter that PyTorch keeps under the module's own path, no axes mean as they are
+LAYOUTS: dict[type, dict[str, tuple[str, tuple[int, ...] | None]]] = {
     Conv: {"weight": ("kernel", (3, 2, 0, 1)), "bias": ("bias", (0,))},
     Linear: {"weight": ("kernel", (1, 0)), "bias": ("bias", (0,))},
     QuantizedConv: {
@@ -55,6 +56,14 @@ LAYOUTS: dict[type, dict[str, tuple[str, tuple[int, ...]]]] = {
     MaskToken: {"": ("value", (0, 1))},
 }
 LAYOUTS[PatchConv] = LAYOUTS[Conv]
+LAYOUTS[QuantConv] = {"weight": LAYOUTS[Conv]["weight"]}
+LAYOUTS[QuantLinear] = LAYOUTS[Linear]
+LAYOUTS[FakeQuant] = {
+    name: (name, (0,)) for name in ("scale", "zero_point", "fake_quant_enabled", "observer_enabled")
+}
+LAYOUTS[Observer] = {name: (name, None) for name in ("min_val", "max_val", "eps")}
+# PyTorch's type where it is not ours
+_INT64 = ("num_batches_tracked", "fake_quant_enabled", "observer_enabled")
 
 
 def _entries(module: nnx.Module) -> list[tuple[str, nnx.Variable, tuple[int, ...]]]:
@@ -64,6 +73,7 @@ def _entries(module: nnx.Module) -> list[tuple[str, nnx.Variable, tuple[int, ...
         for theirs, (ours, axes) in LAYOUTS.get(type(layer), {}).items():
             variable = getattr(layer, ours)
             if variable is not None:
+                axes = tuple(range(variable.ndim)) if axes is None else axes
                 words = [str(part) for part in (*path, theirs) if part != ""]
                 entries.append((".".join(words), variable, axes))
                 covered += 1
@@ -76,7 +86,7 @@ def _entries(module: nnx.Module) -> list[tuple[str, nnx.Variable, tuple[int, ...
 def to_state_dict(network: Network) -> dict[str, np.ndarray]:
     """The network's arrays under PyTorch's names, in PyTorch's layout, of unchanged type.
 
-    `num_batches_tracked` becomes int64, as in PyTorch.
+    Counters and switches become int64, as in PyTorch.
     """
     return {
         key: np.asarray(variable[...]).transpose(axes).astype(_dtype(key, variable))
@@ -85,7 +95,7 @@ def to_state_dict(network: Network) -> dict[str, np.ndarray]:
 
 
 def _dtype(key: str, variable: nnx.Variable) -> Any:
-    return np.int64 if key.endswith("num_batches_tracked") else np.dtype(variable.dtype)
+    return np.int64 if key.endswith(_INT64) else np.dtype(variable.dtype)
 
 
 def shapes(network: Network) -> dict[str, tuple[int, ...]]:

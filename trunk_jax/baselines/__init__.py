@@ -9,6 +9,7 @@ from data.architectures import (
     Deit,
     Dinov2,
     MobileNetV2,
+    QuantResNet,
     ResNet,
     Vgg,
     Vit,
@@ -16,12 +17,14 @@ from data.architectures import (
 from trunk_jax.baselines.convnext import ConvNextModel
 from trunk_jax.baselines.deit import DeitModel, Dinov2Model
 from trunk_jax.baselines.mobilenet import MobileNetV2Model
+from trunk_jax.baselines.quantised import QuantResNetModel
 from trunk_jax.baselines.resnet import ResNetModel
 from trunk_jax.baselines.vgg import VggModel
 from trunk_jax.baselines.vit import VitModel
 
 _FAMILIES: dict[type, type[nnx.Module]] = {
     ResNet: ResNetModel,
+    QuantResNet: QuantResNetModel,
     Vgg: VggModel,
     ConvNext: ConvNextModel,
     MobileNetV2: MobileNetV2Model,

@@ -14,6 +14,7 @@ from trunk_jax.layers import (
     Conv,
     Flatten,
     GlobalAvgPool,
+    Identity,
     Linear,
     Mode,
     Relu,
@@ -23,21 +24,27 @@ from trunk_jax.layers import (
 EXPANSION = 4
 
 
+def norm(channels: int, folded: bool) -> BatchNorm | Identity:
+    """Batch norm, or nothing where it is folded into the convolution."""
+    return Identity() if folded else BatchNorm(channels)
+
+
 class _Bottleneck(nnx.Module):
     """1x1, 3x3 with the stride, 1x1 to four times the width; the input is added."""
 
-    def __init__(self, channels: int, width: int, stride: int):
+    def __init__(self, channels: int, width: int, stride: int, folded: bool):
         out = EXPANSION * width
-        self.conv1 = Conv(channels, width, 1, bias=False, rng=None)
-        self.bn1 = BatchNorm(width)
+        self.conv1 = Conv(channels, width, 1, bias=folded, rng=None)
+        self.bn1 = norm(width, folded)
         self.relu1 = Relu()
-        self.conv2 = Conv(width, width, 3, stride=stride, padding=1, bias=False, rng=None)
-        self.bn2 = BatchNorm(width)
+        self.conv2 = Conv(width, width, 3, stride=stride, padding=1, bias=folded, rng=None)
+        self.bn2 = norm(width, folded)
         self.relu2 = Relu()
         self.conv3 = Conv(width, out, 1, bias=False, rng=None)
         self.bn3 = BatchNorm(out)
-        project = [Conv(channels, out, 1, stride=stride, bias=False, rng=None), BatchNorm(out)]
-        self.downsample = Sequential(project) if stride != 1 or channels != out else None
+        project = Conv(channels, out, 1, stride=stride, bias=folded, rng=None)
+        changes = stride != 1 or channels != out
+        self.downsample = Sequential([project, norm(out, folded)]) if changes else None
         self.relu3 = Relu()
 
     def __call__(self, x: Array, mode: Mode) -> Array:
@@ -53,8 +60,8 @@ class ResNetModel(nnx.Module):
     def __init__(self, spec: ResNet, channels: int, outputs: int, *, size: int = 0):
         self.resize = Resize(size)
         width = spec.width
-        self.conv1 = Conv(channels, width, 7, stride=2, padding=3, bias=False, rng=None)
-        self.bn1 = BatchNorm(width)
+        self.conv1 = Conv(channels, width, 7, stride=2, padding=3, bias=spec.folded, rng=None)
+        self.bn1 = norm(width, spec.folded)
         self.relu = Relu()
         self.maxpool = PaddedMaxPool()
         channels = width
@@ -62,7 +69,8 @@ class ResNetModel(nnx.Module):
         for stage, blocks in enumerate(spec.blocks):
             row = []
             for block in range(blocks):
-                row.append(_Bottleneck(channels, width, 2 if stage and not block else 1))
+                stride = 2 if stage and not block else 1
+                row.append(_Bottleneck(channels, width, stride, spec.folded))
                 channels = EXPANSION * width
             setattr(self, f"layer{stage + 1}", Sequential(row))
             width *= 2

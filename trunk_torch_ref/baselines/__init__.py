@@ -8,6 +8,7 @@ from data.architectures import (
     Deit,
     Dinov2,
     MobileNetV2,
+    QuantResNet,
     ResNet,
     Vgg,
     Vit,
@@ -15,12 +16,14 @@ from data.architectures import (
 from trunk_torch_ref.baselines.convnext import ConvNextModel
 from trunk_torch_ref.baselines.deit import DeitModel, Dinov2Model
 from trunk_torch_ref.baselines.mobilenet import MobileNetV2Model
+from trunk_torch_ref.baselines.quantised import QuantResNetModel
 from trunk_torch_ref.baselines.resnet import ResNetModel
 from trunk_torch_ref.baselines.vgg import VggModel
 from trunk_torch_ref.baselines.vit import VitModel
 
 _FAMILIES: dict[type, type[nn.Module]] = {
     ResNet: ResNetModel,
+    QuantResNet: QuantResNetModel,
     Vgg: VggModel,
     ConvNext: ConvNextModel,
     MobileNetV2: MobileNetV2Model,

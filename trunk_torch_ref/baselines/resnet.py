@@ -8,24 +8,25 @@ from trunk_torch_ref.baselines.layers import Resize
 EXPANSION = 4
 
 
-class _Bottleneck(nn.Module):
+class Bottleneck(nn.Module):
     """1x1, 3x3 with the stride, 1x1 to four times the width; the input is added."""
 
-    def __init__(self, channels: int, width: int, stride: int):
+    def __init__(self, channels: int, width: int, stride: int, folded: bool):
         super().__init__()
         out = EXPANSION * width
-        self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        norm = nn.Identity if folded else nn.BatchNorm2d
+        self.conv1 = nn.Conv2d(channels, width, 1, bias=folded)
+        self.bn1 = norm(width)
         self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=folded)
+        self.bn2 = norm(width)
         self.relu2 = nn.ReLU()
         self.conv3 = nn.Conv2d(width, out, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out)
         self.downsample = None
         if stride != 1 or channels != out:
             self.downsample = nn.Sequential(
-                nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out)
+                nn.Conv2d(channels, out, 1, stride=stride, bias=folded), norm(out)
             )
         self.relu3 = nn.ReLU()
 
@@ -39,12 +40,14 @@ class _Bottleneck(nn.Module):
 class ResNetModel(nn.Module):
     """Scores; the features are the last stage's map."""
 
+    block = Bottleneck
+
     def __init__(self, spec: ResNet, channels: int, outputs: int, *, size: int = 0):
         super().__init__()
         self.resize = Resize(size)
         width = spec.width
-        self.conv1 = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.conv1 = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=spec.folded)
+        self.bn1 = nn.Identity() if spec.folded else nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         channels = width
@@ -52,7 +55,8 @@ class ResNetModel(nn.Module):
         for stage, blocks in enumerate(spec.blocks):
             row = []
             for block in range(blocks):
-                row.append(_Bottleneck(channels, width, 2 if stage and not block else 1))
+                stride = 2 if stage and not block else 1
+                row.append(self.block(channels, width, stride, spec.folded))
                 channels = EXPANSION * width
             setattr(self, f"layer{stage + 1}", nn.Sequential(*row))
             width *= 2
@@ -62,6 +66,8 @@ class ResNetModel(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def features(self, x: Tensor) -> Tensor:
         """The last stage's map."""
