@@ -170,7 +170,8 @@ def accumulated(layer: torch.nn.Module, given: Arrays) -> dict[str, int]:
             "gradient of bias": rows,
         }
     if isinstance(layer, SelfAttention | ScaledDotProduct):
-        # one sum after another: projections, scores over a head's features, values over tokens
+        # one sum after another: projections, scores over a head's features, values over tokens;
+        # backward as many again, and softmax's gradient is a difference of two of them
         tokens, width = x[1], dy[2]
         packed = isinstance(layer, SelfAttention)
         steps = [width // layer.heads if not packed else layer.head_dim, tokens]
@@ -178,9 +179,9 @@ def accumulated(layer: torch.nn.Module, given: Arrays) -> dict[str, int]:
         terms = int(sum(np.sqrt(steps)) ** 2)
         return {
             "output": terms,
-            "gradient of input": 4 * terms,
-            "gradient of in_proj_weight": 4 * terms + batch * tokens,
-            "gradient of in_proj_bias": 4 * terms + batch * tokens,
+            "gradient of input": 16 * terms,
+            "gradient of in_proj_weight": 16 * terms + batch * tokens,
+            "gradient of in_proj_bias": 16 * terms + batch * tokens,
             "gradient of out_proj.weight": terms + batch * tokens,
             "gradient of out_proj.bias": batch * tokens,
         }

@@ -170,8 +170,10 @@ def _is_plain_sum(layer: torch.nn.Module, key: str) -> bool:
 
     For sums of like values (the gradient above an average pool is constant) errors then grow
     with the number of terms, not its root: that is the bound they are held to. Seen for
-    shifts, for biases and for the kernels of depthwise convolutions.
+    shifts, for biases, for the kernels of depthwise convolutions and for layer norms.
     """
+    if isinstance(layer, torch.nn.LayerNorm):
+        return key in ("gradient of bias", "gradient of weight")
     if key == "gradient of bias":
         return isinstance(layer, torch.nn.Conv2d | torch.nn.BatchNorm2d)
     depthwise = isinstance(layer, torch.nn.Conv2d) and layer.groups > 1
