@@ -80,10 +80,10 @@ def train_parser(framework: str) -> Parser:
                         f"{', '.join(baselines.MODELS)} (default: none)")  # fmt: skip
     add("--size", type=int, help="of --model: side that images are resized to, 0 for none "
                                  "(default: the recipe's, mostly 224)")  # fmt: skip
-    add("--weights", help="of --model: safetensors to start from, or none (default: what "
-                          "python -m parity.pretrained left; recipe scratch: none)")  # fmt: skip
+    add("--weights", help="of --model: safetensors to start from, or none (default: the "
+                          "recipe's; what python -m parity.pretrained left, or none)")  # fmt: skip
     add("--speed-up", type=float, help="of a pruned --model: how many times fewer multiply-adds "
-                                       "(default: 2)")  # fmt: skip
+                                       "(default: the recipe's, 2)")  # fmt: skip
     add("--out", help="the run folder (default: runs/<dataset>-<backbone>-<recipe>-seed<seed>"
                       "-<framework>)")  # fmt: skip
     add("--resume", action="store_true", help="go on with the run in --out, or start it if it "

@@ -216,9 +216,12 @@ BAD = {
 @pytest.mark.parametrize("flags", BAD)
 def test_a_bad_flag_is_one_line(flags, monkeypatch, tmp_path):
     monkeypatch.setenv("TRUNK_CACHE_DIR", str(tmp_path / "empty"))
+
+    def parse():
+        return baselines.spec_of(train_options("jax", flags.split()).recipe, 32)
+
     with pytest.raises(UserError) as error:
-        chosen = train_options("jax", flags.split()).recipe
-        baselines.spec_of(chosen, 32)
+        parse()
     assert BAD[flags] in str(error.value)
     assert "\n" not in str(error.value)
 
