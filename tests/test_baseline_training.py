@@ -23,7 +23,7 @@ from trunk_torch_ref.exchange import to_state_dict as torch_to_state_dict
 
 TINY = {
     "mobilenet_v2": MobileNetV2(rows=((1, 8, 1, 1), (4, 8, 1, 1)), stem=8, last=16),
-    "resnet50": ResNet(blocks=(1, 1), width=4),
+    "resnet50": ResNet(blocks=(1,), width=4),
     "vgg16": Vgg(stages=((6,), (8,)), pools=1, pool=2, hidden=(10,)),
     "vgg16_bn_small": Vgg(stages=((6,), (8,)), pools=1, pool=1, hidden=(), batch_norm=True),
 }
@@ -134,7 +134,7 @@ def test_both_frameworks_start_from_the_same_numbers(model):
         assert ours["features.0.weight"].shape[0] < 6
 
 
-@pytest.mark.filterwarnings("ignore")  # torch.ao is full of deprecations
+@pytest.mark.slow
 def test_a_quantised_run_ends_as_int8():
     public("resnet50", channels=1)
     summary = trained(train, "resnet50_qat", "--size", "16", "--weights", "resnet50.safetensors")
