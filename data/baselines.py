@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data import pretrained, pruning, quantisation, recipe
+from data import pretrained, pruning, recipe
+from data import qat as names
 from data.architectures import (
     ARCHITECTURES,
     Architecture,
@@ -210,9 +211,9 @@ def start(chosen: Recipe, side: int, shapes: Shapes, fresh: Fresh) -> dict[str, 
         rng = stream(chosen.seed, "root", "class", "new layers")
         weights = pretrained.adapt(public, shapes(base), base, rng)
     if isinstance(spec, QuantResNet):
-        return quantisation.quantised_start(weights, fresh(spec))
+        return names.quantised_start(weights, fresh(spec))
     if isinstance(spec, ResNet) and spec.folded:
-        return quantisation.folded(weights)
+        return names.folded(weights)
     if isinstance(spec, Vgg) and spec != base:
         return pruning.prune(weights, base, spec)
     return weights

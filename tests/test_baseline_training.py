@@ -118,11 +118,9 @@ def test_both_frameworks_start_from_the_same_numbers(model):
     chosen = baselines.load(model, "cifar10", "published", weights=f"{name}.safetensors")
     ours = to_state_dict(start(chosen, (32, 32, 3), 10))
     theirs = torch_to_state_dict(torch_start(chosen, (3, 32, 32), 10))
-    if model != "resnet50_qat":  # PyTorch's own observers have no range yet
-        assert ours.keys() == theirs.keys()
-    for key in ours.keys() & theirs.keys():
-        if "_val" not in key and "fake_quant" not in key and "activation" not in key:
-            np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
     if model == "resnet50":
         np.testing.assert_array_equal(ours["layer1.0.conv2.weight"],
                                       weights["layer1.0.conv2.weight"])  # fmt: skip

@@ -21,7 +21,7 @@ from trunk_jax.baselines.layers import (
     PatchConv,
     Token,
 )
-from trunk_jax.baselines.quantised import FakeQuant, Observer, QuantConv, QuantLinear
+from trunk_jax.baselines.qat import FakeQuant, Observer, QuantConv, QuantLinear
 from trunk_jax.layers import BatchNorm, Conv, Linear
 from trunk_jax.network import Network, merge, split
 from trunk_jax.quantized import QuantizedConv, QuantizedLinear

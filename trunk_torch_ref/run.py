@@ -21,7 +21,7 @@ from data.recipe import Recipe
 from data.splits import Splits
 from trunk_torch_ref import grow, nodes, route
 from trunk_torch_ref.augment import prepare
-from trunk_torch_ref.baselines import quantised
+from trunk_torch_ref.baselines import qat
 from trunk_torch_ref.baselines import start as baselines
 from trunk_torch_ref.exchange import from_state_dict
 from trunk_torch_ref.network import cost, feature_shape, initial
@@ -134,7 +134,7 @@ def as_int8(
     recipe: Recipe, networks: dict[NodePath, Node], images: np.ndarray
 ) -> tuple[np.ndarray, int]:
     """(labels that the int8 form of a quantisation-aware baseline predicts, its bytes on disk)."""
-    model = quantised.convert(networks[hierarchy.ROOT])
+    model = qat.convert(networks[hierarchy.ROOT])
     labels = []
     for start in range(0, len(images), recipe.eval_batch_size):
         part = grow.as_images(images[start : start + recipe.eval_batch_size])

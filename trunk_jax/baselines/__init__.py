@@ -17,7 +17,7 @@ from data.architectures import (
 from trunk_jax.baselines.convnext import ConvNextModel
 from trunk_jax.baselines.deit import DeitModel, Dinov2Model
 from trunk_jax.baselines.mobilenet import MobileNetV2Model
-from trunk_jax.baselines.quantised import QuantResNetModel
+from trunk_jax.baselines.qat import QuantResNetModel
 from trunk_jax.baselines.resnet import ResNetModel
 from trunk_jax.baselines.vgg import VggModel
 from trunk_jax.baselines.vit import VitModel

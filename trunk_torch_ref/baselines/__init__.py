@@ -16,7 +16,7 @@ from data.architectures import (
 from trunk_torch_ref.baselines.convnext import ConvNextModel
 from trunk_torch_ref.baselines.deit import DeitModel, Dinov2Model
 from trunk_torch_ref.baselines.mobilenet import MobileNetV2Model
-from trunk_torch_ref.baselines.quantised import QuantResNetModel
+from trunk_torch_ref.baselines.qat import QuantResNetModel
 from trunk_torch_ref.baselines.resnet import ResNetModel
 from trunk_torch_ref.baselines.vgg import VggModel
 from trunk_torch_ref.baselines.vit import VitModel

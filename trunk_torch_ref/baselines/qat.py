@@ -64,6 +64,9 @@ class QuantResNetModel(ResNetModel):
             quantization.fuse_modules_qat(self, ["conv1", "bn1", "relu"], inplace=True)
             self.qconfig = quantization.get_default_qat_qconfig(BACKEND)
             quantization.prepare_qat(self, inplace=True)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                _give_shape(layer.weight_fake_quant, len(layer.weight))
 
     def train(self, mode: bool = True) -> nn.Module:
         super().train(mode)
@@ -82,6 +85,19 @@ class QuantResNetModel(ResNetModel):
         features = self.features(x)
         scores = self.dequant(self.fc(self.flatten(self.avgpool(features))))
         return features, scores
+
+
+def _give_shape(rounding: nn.Module, channels: int) -> None:
+    """The tensors of a weight's observer as they are once it has seen something.
+
+    torch.ao makes them empty at first; a state_dict could not be loaded into them.
+    """
+    seen = rounding.activation_post_process
+    for tensor, value in (
+        (seen.min_val, torch.inf), (seen.max_val, -torch.inf), (rounding.scale, 1),
+        (rounding.zero_point, 0),
+    ):  # fmt: skip
+        tensor.resize_(channels).fill_(value)
 
 
 def convert(module: QuantResNetModel) -> nn.Module:

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from data import quantisation
+from data import qat as names
 from data.architectures import QuantResNet, ResNet
 from trunk_jax import baselines, exchange
-from trunk_jax.baselines import int8, quantised
+from trunk_jax.baselines import int8, qat
 from trunk_jax.layers import EVAL, Mode
 from trunk_jax.network import apply, merge, split
 from trunk_torch_ref import baselines as torch_baselines
-from trunk_torch_ref.baselines import quantised as torch_quantised
+from trunk_torch_ref.baselines import qat as torch_qat
 from trunk_torch_ref.exchange import from_state_dict, to_state_dict
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.ao is full of deprecations
@@ -41,10 +41,10 @@ def test_the_grid_is_pytorchs(seed):
                 channels is not None,
             )  # fmt: skip
             lows, highs = (jnp.asarray(end, jnp.float32) for end in (low[part], high[part]))
-            ours = quantised.grid(lows, highs, least, 127, channels is not None)
+            ours = qat.grid(lows, highs, least, 127, channels is not None)
             np.testing.assert_allclose(ours[0], scale.numpy(), rtol=3e-7)
             np.testing.assert_array_equal(ours[1], zero.numpy())
-            rounded = quantised.fake_quantise(jnp.asarray(x.numpy()).T, *ours, least, 127)
+            rounded = qat.fake_quantise(jnp.asarray(x.numpy()).T, *ours, least, 127)
             np.testing.assert_allclose(
                 rounded.T, theirs.numpy(), rtol=0, atol=3e-7 * 255 * scale.max()
             )
@@ -53,7 +53,7 @@ def test_the_grid_is_pytorchs(seed):
 def test_gradients_stop_where_values_are_clipped():
     x = jnp.asarray([-0.2, 0.04, 0.5, 12.68, 12.72, 90.0])
     scale, zero = jnp.asarray([0.1]), jnp.asarray([0])
-    value, gradient = jax.vjp(lambda x: quantised.fake_quantise(x, scale, zero, 0, 127), x)
+    value, gradient = jax.vjp(lambda x: qat.fake_quantise(x, scale, zero, 0, 127), x)
     np.testing.assert_allclose(value, [0, 0, 0.5, 12.7, 12.7, 12.7], rtol=1e-6)
     np.testing.assert_array_equal(gradient(jnp.ones(6))[0], [0, 1, 1, 1, 1, 0])
 
@@ -71,15 +71,13 @@ def start(seed):
 
 
 def both(seed=0):
-    """The same start in both: JAX's is complete, PyTorch's observers have no shapes yet."""
+    """The same start in both."""
     network = split(baselines.build(QUANT, 3, 7))
     fresh = exchange.to_state_dict(network)
-    network = exchange.from_state_dict(network, quantisation.quantised_start(start(seed), fresh))
+    network = exchange.from_state_dict(network, names.quantised_start(start(seed), fresh))
     module = torch_baselines.build(QUANT, 3, 7)
-    module.load_state_dict(
-        {k: torch.tensor(v) for k, v in quantisation.fused_names(start(seed)).items()},
-        strict=False,
-    )
+    weights = names.quantised_start(start(seed), to_state_dict(module))
+    from_state_dict(module, weights)
     return network, module
 
 
@@ -147,7 +145,7 @@ def test_one_layer_alone_is_torch_aos_to_rounding():
     }
     theirs = block.conv1(image)
     theirs.backward(torch.tensor(dy))
-    layer = split(quantised.QuantConv(32, 16, 1, relu=True))
+    layer = split(qat.QuantConv(32, 16, 1, relu=True))
     layer = exchange.from_state_dict(layer, exchange.to_state_dict(layer) | weights)
 
     def run(params, x):
@@ -211,7 +209,7 @@ def test_folding_changes_no_scores():
     weights = start(1)
     module = from_state_dict(torch_baselines.build(ResNet(**SMALL), 3, 7), weights).eval()
     spec = ResNet(**SMALL, folded=True)
-    folded = quantisation.folded(weights)
+    folded = names.folded(weights)
     other = from_state_dict(torch_baselines.build(spec, 3, 7), folded).eval()
     network = exchange.from_state_dict(split(baselines.build(spec, 3, 7)), folded)
     assert not any(".bn1" in key or ".bn2" in key for key in folded)
@@ -232,7 +230,7 @@ def test_the_int8_model_is_pytorchs():
     with torch.no_grad():
         for step in range(40):  # until ranges and statistics have settled
             module.train()(torch.tensor(batch(step)))
-    converted = torch_quantised.convert(module)
+    converted = torch_qat.convert(module)
     weights = to_state_dict(module)
     model = int8.convert(weights, QUANT)
     x = batch(50)
