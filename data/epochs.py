@@ -122,9 +122,12 @@ class Position:
     best_accuracy: float = 0.0
 
     def after(self, accuracy: float, ties: str) -> "Position":
-        """The position one epoch on. Of equally good epochs `ties` (first, last) is the best."""
+        """The position one epoch on.
+
+        Of equally good epochs `ties` (first, last) is the best; with `final` any last one is.
+        """
         epoch = self.epoch + 1
-        better = accuracy > self.best_accuracy or self.best_epoch == 0
+        better = accuracy > self.best_accuracy or self.best_epoch == 0 or ties == "final"
         if better or (ties == "last" and accuracy == self.best_accuracy):
             return Position(epoch, epoch, accuracy)
         return dataclasses.replace(self, epoch=epoch)

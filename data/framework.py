@@ -47,6 +47,8 @@ class Framework:
       costs: (tree, networks, image shape) to each node's parameters and multiply-adds.
       out_of_memory: whether an error of `grow` says so.
       exact: a context in which results repeat bit for bit.
+      int8: of a run of a quantisation-aware baseline, (recipe, its networks, images) to the
+        int8 model's predicted labels and its size in bytes.
 
     """
 
@@ -57,4 +59,5 @@ class Framework:
     predict: Callable[[Recipe, Tree, Networks, UInt8[np.ndarray, "n h w c"]], Predictions]
     costs: Callable[[Tree, Networks, ImageShape], Costs]
     out_of_memory: Callable[[RuntimeError], bool]
+    int8: Callable[[Recipe, Networks, UInt8[np.ndarray, "n h w c"]], tuple[np.ndarray, int]]
     exact: Callable[[], AbstractContextManager[None]] = nullcontext

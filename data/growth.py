@@ -66,6 +66,8 @@ def grow_into(
     """
 
     def decide(tree: Tree, node: Path, take: Callable[[], np.ndarray]) -> Groups:
+        if recipe.monolith is not None:
+            return (tuple(range(len(hierarchy.members(tree, node)))),)  # one group: no children
         name = tree.names[node]
         recorded = runfolder.read_asl(folder, name, len(hierarchy.members(tree, node)))
         if recorded is not None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from data import datasets, recipe, runfolder
+from data import baselines, datasets, recipe, runfolder
 from data.errors import UserError
 from data.networks import BACKBONES
 from data.recipe import Recipe
@@ -22,7 +22,13 @@ DEFAULTS: dict[str, Any] = {
     "seed": None,
     "volatility": None,
     "grouping": "threshold",
+    "model": None,
+    "size": None,
+    "weights": None,
+    "speed_up": None,
 }
+OF_TREES = ("backbone", "volatility", "grouping")
+OF_MODELS = ("size", "weights", "speed_up")
 
 
 class Parser(argparse.ArgumentParser):
@@ -70,6 +76,14 @@ def train_parser(framework: str) -> Parser:
                                          "splits more (default: the recipe's)")  # fmt: skip
     add("--grouping", help="threshold, or sampled: by 100,000 draws, as the release does "
                            "(default: threshold)")  # fmt: skip
+    add("--model", help="train a monolithic baseline instead of a tree: "
+                        f"{', '.join(baselines.MODELS)} (default: none)")  # fmt: skip
+    add("--size", type=int, help="of --model: side that images are resized to, 0 for none "
+                                 "(default: the recipe's, mostly 224)")  # fmt: skip
+    add("--weights", help="of --model: safetensors to start from, or none (default: the "
+                          "recipe's; what python -m parity.pretrained left, or none)")  # fmt: skip
+    add("--speed-up", type=float, help="of a pruned --model: how many times fewer multiply-adds "
+                                       "(default: the recipe's, 2)")  # fmt: skip
     add("--out", help="the run folder (default: runs/<dataset>-<backbone>-<recipe>-seed<seed>"
                       "-<framework>)")  # fmt: skip
     add("--resume", action="store_true", help="go on with the run in --out, or start it if it "
@@ -101,8 +115,17 @@ def train_options(framework: str, arguments: list[str] | None = None) -> TrainOp
 def _recipe(flags: dict[str, Any]) -> Recipe:
     """The recipe that the flags choose, with what they override."""
     datasets.spec(flags["dataset"])
-    chosen = recipe.load(flags["recipe"], flags["dataset"], flags["backbone"])
-    overrides = DEFAULTS.keys() - {"dataset", "recipe", "backbone"}
+    wrong = OF_MODELS if flags["model"] is None else OF_TREES
+    for flag in wrong:
+        if flags[flag] != DEFAULTS[flag]:
+            needs = "needs --model" if flags["model"] is None else "is for trees, not --model"
+            raise UserError(f"--{flag.replace('_', '-')} {needs}")
+    if flags["model"] is None:
+        chosen = recipe.load(flags["recipe"], flags["dataset"], flags["backbone"])
+    else:
+        own = {flag: flags[flag] for flag in OF_MODELS}
+        chosen = baselines.load(flags["model"], flags["dataset"], flags["recipe"], **own)
+    overrides = DEFAULTS.keys() - {"dataset", "recipe", "backbone", "model", *OF_MODELS}
     return recipe.override(chosen, **{key: flags[key] for key in overrides})
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import tomllib
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -22,13 +23,15 @@ FAULTS = (
     "train_mode_validation",  # batch statistics and dropout in validation; it updates the former
     "train_mode_asl",  # likewise when ASL is taken, on shuffled, augmented training batches
     "drop_last_validation",  # the last partial validation batch is left out
+    "no_head",  # DINOv2's 768 features are the scores
+    "no_stem_norm",  # ConvNeXt's stem lost its layer norm with its convolution (on EMNIST)
 )
 LOSSES = ("nll", "cross_entropy")
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("cosine", "step", "constant", "onecycle")
 PRECISIONS = ("float32", "bfloat16")
 PROTOCOLS = ("holdout", "published")
-TIES = ("first", "last")
+TIES = ("first", "last", "final")
 GROUPINGS = ("threshold", "sampled")
 # Faults of how batches and validation are made; joint training makes its own.
 _NOT_JOINT = ("subset_batches", "train_mode_validation", "drop_last_validation")
@@ -39,6 +42,8 @@ class Phase:
     """How one network is trained once.
 
     `optimizer`: PyTorch's Adam or SGD with coupled weight decay (L2 added to the gradient).
+    `milestones`: for the schedule step, the epochs after which to multiply by `factor`, instead
+    of every `period`.
     `schedule`, stepped once an epoch: cosine with T_max = `period` (which rises again after
     it; 0 means all epochs), step (times `factor` every `period` epochs), or constant; stepped
     once a batch: onecycle (PyTorch's OneCycleLR, its rate alone), which rises from lr / 25 to
@@ -61,6 +66,7 @@ class Phase:
     nesterov: bool = False
     label_smoothing: float = 0.0
     precision: str = "float32"
+    milestones: tuple[int, ...] = ()
 
 
 # Settings that came after the first runs were written: left out of `config.json` while they have
@@ -68,8 +74,24 @@ class Phase:
 _LATER = {
     field.name: field.default
     for field in dataclasses.fields(Phase)
-    if field.name in ("warmup", "nesterov", "label_smoothing", "precision")
+    if field.name in ("warmup", "nesterov", "label_smoothing", "precision", "milestones")
 }
+
+
+@dataclass(frozen=True)
+class Monolith:
+    """What a monolithic baseline needs besides.
+
+    Attributes:
+      size: images are resized to size x size; 0 leaves them as they are.
+      weights: `FILE#SHA-256` of the safetensors it starts from, or `none`.
+      speed_up: of a pruned one, how many times fewer multiply-adds; 1 for none.
+
+    """
+
+    size: int = 0
+    weights: str = "none"
+    speed_up: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -86,9 +108,11 @@ class Recipe:
     """All that decides a training run, but for the dataset itself.
 
     `mean`, `std`: per channel, applied to pixels/255; empty for none.
-    `ties`: which of the epochs with the same validation accuracy is kept.
+    `ties`: which of the epochs with the same validation accuracy is kept; `final`: the last
+    epoch, whatever its accuracy.
     `limit`: use only so many training (and of validation and test) images; 0 for all.
     `joint`: how all nodes are trained together once the tree is grown; None: they are not.
+    `monolith`: of a monolithic baseline, a tree of one node that `backbone` names; None: a tree.
     """
 
     name: str
@@ -110,6 +134,7 @@ class Recipe:
     limit: int = 0
     faults: tuple[str, ...] = ()
     joint: Phase | None = None
+    monolith: Monolith | None = None
 
     def node(self, is_root: bool) -> NodeRecipe:
         """The row that applies to a node."""
@@ -221,7 +246,9 @@ def _check_phase(recipe: Recipe, phase: Phase) -> None:
         _need(number >= 0 and math.isfinite(number), what, number, "0 or more")
     _need(all(0 <= beta < 1 for beta in phase.betas), "betas", phase.betas, "0 to 1")
     _need(phase.period >= 0, "period", phase.period, "0 or more")
-    needs_period = phase.schedule == "step"
+    needs_period = phase.schedule == "step" and not phase.milestones
+    rising = all(0 < a < b for a, b in pairwise((0.5, *phase.milestones)))
+    _need(rising, "milestones", phase.milestones, "rising epochs")
     _need(phase.period > 0 or not needs_period, "period", phase.period, "above 0 for step")
     _need(0 < phase.warmup < 1, "warmup", phase.warmup, "between 0 and 1")
     _need(0 <= phase.label_smoothing < 1, "label smoothing", phase.label_smoothing, "0 to 1")
@@ -238,8 +265,9 @@ def _check_phase(recipe: Recipe, phase: Phase) -> None:
 def to_json(recipe: Recipe) -> dict[str, Any]:
     """The form stored in `config.json`; later settings stand in it only where they are used."""
     value = dataclasses.asdict(recipe)
-    if value["joint"] is None:
-        del value["joint"]
+    for key in ("joint", "monolith"):
+        if value[key] is None:
+            del value[key]
     phases = [row[f"{kind}_phase"] for row in (value["root"], value["others"])
               for kind in ("class", "group")]  # fmt: skip
     for phase in [*phases, value.get("joint", {})]:

@@ -31,7 +31,7 @@ def summary(
         "backbone": recipe.backbone,
         "recipe": recipe.name,
         "protocol": recipe.protocol,
-        "selected_on": "test" if recipe.protocol == "published" else "validation",
+        "selected_on": _selected_on(recipe),
         "seed": recipe.seed,
         "accuracy": {
             part: _counts(examples.labels, labels) for part, (examples, labels) in parts.items()
@@ -45,6 +45,12 @@ def summary(
     }
 
 
+def _selected_on(recipe: Recipe) -> str:
+    if recipe.ties == "final":
+        return "nothing"
+    return "test" if recipe.protocol == "published" else "validation"
+
+
 def evaluation(
     split: str, recipe: Recipe, dataset: Dataset, tree: Tree, examples: Examples, labels: np.ndarray
 ) -> dict[str, Any]:
@@ -56,6 +62,11 @@ def evaluation(
         "protocol": recipe.protocol,
         "nodes": metrics.node_accuracy(tree, examples.labels, labels),
     }
+
+
+def int8(examples: Examples, labels: np.ndarray, size: int) -> dict[str, Any]:
+    """What the int8 form of a model does on test, and how many bytes its numbers take."""
+    return {"bytes": size, "test": _counts(examples.labels, labels)}
 
 
 def write_predictions(
@@ -89,7 +100,9 @@ def write_predictions(
 def lines(value: dict[str, Any]) -> list[str]:
     """A summary for people."""
     how = "selected on TEST (protocol published)"
-    if value["protocol"] == "holdout":
+    if value["selected_on"] == "nothing":
+        how = "the last epoch, nothing selected"
+    elif value["protocol"] == "holdout":
         how = "selected on held-out training images; test used once"
     result = [
         f"{value['dataset_title']}, {value['backbone']} nodes, recipe {value['recipe']}, {how}"
@@ -107,6 +120,12 @@ def lines(value: dict[str, Any]) -> list[str]:
     for name, path in value["paths"].items():
         result.append(
             f"  {name + ' path':<13}  {path['parameters']:>15,.0f}  {path['multiply_adds']:>13,.0f}"
+        )
+    if "int8" in value:
+        counts, size = value["int8"]["test"], value["int8"]["bytes"]
+        result.append(
+            f"  as int8: test {100 * counts['accuracy']:.2f} %  ({counts['correct']:,} of "
+            f"{counts['total']:,}), {size / 1e6:.2f} MB"
         )
     return result
 

@@ -105,4 +105,8 @@ def _evaluate(
     )
     predicted = {part: (examples, found[part].labels) for part, examples in parts.items()}
     costs = framework.costs(tree, networks, dataset.spec.image_shape)
-    return results.summary(framework.name, recipe, dataset, tree, costs, predicted)
+    summary = results.summary(framework.name, recipe, dataset, tree, costs, predicted)
+    if recipe.backbone == "resnet50_qat":
+        labels, size = framework.int8(recipe, networks, splits.test.images)
+        summary["int8"] = results.int8(splits.test, labels, size)
+    return summary

@@ -19,7 +19,7 @@ from data import recipe as recipes
 from data import runfolder
 from data.errors import UserError, run_command
 from data.options import Parser
-from parity import modes, optimisers, report
+from parity import baselines, modes, optimisers, report
 from parity.background import check_background
 from parity.checkpoint import check_checkpoint
 from parity.compare import Check
@@ -64,6 +64,12 @@ def tasks(seed: int) -> list[Task]:
     return result
 
 
+def baseline_tasks(which: str, seed: int) -> list[Task]:
+    """The checks of the monolithic models: `full`, or `small` ones of the same kinds."""
+    cases = baselines.FULL if which == "full" else baselines.SMALL
+    return [Task(case.name, baselines.check_baseline, (case, seed)) for case in cases]
+
+
 def prepare_process() -> None:
     """Exact arithmetic in this process: no TF32, no fast modes; one thread for PyTorch."""
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -77,13 +83,21 @@ def perform(task: Task) -> list[Check]:
     return task.run(*task.arguments)
 
 
-def run(work: Sequence[Task], jobs: int) -> list[Check]:
-    """The checks of all tasks, in the order of the tasks, on `jobs` processes."""
+def run(work: Sequence[Task], jobs: int, *, fresh: bool = False) -> list[Check]:
+    """The checks of all tasks, in the order of the tasks, on `jobs` processes.
+
+    With `fresh` each task has a process of its own, so that its memory can be told.
+    """
     results: dict[int, list[Check]] = {}
     context = multiprocessing.get_context("spawn")
     console = Console(file=sys.stderr)
     with (
-        ProcessPoolExecutor(jobs, mp_context=context, initializer=prepare_process) as pool,
+        ProcessPoolExecutor(
+            jobs,
+            mp_context=context,
+            initializer=prepare_process,
+            max_tasks_per_child=1 if fresh else None,
+        ) as pool,  # fmt: skip
         Progress(console=console, disable=not console.is_terminal, transient=True) as progress,
     ):
         bar = progress.add_task("checking", total=len(work))
@@ -111,6 +125,9 @@ def main(arguments: list[str] | None = None) -> int:
         "is caught (default: off)")  # fmt: skip
     add("--modes", action="store_true", help="add a table of what TF32 (on a GPU) and bfloat16 "
         "cost (default: on a GPU only)")  # fmt: skip
+    add("--baselines", nargs="?", const="full", choices=("full", "small"), help="check the "
+        "monolithic models instead: at their published sizes, or, in a minute or two, small "
+        "ones of the same kinds (default: off)")  # fmt: skip
     add("--seed", type=int, default=0, help="of weights and inputs (default: %(default)s)")
     add("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: the "
         "number of cores, %(default)s)")  # fmt: skip
@@ -133,6 +150,9 @@ def main(arguments: list[str] | None = None) -> int:
         prepare_process()
         torch.set_num_threads(options.jobs)
         checks = check_checkpoint(Path(options.checkpoint), options.data_dir)
+    elif options.baselines:
+        work = baseline_tasks(options.baselines, options.seed)
+        checks = run(work, options.jobs, fresh=True)
     else:
         checks = run(tasks(options.seed), options.jobs)
     report.print_table(checks)
@@ -147,7 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _costs(options: argparse.Namespace) -> list[modes.Cost]:
     on_gpu = DEVICE.type == "cuda"
-    if options.checkpoint or not (options.modes or on_gpu):
+    if options.checkpoint or options.baselines or not (options.modes or on_gpu):
         return []
     offered = [mode for mode in modes.MODES if on_gpu or mode != "tf32"]
     return modes.costs(FAMILIES, options.seed, offered)

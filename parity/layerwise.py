@@ -10,10 +10,22 @@ import numpy as np
 import torch
 from flax import nnx
 
-from parity.passes import DEVICE, DTYPES, Arrays, Pair, cast, recorded_masks
+from parity.passes import (
+    DEVICE,
+    DTYPES,
+    Arrays,
+    Pair,
+    cast,
+    channel_first,
+    channel_last,
+    keeps_channels_last,
+    leaves,
+    recorded_masks,
+)
 from trunk_jax import exchange, layers
 from trunk_jax.network import Network, merge, split
 from trunk_torch_ref import objective
+from trunk_torch_ref.baselines.layers import LayerScale, ScaledDotProduct, SelfAttention
 
 Passes = dict[str, Arrays]  # by layer name; in each: output, gradient of input, gradient of ...
 
@@ -51,11 +63,6 @@ def truth(
     return found, masks
 
 
-def leaves(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """The layers that have no layers in them."""
-    return {name: m for name, m in module.named_modules() if not list(m.children())}
-
-
 def torch_passes(both: Pair, dtype: str, given: Passes, masks: Arrays) -> Passes:
     """Each layer's output and gradients in PyTorch, in train mode."""
     result: Passes = {}
@@ -85,7 +92,7 @@ class _Masked(torch.nn.Module):
 
     def __init__(self, mask: np.ndarray, rate: float):
         super().__init__()
-        self._mask, self._rate = torch.tensor(mask.transpose(0, 3, 1, 2)), rate
+        self._mask, self._rate = torch.tensor(channel_first(mask)), rate
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * self._mask.to(x) / (1 - self._rate)
@@ -112,10 +119,13 @@ def jax_passes(both: Pair, dtype: str, given: Passes, masks: Arrays) -> Passes:
         for name, layer in _layers(merge(cast(both.jax, dtype))).items():
             if name not in given:
                 continue
-            x, dy = (jnp.asarray(_last(given[name][key]), kind) for key in ("x", "dy"))
+            same = keeps_channels_last(both.torch.get_submodule(name))
+            x, dy = (given[name][key] for key in ("x", "dy"))
+            x, dy = (jnp.asarray(a if same else channel_last(a), kind) for a in (x, dy))
             keep = {layer.stream: jnp.asarray(masks[name])} if name in masks else None
             y, dx, gradients = _pass(split(layer), x, dy, keep)
-            result[name] = {"output": _first(y), "gradient of input": _first(dx)}
+            y, dx = (np.asarray(a) if same else channel_first(a) for a in (y, dx))
+            result[name] = {"output": y, "gradient of input": dx}
             for key, array in exchange.to_state_dict(gradients).items():
                 statistic = key.startswith(("running", "num_batches"))
                 result[name][f"{'after' if statistic else 'gradient of'} {key}"] = array
@@ -144,12 +154,42 @@ def accumulated(layer: torch.nn.Module, given: Arrays) -> dict[str, int]:
             "gradient of bias": positions,
         }
     if isinstance(layer, torch.nn.Linear):
+        rows = int(np.prod(x[:-1]))
         return {
             "output": layer.in_features,
             "gradient of input": layer.out_features,
-            "gradient of weight": batch,
-            "gradient of bias": batch,
+            "gradient of weight": rows,
+            "gradient of bias": rows,
         }
+    if isinstance(layer, torch.nn.LayerNorm):
+        width, rows = layer.normalized_shape[0], given["x"].size // layer.normalized_shape[0]
+        return {
+            "output": width,
+            "gradient of input": width,
+            "gradient of weight": rows,
+            "gradient of bias": rows,
+        }
+    if isinstance(layer, SelfAttention | ScaledDotProduct):
+        # one sum after another: projections, scores over a head's features, values over tokens;
+        # backward as many again, and softmax's gradient is a difference of two of them
+        tokens, width = x[1], dy[2]
+        packed = isinstance(layer, SelfAttention)
+        steps = [width // layer.heads if not packed else layer.head_dim, tokens]
+        steps += [width, width] if packed else []
+        terms = int(sum(np.sqrt(steps)) ** 2)
+        return {
+            "output": terms,
+            "gradient of input": 16 * terms,
+            "gradient of in_proj_weight": 16 * terms + batch * tokens,
+            "gradient of in_proj_bias": 16 * terms + batch * tokens,
+            "gradient of out_proj.weight": terms + batch * tokens,
+            "gradient of out_proj.bias": batch * tokens,
+        }
+    if isinstance(layer, torch.nn.GELU):
+        # the error function is a polynomial of a dozen terms, times a power
+        return {"output": 16, "gradient of input": 16}
+    if isinstance(layer, LayerScale):
+        return {"gradient of gamma": batch * x[1]}
     values = batch * int(np.prod(x[2:]))
     if isinstance(layer, torch.nn.BatchNorm2d):
         return dict.fromkeys(
@@ -161,12 +201,3 @@ def accumulated(layer: torch.nn.Module, given: Arrays) -> dict[str, int]:
     if isinstance(layer, torch.nn.LogSoftmax):
         return {"output": x[1], "gradient of input": x[1]}
     return {}
-
-
-def _last(array: np.ndarray) -> np.ndarray:
-    return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
-
-
-def _first(array: jax.Array) -> np.ndarray:
-    array = np.asarray(array)
-    return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array

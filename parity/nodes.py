@@ -1,6 +1,7 @@
 """Checks of node networks: whole in float64, forward and layer by layer in float32."""
 
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,9 +14,29 @@ from parity.passes import STATISTICS, Arrays, Pair, activations, jax_pass, torch
 BATCH = 4
 
 
+class Subject(Protocol):
+    """What is checked: its name in the report, and the loss it is trained with."""
+
+    name: str
+    loss: str
+
+
 def check_node(family: Family, seed: int) -> list[Check]:
     """Everything that a pass through a node computes, in both frameworks and both types."""
-    case = _case(family, seed)
+    return check_pair(*_case(family, seed))
+
+
+def check_pair(
+    family: Subject,
+    both: Pair,
+    x: np.ndarray,
+    targets: np.ndarray,
+    seed: int,
+    truth: Arrays,
+    masks: Arrays,
+) -> list[Check]:
+    """As `check_node`, of a pair that is already built; `truth` and `masks` from `torch_pass`."""
+    case = (family, both, x, targets, seed, truth, masks)
     checks = _in_float64(*case) + _forward_in_float32(*case)
     layers = check_layers(*case)
     return checks + [replace(check, part="each layer, forward and backward") for check in layers]
@@ -49,7 +70,7 @@ def inputs(family: Family, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _in_float64(
-    family: Family,
+    family: Subject,
     both: Pair,
     x: np.ndarray,
     targets: np.ndarray,
@@ -75,6 +96,8 @@ def _in_float64(
             for key in truth
             if key.startswith(prefix)
         ]
+        if not rows:  # a network without batch norm has no statistics
+            continue
         worst = max(rows, key=lambda row: row.max_rel)
         detail = f"worst: {worst.what}"
         failed = not all(row.passed for row in rows)
@@ -115,7 +138,7 @@ def first_difference(both: Pair, x: np.ndarray, seed: int, train: bool) -> str:
 
 
 def _forward_in_float32(
-    family: Family,
+    family: Subject,
     both: Pair,
     x: np.ndarray,
     targets: np.ndarray,
@@ -147,8 +170,10 @@ def _is_plain_sum(layer: torch.nn.Module, key: str) -> bool:
 
     For sums of like values (the gradient above an average pool is constant) errors then grow
     with the number of terms, not its root: that is the bound they are held to. Seen for
-    shifts, for biases and for the kernels of depthwise convolutions.
+    shifts, for biases, for the kernels of depthwise convolutions and for layer norms.
     """
+    if isinstance(layer, torch.nn.LayerNorm):
+        return key in ("gradient of bias", "gradient of weight")
     if key == "gradient of bias":
         return isinstance(layer, torch.nn.Conv2d | torch.nn.BatchNorm2d)
     depthwise = isinstance(layer, torch.nn.Conv2d) and layer.groups > 1
@@ -156,7 +181,7 @@ def _is_plain_sum(layer: torch.nn.Module, key: str) -> bool:
 
 
 def check_layers(
-    family: Family, both: Pair, x: np.ndarray, targets: np.ndarray, seed: int, *_: Arrays
+    family: Subject, both: Pair, x: np.ndarray, targets: np.ndarray, seed: int, *_: Arrays
 ) -> list[Check]:
     """Each layer alone, forward and backward, in float32 against the float64 truth."""
     given, masks = layerwise.truth(both, x, targets, seed, family.loss)

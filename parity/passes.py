@@ -19,6 +19,12 @@ from parity.convert import to_torch
 from trunk_jax import exchange, layers, objective
 from trunk_jax.network import Network, apply, merge, split
 from trunk_torch_ref import objective as torch_objective
+from trunk_torch_ref.baselines.layers import (
+    LayerNorm2d,
+    Permute,
+    SelfAttention,
+    StochasticDepth,
+)
 
 Arrays = dict[str, np.ndarray]
 DTYPES = {"float64": (jnp.float64, torch.float64), "float32": (jnp.float32, torch.float32)}
@@ -114,14 +120,14 @@ def jax_pass(
             network, image, jnp.asarray(targets, jnp.int32), masks, kind, gradients
         )
         result = {
-            "eval features": _channel_first(outputs[0]),
+            "eval features": channel_first(outputs[0]),
             "eval scores": np.asarray(outputs[1]),
-            "train features": _channel_first(trained[0]),
+            "train features": channel_first(trained[0]),
             "train scores": np.asarray(trained[1]),
             "loss": np.asarray(value),
         }
         if gradients:
-            result["gradient of input"] = _channel_first(dx)
+            result["gradient of input"] = channel_first(dx)
         else:
             after = replace(after, params=network.params)
         for key, array in exchange.to_state_dict(after).items():
@@ -155,7 +161,10 @@ def torch_pass(
         "loss": value.detach().cpu().numpy(),
         "gradient of input": image.grad.cpu().numpy(),
     }
-    result |= {f"gradient of {key}": p.grad.cpu().numpy() for key, p in module.named_parameters()}
+    for key, parameter in module.named_parameters():
+        unused = parameter.grad is None  # JAX's gradient is then 0
+        gradient = torch.zeros_like(parameter) if unused else parameter.grad
+        result[f"gradient of {key}"] = gradient.detach().cpu().numpy()
     result |= {f"after {key}": buffer.cpu().numpy() for key, buffer in module.named_buffers()}
     return result, masks
 
@@ -177,10 +186,10 @@ def recorded_masks(module: torch.nn.Module) -> Iterator[Arrays]:
         with torch.random.fork_rng(), torch.no_grad():
             _generator(inputs[0]).set_state(states[name])
             kept = type(layer).forward(layer, torch.ones_like(inputs[0])) != 0
-        masks[name] = kept.cpu().numpy().transpose(0, 2, 3, 1)
+        masks[name] = channel_last(kept.cpu().numpy())
 
     for name, layer in module.named_modules():
-        if isinstance(layer, torch.nn.Dropout | torch.nn.Dropout2d):
+        if isinstance(layer, torch.nn.Dropout | torch.nn.Dropout2d | StochasticDepth):
             hooks.append(layer.register_forward_pre_hook(partial(before, name)))
             hooks.append(layer.register_forward_hook(partial(after, name)))
     try:
@@ -207,8 +216,36 @@ def by_stream(network: Network, keep: Mapping[str, np.ndarray]) -> dict[int, jax
     return {streams[name]: jnp.asarray(mask) for name, mask in keep.items()}
 
 
-def _channel_first(x: jax.Array) -> np.ndarray:
-    return np.asarray(x).transpose(0, 3, 1, 2)
+def channel_first(x: jax.Array) -> np.ndarray:
+    """Images turned to PyTorch's order; anything else, tokens say, as it is."""
+    x = np.asarray(x)
+    return x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
+
+
+def channel_last(x: np.ndarray) -> np.ndarray:
+    """Images turned to JAX's order; anything else as it is."""
+    return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
+
+
+def leaves(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The layers that compare one by one; attention is one layer, its projections are in it."""
+    found: dict[str, torch.nn.Module] = {}
+    for name, layer in module.named_modules():
+        inside = any(isinstance(found.get(name[:at]), SelfAttention) for at in _dots(name))
+        whole = isinstance(layer, SelfAttention) or not list(layer.children())
+        if whole and not inside and not isinstance(layer, Permute):
+            found[name] = layer
+    return found
+
+
+def _dots(name: str) -> list[int]:
+    return [place for place, letter in enumerate(name) if letter == "."]
+
+
+def keeps_channels_last(layer: torch.nn.Module) -> bool:
+    """Whether PyTorch too gives this layer channel-last images (inside ConvNeXt's blocks)."""
+    kinds = torch.nn.Linear | torch.nn.LayerNorm | torch.nn.GELU
+    return isinstance(layer, kinds) and not isinstance(layer, LayerNorm2d)
 
 
 def activations(
@@ -222,9 +259,7 @@ def activations(
         theirs[name] = output.detach().cpu().numpy()
 
     hooks = [
-        layer.register_forward_hook(partial(note, name))
-        for name, layer in module.named_modules()
-        if not list(layer.children())
+        layer.register_forward_hook(partial(note, name)) for name, layer in leaves(module).items()
     ]
     with recorded_masks(module) as masks, torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
@@ -240,7 +275,6 @@ def activations(
     for layer, _, output in tape:
         name, ours = names[id(layer)], np.asarray(output)
         if name in theirs:
-            rows.append(
-                (name, ours.transpose(0, 3, 1, 2) if ours.ndim == 4 else ours, theirs[name])
-            )
+            same = keeps_channels_last(both.torch.get_submodule(name))
+            rows.append((name, ours if same else channel_first(ours), theirs[name]))
     return rows

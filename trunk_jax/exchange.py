@@ -12,12 +12,23 @@ import numpy as np
 from flax import nnx
 
 from data.exchange import check_fit
+from trunk_jax.baselines.layers import (
+    ChannelScale,
+    LayerNorm,
+    LayerScale,
+    MaskToken,
+    MultiHeadAttention,
+    PatchConv,
+    Token,
+)
+from trunk_jax.baselines.qat import FakeQuant, Observer, QuantConv, QuantLinear
 from trunk_jax.layers import BatchNorm, Conv, Linear
 from trunk_jax.network import Network, merge, split
 from trunk_jax.quantized import QuantizedConv, QuantizedLinear
 
-# layer type -> PyTorch's name -> (our name, axes that turn our layout into PyTorch's)
-LAYOUTS: dict[type, dict[str, tuple[str, tuple[int, ...]]]] = {
+# layer type -> PyTorch's name -> (our name, axes that turn our layout into PyTorch's); an empty
+# name is a parameter that PyTorch keeps under the module's own path, no axes mean as they are
+LAYOUTS: dict[type, dict[str, tuple[str, tuple[int, ...] | None]]] = {
     Conv: {"weight": ("kernel", (3, 2, 0, 1)), "bias": ("bias", (0,))},
     Linear: {"weight": ("kernel", (1, 0)), "bias": ("bias", (0,))},
     QuantizedConv: {
@@ -37,7 +48,22 @@ LAYOUTS: dict[type, dict[str, tuple[str, tuple[int, ...]]]] = {
         "running_var": ("var", (0,)),
         "num_batches_tracked": ("count", ()),
     },
+    LayerNorm: {"weight": ("scale", (0,)), "bias": ("bias", (0,))},
+    MultiHeadAttention: {"in_proj_weight": ("kernel", (1, 0)), "in_proj_bias": ("bias", (0,))},
+    LayerScale: {"gamma": ("gamma", (0,))},
+    ChannelScale: {"": ("value", (2, 0, 1))},
+    Token: {"": ("value", (0, 1, 2))},
+    MaskToken: {"": ("value", (0, 1))},
 }
+LAYOUTS[PatchConv] = LAYOUTS[Conv]
+LAYOUTS[QuantConv] = {"weight": LAYOUTS[Conv]["weight"]}
+LAYOUTS[QuantLinear] = LAYOUTS[Linear]
+LAYOUTS[FakeQuant] = {
+    name: (name, (0,)) for name in ("scale", "zero_point", "fake_quant_enabled", "observer_enabled")
+}
+LAYOUTS[Observer] = {name: (name, None) for name in ("min_val", "max_val", "eps")}
+# PyTorch's type where it is not ours
+_INT64 = ("num_batches_tracked", "fake_quant_enabled", "observer_enabled")
 
 
 def _entries(module: nnx.Module) -> list[tuple[str, nnx.Variable, tuple[int, ...]]]:
@@ -47,7 +73,9 @@ def _entries(module: nnx.Module) -> list[tuple[str, nnx.Variable, tuple[int, ...
         for theirs, (ours, axes) in LAYOUTS.get(type(layer), {}).items():
             variable = getattr(layer, ours)
             if variable is not None:
-                entries.append((".".join(map(str, (*path, theirs))), variable, axes))
+                axes = tuple(range(variable.ndim)) if axes is None else axes
+                words = [str(part) for part in (*path, theirs) if part != ""]
+                entries.append((".".join(words), variable, axes))
                 covered += 1
     total = len(nnx.to_flat_state(nnx.state(module, (nnx.Param, nnx.BatchStat))))
     if covered != total:
@@ -58,7 +86,7 @@ def _entries(module: nnx.Module) -> list[tuple[str, nnx.Variable, tuple[int, ...
 def to_state_dict(network: Network) -> dict[str, np.ndarray]:
     """The network's arrays under PyTorch's names, in PyTorch's layout, of unchanged type.
 
-    `num_batches_tracked` becomes int64, as in PyTorch.
+    Counters and switches become int64, as in PyTorch.
     """
     return {
         key: np.asarray(variable[...]).transpose(axes).astype(_dtype(key, variable))
@@ -67,7 +95,15 @@ def to_state_dict(network: Network) -> dict[str, np.ndarray]:
 
 
 def _dtype(key: str, variable: nnx.Variable) -> Any:
-    return np.int64 if key.endswith("num_batches_tracked") else np.dtype(variable.dtype)
+    return np.int64 if key.endswith(_INT64) else np.dtype(variable.dtype)
+
+
+def shapes(network: Network) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of the network's state_dict; the network may be shapes only."""
+    return {
+        key: tuple(variable.shape[axis] for axis in axes)
+        for key, variable, axes in _entries(merge(network))
+    }
 
 
 def from_state_dict(network: Network, weights: Mapping[str, np.ndarray]) -> Network:
@@ -75,13 +111,9 @@ def from_state_dict(network: Network, weights: Mapping[str, np.ndarray]) -> Netw
 
     UserError listing every missing, extra or misshapen tensor.
     """
+    check_fit(shapes(network), weights)
     module = merge(network)
-    entries = _entries(module)
-    expected = {
-        key: tuple(np.array(variable.shape, int)[list(axes)]) for key, variable, axes in entries
-    }
-    check_fit(expected, weights)
-    for key, variable, axes in entries:
+    for key, variable, axes in _entries(module):
         array = np.asarray(weights[key]).transpose(np.argsort(axes).tolist())
         integer = jnp.issubdtype(variable.dtype, jnp.integer)
         # set_value, not [...]: assignment into the old array would keep its type

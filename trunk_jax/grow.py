@@ -14,6 +14,7 @@ from data.recipe import Recipe
 from data.splits import Splits
 from data.stages import Stage
 from trunk_jax import joint, nodes
+from trunk_jax.baselines import start as baselines
 from trunk_jax.checkpoint import Checkpoints
 from trunk_jax.exchange import to_state_dict
 from trunk_jax.fit import Program, Source, evaluate, fit, program_of
@@ -114,6 +115,8 @@ def initial_network(
 ) -> Network:
     """A node's network before it is trained for `phase`."""
     stage = Stage(tree, node, phase)
+    if recipe.monolith is not None:
+        return baselines.start(recipe, image_shape, stage.outputs)
     shape = image_shape
     for ancestor in hierarchy.ancestors(node):
         shape = feature_shape(networks[ancestor], shape)

@@ -80,6 +80,10 @@ class Layer(nnx.Module):
         """The layer's output for `x`."""
         raise NotImplementedError
 
+    def multiply_adds(self, x: Array, y: Array) -> int:
+        """How many its matrix products take from `x` to `y`; element by element ones are free."""
+        return 0
+
 
 class Sequential(nnx.List):
     """Layers applied in order; an attribute path goes through the index, as in PyTorch."""
@@ -90,12 +94,15 @@ class Sequential(nnx.List):
         return x
 
 
-def _uniform(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> Array:
+def _uniform(rng: np.random.Generator | None, shape: tuple[int, ...], fan_in: int) -> Array:
     """PyTorch's default for convolution and linear layers, weights and biases alike.
 
     `kaiming_uniform_` with a = sqrt(5) is the uniform distribution within 1/sqrt(fan_in).
     Drawn by NumPy: the same on every device, and no program to compile for each shape.
+    Without `rng` zeros, for a network whose weights are about to be set.
     """
+    if rng is None:
+        return jnp.zeros(shape, jnp.float32)
     bound = 1 / math.sqrt(fan_in)
     return jnp.asarray(rng.uniform(-bound, bound, shape).astype(np.float32))
 
@@ -113,7 +120,7 @@ class Conv(Layer):
         padding: int = 0,
         groups: int = 1,
         bias: bool = True,
-        rng: np.random.Generator,
+        rng: np.random.Generator | None,
     ):
         fan_in = kernel_size**2 * in_channels // groups
         shape = (kernel_size, kernel_size, in_channels // groups, out_channels)
@@ -125,16 +132,22 @@ class Conv(Layer):
         y = conv(x, self.kernel[...], stride=self.stride, padding=self.padding, groups=self.groups)
         return y if self.bias is None else y + self.bias[...]
 
+    def multiply_adds(self, x: Array, y: Array) -> int:
+        return y.size * math.prod(self.kernel.shape[:-1])
+
 
 class Linear(Layer):
     """torch.nn.Linear; kernel [in, out], bias [out]."""
 
-    def __init__(self, in_features: int, out_features: int, *, rng: np.random.Generator):
+    def __init__(self, in_features: int, out_features: int, *, rng: np.random.Generator | None):
         self.kernel = nnx.Param(_uniform(rng, (in_features, out_features), in_features))
         self.bias = nnx.Param(_uniform(rng, (out_features,), in_features))
 
-    def apply(self, x: Float[Array, "b i"], mode: Mode) -> Float[Array, "b o"]:
+    def apply(self, x: Float[Array, "... i"], mode: Mode) -> Float[Array, "... o"]:
         return x @ self.kernel[...] + self.bias[...]
+
+    def multiply_adds(self, x: Array, y: Array) -> int:
+        return y.size * self.kernel.shape[0]
 
 
 class BatchNorm(Layer):
@@ -213,15 +226,18 @@ class Dropout(Layer):
     def __init__(self, rate: float, *, channels: bool = False, stream: int = 0):
         self.rate, self.channels, self.stream = rate, channels, stream
 
-    def apply(self, x: Float[Array, "b h w c"], mode: Mode) -> Float[Array, "b h w c"]:
+    def mask_shape(self, x: Array) -> tuple[int, ...]:
+        """What is drawn at once for `x`."""
+        return (x.shape[0], 1, 1, x.shape[3]) if self.channels else x.shape
+
+    def apply(self, x: Float[Array, "b ..."], mode: Mode) -> Float[Array, "b ..."]:
         if not mode.train:
             return x
         if mode.keep is not None:
             keep = mode.keep[self.stream]
         else:
-            shape = (x.shape[0], 1, 1, x.shape[3]) if self.channels else x.shape
             key = jax.random.fold_in(mode.key, self.stream)
-            keep = jax.random.bernoulli(key, 1 - self.rate, shape)
+            keep = jax.random.bernoulli(key, 1 - self.rate, self.mask_shape(x))
         return jnp.where(keep, x / (1 - self.rate), 0)
 
 

@@ -1,6 +1,5 @@
 """A node's network as a value: its graph, parameters and statistics, and pure functions on them."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +9,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from trunk_jax.layers import EVAL, Conv, Linear, Mode, record
+from trunk_jax.layers import EVAL, Mode, record
 
 Arrays = dict[str | int, Any]
 
@@ -77,17 +76,14 @@ def feature_shape(network: Network, in_shape: tuple[int, int, int]) -> tuple[int
 
 
 def cost(network: Network, in_shape: tuple[int, int, int]) -> dict[str, int]:
-    """Parameters, and multiply-adds for one image, of convolutions and linear layers.
+    """Parameters, and multiply-adds for one image, of convolutions, linear layers and attention.
 
     Counted from the program: every layer's own output shape, padding included, as the
     published figures are.
     """
-    multiply_adds = 0
     with record() as tape:
         jax.eval_shape(lambda network, x: apply(network, x)[0], network, _image(network, in_shape))
-    for layer, _, y in tape:
-        if isinstance(layer, Conv | Linear):
-            multiply_adds += y.size * math.prod(layer.kernel.shape[:-1])
+    multiply_adds = sum(layer.multiply_adds(x, y) for layer, x, y in tape)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(network.params))
     return {"parameters": parameters, "multiply_adds": multiply_adds}
 

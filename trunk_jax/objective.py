@@ -39,7 +39,8 @@ def learning_rates(phase: Phase, steps: int = 1) -> Float[np.ndarray, " epochs*s
     """The learning rate of each step, float64, for epochs of `steps` steps; PyTorch's schedulers.
 
     Cosine is CosineAnnealingLR with eta_min 0: past T_max it rises again, and repeats with
-    period 2 T_max. Step is StepLR. Both are stepped once an epoch; OneCycleLR once a step.
+    period 2 T_max. Step is StepLR, or with milestones MultiStepLR. All are stepped once an
+    epoch; OneCycleLR once a step.
     """
     if phase.schedule == "onecycle":
         return _one_cycle(phase, phase.epochs * steps)
@@ -47,6 +48,8 @@ def learning_rates(phase: Phase, steps: int = 1) -> Float[np.ndarray, " epochs*s
     if phase.schedule == "cosine":
         period = phase.period or phase.epochs
         return phase.lr * (1 + np.cos(np.pi * epoch / period)) / 2
+    if phase.milestones:
+        return phase.lr * phase.factor ** np.searchsorted(phase.milestones, epoch, side="right")
     if phase.schedule == "step":
         return phase.lr * phase.factor ** (epoch // phase.period)
     return np.full(len(epoch), phase.lr)

@@ -5,17 +5,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from data import baselines as recipes
 from data import compression, hierarchy, runfolder
+from data.augmentation import Augmentation
 from data.compression import Compression
 from data.errors import UserError
-from data.framework import Framework
+from data.framework import Framework, Predictions
 from data.hierarchy import Path as NodePath
 from data.hierarchy import Tree
 from data.recipe import Recipe
 from trunk_jax import grow, nodes, route
-from trunk_jax.exchange import from_state_dict
+from trunk_jax.augment import prepare
+from trunk_jax.baselines import int8
+from trunk_jax.baselines import start as baselines
+from trunk_jax.baselines.layers import Resize
+from trunk_jax.exchange import from_state_dict, to_state_dict
 from trunk_jax.network import Network, cost, feature_shape, split
 from trunk_jax.prune import resized
 from trunk_jax.quantized import quantize
@@ -43,18 +50,10 @@ def load_networks(
         name = tree.names[node]
         if node != hierarchy.ROOT:
             shapes[node] = feature_shape(networks[node[:-1]], shapes[node[:-1]])
-        module = nodes.build(
-            recipe.dataset,
-            recipe.backbone,
-            name,
-            shapes[node],
-            hierarchy.width(tree, node),
-            faults=recipe.faults,
-            rng=np.random.default_rng(0),
-        )
         weights = runfolder.read_weights(folder, name)
+        template = _template(recipe, name, shapes[node], hierarchy.width(tree, node))
         try:
-            network = compressed(split(module), how, shapes[node], weights)
+            network = compressed(template, how, shapes[node], weights)
             networks[node] = from_state_dict(network, weights)
         except UserError as error:
             raise UserError(f"{name} of {folder}: {error}") from None
@@ -76,6 +75,37 @@ def compressed(
     if how.method == "int8":
         return quantize(network)
     return resized(network, in_shape, weights)
+
+
+def _template(recipe: Recipe, name: str, shape: nodes.Shape, outputs: int) -> Network:
+    """A node's network, whose weights are about to be set."""
+    if recipe.monolith is not None:
+        return baselines.empty(recipe, shape, outputs)
+    where, rng = (recipe.dataset, recipe.backbone, name), np.random.default_rng(0)
+    return split(nodes.build(*where, shape, outputs, faults=recipe.faults, rng=rng))
+
+
+def predict(
+    recipe: Recipe, tree: Tree, networks: dict[NodePath, Network], images: np.ndarray
+) -> Predictions:
+    """`route.predict`; a monolith's batches are its recipe's, for its maps are large."""
+    batch = recipe.eval_batch_size if recipe.monolith is not None else route.BATCH
+    return route.predict(recipe, tree, networks, images, batch)
+
+
+def as_int8(
+    recipe: Recipe, networks: dict[NodePath, Network], images: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """(labels that the int8 form of a quantisation-aware baseline predicts, its bytes)."""
+    network = networks[hierarchy.ROOT]
+    spec = recipes.spec_of(recipe, images.shape[1])
+    model = int8.convert(to_state_dict(network), spec)
+    resize, labels = Resize(recipe.monolith.size), []
+    for start in range(0, len(images), recipe.eval_batch_size):
+        part = jnp.asarray(images[start : start + recipe.eval_batch_size])
+        x = resize(prepare(part, {}, Augmentation(), recipe.mean, recipe.std))
+        labels.append(np.asarray(int8.scores(model, x).argmax(1)))
+    return np.concatenate(labels), int8.size(model)
 
 
 def costs(
@@ -101,7 +131,8 @@ FRAMEWORK = Framework(
     device=device,
     grow=grow.grow,
     load_networks=load_networks,
-    predict=route.predict,
+    predict=predict,
+    int8=as_int8,
     costs=costs,
     out_of_memory=out_of_memory,
 )

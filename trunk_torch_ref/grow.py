@@ -15,6 +15,7 @@ from data.recipe import Recipe
 from data.splits import Splits
 from data.stages import Stage
 from trunk_torch_ref import joint, nodes
+from trunk_torch_ref.baselines import start as baselines
 from trunk_torch_ref.checkpoint import Checkpoints
 from trunk_torch_ref.exchange import to_state_dict
 from trunk_torch_ref.fit import Source, evaluate, fit
@@ -32,6 +33,8 @@ def initial_network(
 ) -> Node:
     """A node's network before it is trained for `phase`."""
     stage = Stage(tree, node, phase)
+    if recipe.monolith is not None:
+        return baselines.start(recipe, image_shape, stage.outputs)
     shape = image_shape
     for ancestor in hierarchy.ancestors(node):
         shape = feature_shape(networks[ancestor], shape)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from trunk_torch_ref.baselines.layers import ScaledDotProduct, SelfAttention
 from trunk_torch_ref.nodes import Node, Shape
 from trunk_torch_ref.quantized import QuantizedConv2d, QuantizedLinear
 
@@ -44,7 +45,7 @@ def feature_shape(network: Node, in_shape: Shape) -> Shape:
 
 @torch.no_grad()
 def cost(network: Node, in_shape: Shape) -> dict[str, int]:
-    """Parameters, and multiply-adds for one image, of convolutions and linear layers.
+    """Parameters, and multiply-adds for one image, of convolutions, linear layers and attention.
 
     Counted from a pass: every layer's own output shape, padding included, as the published
     figures are.
@@ -53,9 +54,16 @@ def cost(network: Node, in_shape: Shape) -> dict[str, int]:
 
     def count(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         nonlocal multiply_adds
-        multiply_adds += output.numel() * layer.weight[0].numel()
+        if not isinstance(layer, attention):
+            multiply_adds += output.numel() * layer.weight[0].numel()
+        else:  # scores and weighted values; PyTorch's own attention has its projections inside
+            multiply_adds += 2 * output.numel() * output.shape[1]
+            if isinstance(layer, SelfAttention):
+                matrices = layer.in_proj_weight.numel() + layer.out_proj.weight.numel()
+                multiply_adds += output.shape[:2].numel() * matrices
 
-    kinds = (nn.Conv2d, nn.Linear, QuantizedConv2d, QuantizedLinear)
+    attention = (SelfAttention, ScaledDotProduct)
+    kinds = (nn.Conv2d, nn.Linear, QuantizedConv2d, QuantizedLinear, *attention)
     layers = [m for m in network.modules() if isinstance(m, kinds)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
     try:

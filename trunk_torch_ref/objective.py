@@ -54,6 +54,8 @@ def scheduler(phase: Phase, optimizer: Optimizer, steps: int = 1) -> lr_schedule
         )
     if phase.schedule == "cosine":
         return lr_scheduler.CosineAnnealingLR(optimizer, T_max=phase.period or phase.epochs)
+    if phase.milestones:
+        return lr_scheduler.MultiStepLR(optimizer, list(phase.milestones), gamma=phase.factor)
     if phase.schedule == "step":
         return lr_scheduler.StepLR(optimizer, phase.period, gamma=phase.factor)
     return lr_scheduler.ConstantLR(optimizer, factor=1.0)

@@ -1,5 +1,6 @@
 """What the commands need of this framework: its device, a finished tree read back, costs."""
 
+import io
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,14 +11,18 @@ import numpy as np
 import torch
 
 from data import compression, hierarchy, runfolder
+from data.augmentation import Augmentation
 from data.compression import Compression
 from data.errors import UserError
-from data.framework import Framework, Grown
+from data.framework import Framework, Grown, Predictions
 from data.hierarchy import Path as NodePath
 from data.hierarchy import Tree
 from data.recipe import Recipe
 from data.splits import Splits
 from trunk_torch_ref import grow, nodes, route
+from trunk_torch_ref.augment import prepare
+from trunk_torch_ref.baselines import qat
+from trunk_torch_ref.baselines import start as baselines
 from trunk_torch_ref.exchange import from_state_dict
 from trunk_torch_ref.network import cost, feature_shape, initial
 from trunk_torch_ref.nodes import Node
@@ -80,13 +85,7 @@ def load_networks(
         name = tree.names[node]
         if node != hierarchy.ROOT:
             shapes[node] = feature_shape(networks[node[:-1]], shapes[node[:-1]])
-        template = initial(
-            lambda name=name, node=node: nodes.build(
-                recipe.dataset, recipe.backbone, name, shapes[node], hierarchy.width(tree, node),
-                faults=recipe.faults,
-            ),
-            seed=0,
-        )  # fmt: skip
+        template = _template(recipe, name, shapes[node], hierarchy.width(tree, node))
         weights = runfolder.read_weights(folder, name)
         try:
             template = compressed(template, how, shapes[node], weights)
@@ -112,6 +111,38 @@ def compressed(
     if how.method == "int8":
         return quantize(network)
     return initial(lambda: resized(network, in_shape, weights), seed=0)
+
+
+def _template(recipe: Recipe, name: str, shape: nodes.Shape, outputs: int) -> Node:
+    """A node's network, whose weights are about to be set."""
+    if recipe.monolith is not None:
+        return baselines.empty(recipe, shape, outputs)
+    where = (recipe.dataset, recipe.backbone, name)
+    return initial(lambda: nodes.build(*where, shape, outputs, faults=recipe.faults), seed=0)
+
+
+def predict(
+    recipe: Recipe, tree: Tree, networks: dict[NodePath, Node], images: np.ndarray
+) -> Predictions:
+    """`route.predict`; a monolith's batches are its recipe's, for its maps are large."""
+    batch = recipe.eval_batch_size if recipe.monolith is not None else route.BATCH
+    return route.predict(recipe, tree, networks, images, batch)
+
+
+@torch.no_grad()
+def as_int8(
+    recipe: Recipe, networks: dict[NodePath, Node], images: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """(labels that the int8 form of a quantisation-aware baseline predicts, its bytes on disk)."""
+    model = qat.convert(networks[hierarchy.ROOT])
+    labels = []
+    for start in range(0, len(images), recipe.eval_batch_size):
+        part = grow.as_images(images[start : start + recipe.eval_batch_size])
+        x = prepare(part, {}, Augmentation(), recipe.mean, recipe.std)
+        labels.append(model(x)[1].argmax(1).numpy())
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    return np.concatenate(labels), len(file.getvalue())
 
 
 def costs(
@@ -144,7 +175,8 @@ FRAMEWORK = Framework(
     device=device,
     grow=grow_here,
     load_networks=load_networks,
-    predict=route.predict,
+    predict=predict,
+    int8=as_int8,
     costs=costs,
     out_of_memory=out_of_memory,
     exact=exact,

@@ -1,0 +1,70 @@
+"""`python -m parity.pretrained NAME`: a model's public weights, checked in both frameworks.
+
+Fetches the published file (or takes one with --file), checks its SHA-256 where the publisher
+states it in the name, loads it without running code from it, checks that both frameworks
+compute the same with it, and writes safetensors that either of them loads.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save as save_safetensors
+
+from data import pretrained, runfolder
+from data.cache import cache_root
+from data.download import SOURCES, check_digest, fetch
+from data.errors import UserError, run_command
+from data.options import Parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Fetch, check, convert as the flags say: 0 if all is well, 1 if the frameworks differ."""
+    parser = Parser(
+        prog="python -m parity.pretrained",
+        description="Fetch a model's public weights, check them in both frameworks, and write "
+        "them as safetensors.",
+    )
+    add = parser.add_argument
+    add("name", metavar="NAME", help=f"one of {', '.join(SOURCES)}")
+    add("--file", metavar="FILE", help="the published file, downloaded elsewhere (default: none, "
+        "download it)")  # fmt: skip
+    add("--out", metavar="FILE", help="the safetensors to write (default: NAME.safetensors in the "
+        "cache, where train looks for it)")  # fmt: skip
+    add("--seed", type=int, default=0, help="of the images (default: %(default)s)")
+    add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
+    options = parser.parse_args(arguments)
+    name = options.name
+    if name not in SOURCES:
+        raise UserError(f"no public weights for {name!r}; there are: {', '.join(SOURCES)}")
+    if options.seed < 0:
+        raise UserError("--seed must be 0 or more")
+    file = Path(options.file) if options.file else None
+    if file is not None and not file.is_file():
+        raise UserError(f"{file} is missing")
+    file = file or fetch(name, cache_root() / "downloads")
+    digest = check_digest(name, file)
+    if not SOURCES[name].sha256:
+        print(f"note: no SHA-256 is published for {file.name}; this one's is {digest}")
+    # after the download: both frameworks take seconds to load
+    from parity import report
+    from parity.pretrained_check import check, read
+
+    weights = read(name, file)
+    checks = check(name, weights, options.seed)
+    report.print_table(checks)
+    good = all(each.passed for each in checks)
+    out = Path(options.out) if options.out else pretrained.file_of(name)
+    if good:
+        contiguous = {key: np.asarray(value, order="C") for key, value in weights.items()}
+        runfolder.write_bytes(out, save_safetensors(contiguous))
+        print(f"{out}: {len(weights)} tensors from {file.name}, SHA-256 {digest}")
+    if options.json:
+        result = report.as_json(checks, options.seed, [])
+        about = {"name": name, "url": SOURCES[name].url, "sha256": digest, "file": str(out)}
+        runfolder.write_json(Path(options.json), result | {"weights": about})
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))

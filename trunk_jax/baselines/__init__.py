@@ -1,0 +1,61 @@
+"""The monolithic baselines, one file a family; each returns (features, scores) as nodes do."""
+
+import numpy as np
+from flax import nnx
+
+from data.architectures import (
+    Architecture,
+    ConvNext,
+    Deit,
+    Dinov2,
+    MobileNetV2,
+    QuantResNet,
+    ResNet,
+    Vgg,
+    Vit,
+)
+from trunk_jax.baselines.convnext import ConvNextModel
+from trunk_jax.baselines.deit import DeitModel, Dinov2Model
+from trunk_jax.baselines.mobilenet import MobileNetV2Model
+from trunk_jax.baselines.qat import QuantResNetModel
+from trunk_jax.baselines.resnet import ResNetModel
+from trunk_jax.baselines.vgg import VggModel
+from trunk_jax.baselines.vit import VitModel
+
+_FAMILIES: dict[type, type[nnx.Module]] = {
+    ResNet: ResNetModel,
+    QuantResNet: QuantResNetModel,
+    Vgg: VggModel,
+    ConvNext: ConvNextModel,
+    MobileNetV2: MobileNetV2Model,
+    Vit: VitModel,
+    Deit: DeitModel,
+    Dinov2: Dinov2Model,
+}
+
+
+def build(
+    spec: Architecture,
+    channels: int = 3,
+    outputs: int = 1000,
+    *,
+    size: int = 0,
+    rng: np.random.Generator | None = None,
+) -> nnx.Module:
+    """The model of an architecture.
+
+    Args:
+      spec: what to build.
+      channels: of the images.
+      outputs: the number of classes.
+      size: images are first resized to size x size; 0 leaves them as they are.
+      rng: what the weights are drawn from; without one they are zeros, to be overwritten.
+
+    """
+    module = _FAMILIES[type(spec)](spec, channels, outputs, size=size)
+    if rng is not None:
+        module.initialise(rng)
+    return module
+
+
+__all__ = ["build"]

@@ -1,0 +1,164 @@
+"""`python -m trunk_jax.compare`: trees and monolithic baselines, what each costs and achieves.
+
+Accuracies come from the run folders at hand and are never made up; a baseline without a run is
+measured with untrained weights, for its costs alone.
+"""
+
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from data import baselines as recipes
+from data import comparison, datasets, hierarchy, runfolder
+from data.comparison import Row
+from data.errors import UserError, run_command
+from data.framework import Networks
+from data.hierarchy import ROOT, Tree
+from data.metrics import path_costs
+from data.options import Parser
+from data.recipe import Recipe
+from trunk_jax import run
+from trunk_jax.baselines import start
+from trunk_jax.single import compile_single
+
+
+def measure(
+    recipe: Recipe,
+    tree: Tree,
+    networks: Networks,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    name: str,
+    source: str,
+    accuracy: float | None,
+) -> Row:
+    """The costs of a network on these images, uint8 [n, h, w, c], and what is known besides."""
+    shape = images.shape[1:]
+    one = compile_single(recipe, tree, networks, shape)
+    jax.block_until_ready(one(images[0]))
+    times = []
+    for image in images:
+        began = time.perf_counter()
+        jax.block_until_ready(one(image))
+        times.append(time.perf_counter() - began)
+    analysis = one.func.memory_analysis()
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(networks))
+    run.predict(recipe, tree, networks, images)  # compiles
+    began = time.perf_counter()
+    run.predict(recipe, tree, networks, images)
+    seconds = time.perf_counter() - began
+    mean = path_costs(tree, run.costs(tree, networks, shape), labels)["mean"]
+    return Row(
+        name=name,
+        kind="tree" if recipe.monolith is None else "baseline",
+        source=source,
+        accuracy=accuracy,
+        published=comparison.published(name, recipe.dataset),
+        latency=1000 * median(times),
+        throughput=len(images) / seconds,
+        memory=weights + (analysis.temp_size_in_bytes if analysis else 0),
+        multiply_adds=mean["multiply_adds"],
+        parameters=mean["parameters"],
+    )
+
+
+def from_run(folder: Path, images: np.ndarray, labels: np.ndarray) -> Row:
+    """A finished run: its accuracy on test as it recorded it, its costs measured now."""
+    recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
+    networks = run.load_networks(folder, recipe, tree, images.shape[1:])
+    summary = runfolder.read_json(folder / "summary.json")
+    return measure(
+        recipe, tree, networks, images, labels,
+        name=recipe.backbone, source=str(folder), accuracy=summary["accuracy"]["test"]["accuracy"],
+    )  # fmt: skip
+
+
+def untrained(
+    model: str, dataset: str, images: np.ndarray, labels: np.ndarray, size: int | None
+) -> Row:
+    """A baseline as its recipe trains it, for its costs; its weights do not matter for them."""
+    name = "scratch" if dataset == "digits" else "default"  # nobody fine-tunes on digits
+    recipe = recipes.load(model, dataset, name, size=size, weights="none")
+    classes = len(datasets.spec(dataset).class_names)
+    networks = {ROOT: start.empty(recipe, images.shape[1:], classes)}
+    tree = hierarchy.bare(classes)
+    return measure(
+        recipe, tree, networks, images, labels, name=model, source="untrained", accuracy=None
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Compare as the flags say. UserError for anything a user can put right."""
+    parser = Parser(
+        prog="python -m trunk_jax.compare",
+        description="Compare trees and monolithic baselines: accuracy of the runs at hand, "
+        "latency, throughput, memory, multiply-adds and parameters.",
+    )
+    add = parser.add_argument
+    add("--dataset", default="cifar10", help="(default: %(default)s)")
+    add("--data-dir", help="folder of prepared TFDS datasets (default: TFDS_DATA_DIR, else "
+        "~/tensorflow_datasets)")  # fmt: skip
+    add("--runs", metavar="DIR", default="runs", help="where run folders are looked for "
+        "(default: %(default)s)")  # fmt: skip
+    add("--models", help="baselines to measure, with commas between; none: no untrained ones "
+        "(default: all)")  # fmt: skip
+    add("--size", type=int, help="side that images are resized to for untrained baselines, 0 for "
+        "none (default: each recipe's, mostly 224)")  # fmt: skip
+    add("--images", type=int, default=32, help="test images to measure on (default: %(default)s)")
+    add("--out", default="runs/compare", help="folder for compare.json and compare.png (default: "
+        "%(default)s)")  # fmt: skip
+    add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
+    options = parser.parse_args(arguments)
+    if options.images < 1:
+        raise UserError("--images must be 1 or more")
+    chosen = recipes.MODELS if options.models is None else options.models.split(",")
+    models = () if options.models == "none" else chosen
+    for model in models:
+        if model not in recipes.MODELS:
+            raise UserError(f"no model {model!r}; the models: {', '.join(recipes.MODELS)}")
+    dataset = datasets.load(options.dataset, options.data_dir)
+    images = np.ascontiguousarray(dataset.test.images[: options.images])
+    labels = dataset.test.labels
+    console = Console(file=sys.stderr, highlight=False)
+    found = comparison.runs(Path(options.runs), options.dataset)
+    if not found:
+        console.print(f"no finished run on {options.dataset} in {options.runs}: costs alone")
+    rows = []
+    for folder in found:
+        console.print(f"measuring {folder}", soft_wrap=True)
+        rows.append(from_run(folder, images, labels))
+    trained = {row.name for row in rows}
+    for model in models:
+        if model in trained:
+            continue
+        console.print(f"measuring {model}, untrained")
+        rows.append(untrained(model, options.dataset, images, labels, options.size))
+        jax.clear_caches()  # the next one's weights need the room
+    if not rows:
+        raise UserError(f"nothing to compare: no run in {options.runs}, no --models")
+    out, device = Path(options.out), run.device()["kind"]
+    title = f"{dataset.title}: accuracy and cost on {device}, {len(images)} images"
+    comparison.print_table(title, rows)
+    result = {
+        "dataset": options.dataset,
+        "dataset_title": dataset.title,
+        "device": run.device(),
+        "images": len(images),
+        "rows": [asdict(row) for row in rows],
+    }
+    runfolder.write_json(out / "compare.json", result)
+    comparison.picture(out / "compare.png", title, rows)
+    print(f"written: {out / 'compare.json'}, {out / 'compare.png'}")
+    if options.json:
+        runfolder.write_json(Path(options.json), result)
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))
