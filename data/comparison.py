@@ -107,12 +107,13 @@ def picture(file: Path, title: str, rows: Sequence[Row]) -> None:
         for row in trained:
             at = (of(row), 100 * row.accuracy)
             axis.annotate(row.name, at, xytext=(4, 4), textcoords="offset points", fontsize=7)
-        for row in rows:
-            if row.accuracy is None:
-                foot = axis.get_xaxis_transform()
-                axis.plot([of(row)] * 2, [0, 0.03], transform=foot, color="grey", lw=1)
-                axis.text(of(row), 0.04, row.name, transform=foot, rotation=90, fontsize=6,
-                          color="grey", ha="center", va="bottom")  # fmt: skip
+        foot, before, height = axis.get_xaxis_transform(), 0.0, 0.04
+        for row in sorted((row for row in rows if row.accuracy is None), key=of):
+            near = of(row) < 1.08 * before  # its name would lie on the one before
+            before, height = of(row), height + 0.27 if near else 0.04
+            axis.plot([of(row)] * 2, [0, 0.03], transform=foot, color="grey", lw=1)
+            axis.text(of(row), height, row.name, transform=foot, rotation=90, fontsize=6,
+                      color="grey", ha="center", va="bottom")  # fmt: skip
         axis.set_xscale("log")
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)

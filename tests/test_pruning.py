@@ -91,11 +91,11 @@ def test_the_strongest_channels_stay_in_their_order():
     spec = Vgg(stages=((4,),), pools=0, pool=1, hidden=())
     narrow = Vgg(stages=((2,),), pools=0, pool=1, hidden=())
     weights = weights_of(spec)
-    for channel, size in enumerate((0.2, -3.0, 0.1, 1.0)):
+    for channel, size in enumerate((1.0, 0.2, -3.0, 0.1)):
         weights["features.0.weight"][channel] = size
     pruned = pruning.prune(weights, spec, narrow)
-    assert pruned["features.0.weight"][:, 0, 0, 0].tolist() == [-3.0, 1.0]
-    expected = weights["classifier.0.weight"][:, [1, 3]]
+    assert pruned["features.0.weight"][:, 0, 0, 0].tolist() == [1.0, -3.0]
+    expected = weights["classifier.0.weight"][:, [0, 2]]
     np.testing.assert_array_equal(pruned["classifier.0.weight"], expected)
 
 
