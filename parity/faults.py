@@ -155,7 +155,7 @@ def _batch_norm(
 ) -> Callable[[], Any]:
     def apply(self, x, mode):
         if mode.train:
-            mean, var, n = layers._moments(x, None if ignore_valid else mode.valid)
+            mean, var, n = _moments(x, None if ignore_valid else mode.valid)
             m = self.momentum
             stored = var if biased else var * (n / (n - 1))
             self.mean[...] = (1 - m) * self.mean[...] + m * mean
@@ -167,6 +167,15 @@ def _batch_norm(
         return (x - mean) / root * self.scale[...] + self.bias[...]
 
     return _replace(layers.BatchNorm, "apply", apply)
+
+
+def _moments(x, valid):
+    """Mean and biased variance of each channel over the valid images, and how many values."""
+    weight = jnp.ones(x.shape[0], x.dtype) if valid is None else valid.astype(x.dtype)
+    weight = weight[:, None, None, None]
+    n = weight.sum() * x.shape[1] * x.shape[2]
+    mean = (x * weight).sum((0, 1, 2)) / n
+    return mean, (jnp.square(x - mean) * weight).sum((0, 1, 2)) / n, n
 
 
 def _same_padding(x, kernel, *, stride=1, padding=0, groups=1):

@@ -169,15 +169,11 @@ def _is_plain_sum(layer: torch.nn.Module, key: str) -> bool:
     """Whether PyTorch's CPU kernel adds up these float32 values one after the other.
 
     For sums of like values (the gradient above an average pool is constant) errors then grow
-    with the number of terms, not its root: that is the bound they are held to. Seen for
-    shifts, for biases, for the kernels of depthwise convolutions and for layer norms.
+    with the number of terms, not its root: that is the bound they are held to. Seen for both
+    parameters of convolutions, dense and depthwise, of batch norm and of layer norm.
     """
-    if isinstance(layer, torch.nn.LayerNorm):
-        return key in ("gradient of bias", "gradient of weight")
-    if key == "gradient of bias":
-        return isinstance(layer, torch.nn.Conv2d | torch.nn.BatchNorm2d)
-    depthwise = isinstance(layer, torch.nn.Conv2d) and layer.groups > 1
-    return key == "gradient of weight" and depthwise
+    summed = torch.nn.Conv2d | torch.nn.BatchNorm2d | torch.nn.LayerNorm
+    return isinstance(layer, summed) and key in ("gradient of bias", "gradient of weight")
 
 
 def check_layers(

@@ -113,7 +113,7 @@ def test_every_phase_of_every_recipe_is_checked_once():
 def test_tasks_cover_every_family_and_both_trees():
     names = [task.name for task in check.tasks(0)]
     assert {family.name for family in FAMILIES} <= set(names)
-    assert sum("whole tree" in name for name in names) == 2
+    assert sum("whole tree" in name for name in names) == 3
 
 
 def test_report_files(tmp_path):
