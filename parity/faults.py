@@ -235,8 +235,13 @@ def _dampened(phase):
 
 
 def _rates(change: Callable[[Any, np.ndarray], np.ndarray]) -> Callable[[], Any]:
+    """Another rate in each epoch; `published_phases` has none that is stepped once a batch."""
     original = objective.learning_rates
-    return _replace(objective, "learning_rates", lambda phase: change(phase, original(phase)))
+
+    def changed(phase, steps=1):
+        return change(phase, original(phase)).repeat(steps)
+
+    return _replace(objective, "learning_rates", changed)
 
 
 def _stopped(phase, rates):
