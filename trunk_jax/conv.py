@@ -20,7 +20,7 @@ from jaxtyping import Float
 Images = Float[Array, "b h w c"]
 
 # XLA's own convolution writes out all windows of a batch; from this many values on, a few
-# images at a time are faster (measured on two CPUs).
+# images at a time are faster.
 WINDOWS_IN_CACHE = 2**24
 
 
@@ -156,7 +156,7 @@ def _row_windows(x: Images, kh: int, kw: int, size: tuple[int, int]) -> list[Arr
 
 
 def _images_at_once(x: Images) -> int:
-    """So many that the windows of a layer stay in a core's cache: measured best on two CPUs."""
+    """So many that the windows of a layer stay in a core's cache."""
     return max(1, 4096 // (x.shape[1] * x.shape[2]))
 
 

@@ -5,8 +5,7 @@ in ranges that are moving averages of what was seen; gradients pass the rounding
 where nothing was clipped. A convolution is scaled by its batch norm before its weights are
 rounded, and scaled back before the norm is applied.
 
-qwix, Google's library for this, neither folds batch norm nor averages ranges this way, so its
-numbers could not be PyTorch's; hence these layers.
+The layers are our own; whether a library's arithmetic could be made to match has not been tried.
 """
 
 import jax
