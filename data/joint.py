@@ -51,14 +51,18 @@ class Layout:
         return sum(self.counts)
 
 
-def layout(tree: Tree, labels: Int[np.ndarray, " n"], batch_size: int) -> Layout:
+def layout(
+    tree: Tree, labels: Int[np.ndarray, " n"], batch_size: int, balanced: bool = False
+) -> Layout:
     """Batches of `batch_size` images with the groups' shares of `labels`, but 2 at least.
 
-    UserError if a batch is too small for that.
+    With `balanced`, the groups' shares of the classes that `labels` has. UserError if a batch
+    is too small for that.
     """
     order = hierarchy.nodes(tree)
     groups = [own_labels(tree, node) for node in order]
-    totals = np.array([np.isin(labels, group).sum() for group in groups])
+    counted = np.unique(labels) if balanced else labels
+    totals = np.array([np.isin(counted, group).sum() for group in groups])
     if len(labels) < batch_size:
         batch_size = len(labels)
     counts = _proportional(totals, batch_size)
@@ -105,13 +109,37 @@ def batches(
     """The batches of an epoch: as many as the images fill.
 
     A group whose share was rounded up meets some of its images twice, one that was rounded
-    down leaves some out, each epoch others.
+    down leaves some out, each epoch others. With `recipe.balanced` the classes of a group
+    come equally often: images of rare ones return, of frequent ones some are left out.
     """
     steps = max(1, len(labels) // plan.width)
     columns = []
     for share, count in zip(plan.shares, plan.counts, strict=True):
-        rows = np.flatnonzero(np.isin(labels, own_labels(tree, share.path)))
-        order = stream(recipe.seed, stage, epoch, "order", share.name).permutation(rows)
+        generator = stream(recipe.seed, stage, epoch, "order", share.name)
+        group = own_labels(tree, share.path)
+        if recipe.balanced:
+            order = _balanced_order(generator, group, labels, steps * count)
+        else:
+            order = generator.permutation(np.flatnonzero(np.isin(labels, group)))
         columns.append(np.resize(order, (steps, count)))
     index = np.concatenate(columns, axis=1).astype(np.int32)
     return Plan(index, np.ones(index.shape, bool))
+
+
+def _balanced_order(
+    generator: np.random.Generator,
+    group: tuple[int, ...],
+    labels: Int[np.ndarray, " n"],
+    size: int,
+) -> Int[np.ndarray, " size"]:
+    """`size` images of the classes in `group`, equally many of each up to one, shuffled.
+
+    No image of a class comes again before all of that class have come.
+    """
+    own = [np.flatnonzero(labels == label) for label in group]
+    shuffled = [generator.permutation(rows) for rows in own if len(rows)]
+    if not shuffled:
+        return np.zeros(0, np.int64)
+    each = -(-size // len(shuffled))
+    in_turn = np.stack([np.resize(rows, each) for rows in shuffled], axis=1).ravel()[:size]
+    return generator.permutation(in_turn)

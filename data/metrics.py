@@ -16,6 +16,15 @@ def confusion(labels: Labels, predicted: Labels, classes: int) -> Int[np.ndarray
     return flat.reshape(classes, classes)
 
 
+def accuracy(labels: Labels, predicted: Labels, balanced: bool = False) -> float:
+    """The share of right answers; with `balanced`, the mean over classes of each one's share."""
+    right = labels == predicted
+    if not balanced:
+        return float(right.mean())
+    counts = np.bincount(labels)
+    return float((np.bincount(labels, weights=right)[counts > 0] / counts[counts > 0]).mean())
+
+
 def node_accuracy(tree: Tree, labels: Labels, predicted: Labels) -> dict[str, dict[str, Any]]:
     """For each node: of the images that belong to it and reached it, those it sent on rightly."""
     result = {}

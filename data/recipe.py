@@ -112,6 +112,8 @@ class Recipe:
     epoch, whatever its accuracy.
     `limit`: use only so many training (and of validation and test) images; 0 for all.
     `joint`: how all nodes are trained together once the tree is grown; None: they are not.
+    `balanced`: in joint training the classes come equally often, and count equally when an
+    epoch is chosen: for data whose classes are less even in training than where they are used.
     `monolith`: of a monolithic baseline, a tree of one node that `backbone` names; None: a tree.
     """
 
@@ -135,6 +137,7 @@ class Recipe:
     faults: tuple[str, ...] = ()
     joint: Phase | None = None
     monolith: Monolith | None = None
+    balanced: bool = False
 
     def node(self, is_root: bool) -> NodeRecipe:
         """The row that applies to a node."""
@@ -233,6 +236,7 @@ def check(recipe: Recipe) -> Recipe:
         _check_phase(recipe, recipe.joint)
         faulty = [fault for fault in recipe.faults if fault in _NOT_JOINT]
         _need(not faulty, "joint with the faults", ", ".join(faulty), "without them")
+    _need(not recipe.balanced or recipe.joint is not None, "balanced", True, "off without joint")
     return recipe
 
 
@@ -268,6 +272,8 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
     for key in ("joint", "monolith"):
         if value[key] is None:
             del value[key]
+    if not value["balanced"]:
+        del value["balanced"]
     phases = [row[f"{kind}_phase"] for row in (value["root"], value["others"])
               for kind in ("class", "group")]  # fmt: skip
     for phase in [*phases, value.get("joint", {})]:

@@ -13,7 +13,7 @@ import optax
 from jax import Array
 from jaxtyping import Float, Int, UInt8
 
-from data import epochs
+from data import epochs, metrics
 from data import joint as plans
 from data.augmentation import Augmentation
 from data.epochs import Pass, Position, metrics_row
@@ -156,7 +156,7 @@ def fit_tree(
     template = {name: networks[node] for name, node in names.items()}
     program = program_of(recipe, phase, next(iter(template.values())))
     labels = splits.train.labels
-    layout = plans.layout(tree, labels, recipe.batch_size)
+    layout = plans.layout(tree, labels, recipe.batch_size, recipe.balanced)
     images, targets = jnp.asarray(splits.train.images), jnp.asarray(labels, jnp.int32)
     steps = max(1, len(labels) // layout.width)
     rates = learning_rates(phase, steps).reshape(phase.epochs, steps)
@@ -214,6 +214,6 @@ def _train_epoch(
 
 
 def _accuracy(recipe: Recipe, tree: Tree, networks: dict[Path, Network], splits: Splits) -> float:
-    """The share of validation images that reach their own leaf."""
+    """The share of validation images that reach their own leaf, as the recipe counts them."""
     found = route.predict(recipe, tree, networks, splits.validation.images).labels
-    return float((found == splits.validation.labels).mean())
+    return metrics.accuracy(splits.validation.labels, found, recipe.balanced)

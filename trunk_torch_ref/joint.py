@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from data import epochs
+from data import epochs, metrics
 from data import joint as plans
 from data.epochs import Pass, Position, metrics_row
 from data.hierarchy import Path, Tree
@@ -116,7 +116,7 @@ def fit_tree(
     # the layout in which PyTorch's CPU convolutions are fast
     modules = modules.to(memory_format=torch.channels_last)
     labels = splits.train.labels
-    layout = plans.layout(tree, labels, recipe.batch_size)
+    layout = plans.layout(tree, labels, recipe.batch_size, recipe.balanced)
     steps = max(1, len(labels) // layout.width)
 
     moments = optimizer(phase, modules.parameters())
@@ -181,6 +181,6 @@ def _train_epoch(
 
 
 def _accuracy(recipe: Recipe, tree: Tree, networks: dict[Path, Node], splits: Splits) -> float:
-    """The share of validation images that reach their own leaf."""
+    """The share of validation images that reach their own leaf, as the recipe counts them."""
     found = route.predict(recipe, tree, networks, splits.validation.images).labels
-    return float((found == splits.validation.labels).mean())
+    return metrics.accuracy(splits.validation.labels, found, recipe.balanced)
