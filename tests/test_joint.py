@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import fixed_groups
 
-from data import grouping, hierarchy, joint
+from data import grouping, hierarchy, joint, metrics
 from data import recipe as recipes
 from data.errors import UserError
 from data.hierarchy import Tree
@@ -58,6 +58,30 @@ def test_small_groups_get_two_images_and_too_small_batches_are_refused():
     assert layout.width == 32
     with pytest.raises(UserError, match="at least 8"):
         joint.layout(TREE, labels, 7)
+
+
+def test_balanced_batches_hold_the_classes_equally_often():
+    labels = np.repeat(np.arange(6), [40, 800, 40, 400, 5, 60])
+    recipe = replace(recipes.load("efficient", "digits", "resnet"), balanced=True)
+    layout = joint.layout(TREE, labels, 30, balanced=True)
+    # own groups in depth-first order: {1}, {0, 2}, {3}, {4, 5}: five images of each class
+    assert layout.counts == (5, 10, 5, 10)
+    index = joint.batches(recipe, "tree/joint", 1, TREE, layout, labels).index
+    assert index.shape == (len(labels) // 30, 30)
+    drawn = np.bincount(labels[index].ravel(), minlength=6)
+    assert np.ptp(drawn) <= 1
+    for label in (0, 4):  # rare: every image comes, none more than once oftener than another
+        times = np.bincount(index[labels[index] == label], minlength=len(labels))
+        assert np.ptp(times[labels == label]) <= 1
+    for label in (1, 3):  # frequent: none comes twice
+        rows = index[labels[index] == label]
+        assert len(set(rows)) == len(rows)
+
+
+def test_balanced_accuracy_is_the_mean_over_classes():
+    labels, predicted = np.array([0, 0, 0, 0, 2, 2]), np.array([0, 0, 0, 1, 2, 0])
+    assert metrics.accuracy(labels, predicted) == 4 / 6
+    assert metrics.accuracy(labels, predicted, balanced=True) == (3 / 4 + 1 / 2) / 2
 
 
 def test_flat_tree_is_one_group():

@@ -101,7 +101,7 @@ def test_published_recipe(case):
     assert fields | {"faults": set(found.faults)} == PUBLISHED[case] | {
         "name": "published", "dataset": dataset, "backbone": backbone,
         "protocol": "published", "grouping": "threshold", "ties": "first", "limit": 0,
-        "joint": None, "monolith": None,
+        "joint": None, "monolith": None, "balanced": False,
     }  # fmt: skip
     assert len(found.faults) == len(set(found.faults))
 
