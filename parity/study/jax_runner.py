@@ -1,0 +1,167 @@
+"""JAX's side of a coupled training: the trainer's own step, compiled alone."""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from data.batches import pad
+from data.epochs import Pass
+from data.hierarchy import Path, Tree, ancestors
+from data.recipe import Recipe
+from data.splits import Splits
+from data.stages import Stage
+from parity.passes import by_stream, cast
+from parity.study.step import Arrays, Step, weights
+from trunk_jax import exchange, fit, grow, objective, route
+from trunk_jax.layers import Mode
+from trunk_jax.network import Network
+
+
+def _recorded(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimiser that also keeps, in its state, the gradients that it was given."""
+
+    def init(params):
+        return optax.tree.zeros_like(params), inner.init(params)
+
+    def update(gradients, state, params=None):
+        steps, rest = inner.update(gradients, state[1], params)
+        return steps, (gradients, rest)
+
+    return optax.GradientTransformation(init, update)
+
+
+@contextmanager
+def recording():
+    """Inside, `fit.train_step` leaves the gradients of its step in the optimiser's state."""
+    # objective.optimizer is looked up at each call: a planted fault stands there
+    with patch.object(fit, "optimizer", lambda phase: _recorded(objective.optimizer(phase))):
+        yield
+
+
+def images_of(parts: Splits) -> dict[str, jax.Array]:
+    """The images of each split, for all runners of a study."""
+    return {part: jnp.asarray(getattr(parts, part).images) for part in vars(parts)}
+
+
+def _step(program, policy, padded, state, source, rows, real, draws, keep, rate):
+    x = fit.inputs(program, source, policy, rows, draws)
+    targets = jnp.maximum(source.targets[rows], 0)
+    mode = Mode(True, real if padded else None, keep=keep)
+    state, loss, _ = fit.train_step(program, state, x, targets, mode, rate)
+    return state, loss
+
+
+class JaxRunner:
+    """One tree in JAX, called as `TorchRunner` is. Use it inside `recording()`.
+
+    `compiled`: shared by the runners of a study, so that a step is compiled once for all.
+    """
+
+    framework = "jax"
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        parts: Splits,
+        dtype: str,
+        images: dict[str, jax.Array],
+        compiled: dict[Any, Callable[..., Any]],
+    ):
+        self.recipe, self.parts, self.dtype = recipe, parts, dtype
+        self.images, self.compiled = images, compiled
+        self.networks: dict[Path, Network] = {}
+
+    def begin(self, stage: Stage, state: Arrays, steps: int) -> None:
+        """Start a stage from these weights; its longest epoch has `steps` batches."""
+        self.stage, self.phase = stage, stage.settings(self.recipe)
+        shape = self.parts.train.images.shape[1:]
+        template = grow.initial_network(
+            self.recipe, stage.tree, stage.node, stage.phase, self.networks, shape
+        )
+        network = exchange.from_state_dict(cast(template, self.dtype), state)
+        self.program = fit.program_of(self.recipe, self.phase, network)
+        self.state = fit.State(network, fit.optimizer(self.phase).init(network.params))
+        self.best, self.steps, self.done = network, steps, 0
+        rates = objective.learning_rates(self.phase, steps)
+        self.rates = rates.reshape(self.phase.epochs, steps)
+        self.source = {part: self._source(part, stage) for part in self.images}
+
+    def epoch(self, run: Pass, width: int) -> None:
+        """Start an epoch; batches are padded to `width` images where they are fewer."""
+        self.batches = pad(run.batches, self.steps, width)
+        self.padded = not run.batches.valid.all() or run.batches.index.shape[1] < width
+        self.policy, self.draws = run.policy, jax.tree.map(jnp.asarray, run.draws)
+        self.done += 1
+
+    def step(self, number: int, masks: Arrays) -> Step:
+        """Train on a batch with the given dropout masks."""
+        rows, real = self.batches.index[number], self.batches.valid[number]
+        keep = by_stream(self.state.network, {k: _padded(m, len(rows)) for k, m in masks.items()})
+        rate = jnp.asarray(self.rates[self.done - 1, number], self.dtype)
+        self.state, loss = self._compiled()(
+            self.state, self.source["train"], rows, real, self.draws, keep, rate
+        )
+        gradients, network = self.state.moments[0], self.state.network
+        taken = exchange.to_state_dict(replace(network, params=gradients))
+        state = exchange.to_state_dict(network)
+        return Step(float(loss), weights(taken), state)
+
+    def _compiled(self) -> Callable[..., Any]:
+        key = (self.program, self.policy, self.padded)
+        if key not in self.compiled:
+            self.compiled[key] = jax.jit(partial(_step, *key))
+        return self.compiled[key]
+
+    def after_epoch(self, improved: bool) -> None:
+        """Keep this epoch's network if it is the best."""
+        if improved:
+            self.best = self.state.network
+
+    def scores(self, part: str, run: Pass) -> tuple[np.ndarray, np.ndarray]:
+        """(scores, targets) of the node as it stands, over its images of a split."""
+        scores, targets, network = fit.evaluate(
+            self.program, run.policy, run.train, self.state.network, self.source[part],
+            run.batches, run.draws, run.seed,
+        )  # fmt: skip
+        self.state = replace(self.state, network=network)
+        return scores, targets
+
+    def end(self) -> None:
+        """The stage is over: its best epoch is the node's network."""
+        self.networks[self.stage.node] = self.best
+
+    def likelihood(self, stage: Stage) -> np.ndarray:
+        """The node's ASL."""
+        network = self.networks[stage.node]
+        program = fit.program_of(self.recipe, stage.settings(self.recipe), network)
+        source = self._source("train", stage)
+        return grow.average_likelihood(self.recipe, program, network, source, stage.name)
+
+    def predict(self, tree: Tree, images: np.ndarray) -> np.ndarray:
+        """The labels that the whole tree predicts."""
+        return route.predict(self.recipe, tree, self.networks, images).labels
+
+    def weights(self, node: Path) -> Arrays:
+        """A finished node's state_dict."""
+        return exchange.to_state_dict(self.networks[node])
+
+    def network(self, state: Arrays) -> Network:
+        """A network of the current stage with these weights."""
+        return exchange.from_state_dict(self.state.network, state)
+
+    def _source(self, part: str, stage: Stage) -> fit.Source:
+        targets = jnp.asarray(stage.targets(getattr(self.parts, part).labels))
+        above = tuple(self.networks[node] for node in ancestors(stage.node))
+        return fit.Source(self.images[part], targets, above)
+
+
+def _padded(mask: np.ndarray, rows: int) -> np.ndarray:
+    return np.pad(mask, ((0, rows - len(mask)), *((0, 0),) * (mask.ndim - 1)))

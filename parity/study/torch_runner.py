@@ -1,0 +1,135 @@
+"""PyTorch's side of a coupled training: the reference port's own steps, one at a time."""
+
+import copy
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+
+from data.batches import Plan
+from data.epochs import Pass
+from data.hierarchy import Path, Tree, ancestors
+from data.recipe import Recipe
+from data.splits import Splits
+from data.stages import Stage
+from parity.passes import DTYPES, recorded_masks
+from parity.study.step import Arrays, Step
+from trunk_torch_ref import exchange, fit, grow, objective, route
+from trunk_torch_ref.network import seeded
+
+
+def images_of(parts: Splits) -> dict[str, torch.Tensor]:
+    """The images of each split, for all runners of a study."""
+    return {part: grow.as_images(getattr(parts, part).images) for part in vars(parts)}
+
+
+class TorchRunner:
+    """One tree in PyTorch. `begin` a stage, `step` through it, `keep` its best epoch, `end` it."""
+
+    framework = "torch"
+
+    def __init__(self, recipe: Recipe, parts: Splits, dtype: str, images: dict[str, torch.Tensor]):
+        self.recipe, self.parts, self.dtype, self.images = recipe, parts, dtype, images
+        self.networks: dict[Path, torch.nn.Module] = {}
+
+    def initial(self, stage: Stage) -> Arrays:
+        """PyTorch's own initial weights of a stage, as a state_dict of the runner's type."""
+        return exchange.to_state_dict(self._template(stage).to(DTYPES[self.dtype][1]))
+
+    def begin(self, stage: Stage, state: Arrays, steps: int) -> None:
+        """Start a stage from these weights; its longest epoch has `steps` batches."""
+        self.stage, self.phase = stage, stage.settings(self.recipe)
+        network = self._template(stage).to(DTYPES[self.dtype][1])
+        network = exchange.from_state_dict(network, state)
+        self.network = network.to(memory_format=torch.channels_last)
+        self.optimizer = objective.optimizer(self.phase, self.network.parameters())
+        self.scheduler = objective.scheduler(self.phase, self.optimizer, steps)
+        self.best = copy.deepcopy(self.network)
+        self.source = {part: self._source(part, stage) for part in self.images}
+
+    def epoch(self, run: Pass, width: int) -> None:
+        """Start an epoch: dropout draws what the trainer would draw."""
+        self.run = run
+        with seeded(run.seed):
+            self.generator = torch.get_rng_state()
+
+    def step(self, number: int, masks: Arrays | None = None) -> Step:
+        """Train on a batch. PyTorch draws its own dropout masks, the same in every run.
+
+        Without `masks` they are kept, in `masks` by layer name, for the others.
+        """
+        index = self._rows(number)
+        x, targets = self.inputs(number), self.source["train"].targets[torch.tensor(index).long()]
+        record = recorded_masks(self.network) if masks is None else nullcontext({})
+        with torch.random.fork_rng([]), record as kept:
+            torch.set_rng_state(self.generator)
+            loss, _ = fit.train_step(
+                self.network, self.optimizer, x, targets, self.recipe.loss,
+                self.phase.label_smoothing,
+            )  # fmt: skip
+            self.generator = torch.get_rng_state()
+        self.masks = dict(kept)
+        if objective.each_step(self.phase):
+            self.scheduler.step()
+        gradients = {
+            key: (torch.zeros_like(p) if p.grad is None else p.grad).numpy().copy()
+            for key, p in self.network.named_parameters()
+        }
+        return Step(loss.item(), gradients, exchange.to_state_dict(self.network))
+
+    def inputs(self, number: int) -> torch.Tensor:
+        """What the node is given in a batch, [b, c, h, w]."""
+        dtype = DTYPES[self.dtype][1]
+        source, run = self.source["train"], self.run
+        return fit.inputs(self.recipe, source, run.policy, self._rows(number), run.draws, dtype)
+
+    def after_epoch(self, improved: bool) -> None:
+        """Keep this epoch's network if it is the best; then the next learning rate."""
+        if improved:
+            self.best = copy.deepcopy(self.network)
+        if not objective.each_step(self.phase):
+            self.scheduler.step()
+
+    def scores(self, part: str, run: Pass) -> tuple[np.ndarray, np.ndarray]:
+        """(scores, targets) of the node as it stands, over its images of a split."""
+        return fit.evaluate(
+            self.recipe, run.policy, run.train, self.network, self.source[part], run.batches,
+            run.draws, run.seed,
+        )  # fmt: skip
+
+    def end(self) -> None:
+        """The stage is over: its best epoch is the node's network."""
+        self.networks[self.stage.node] = self.best.eval()
+
+    def likelihood(self, stage: Stage) -> np.ndarray:
+        """The node's ASL."""
+        network = self.networks[stage.node]
+        source = self._source("train", stage)
+        return grow.average_likelihood(self.recipe, network, source, stage.name)
+
+    def predict(self, tree: Tree, images: np.ndarray) -> np.ndarray:
+        """The labels that the whole tree predicts."""
+        return route.predict(self.recipe, tree, self.networks, images).labels
+
+    def weights(self, node: Path) -> Arrays:
+        """A finished node's state_dict."""
+        return exchange.to_state_dict(self.networks[node])
+
+    def module(self, state: Arrays) -> torch.nn.Module:
+        """A network of the current stage with these weights."""
+        return exchange.from_state_dict(copy.deepcopy(self.network), state)
+
+    def _rows(self, number: int) -> np.ndarray:
+        batches: Plan = self.run.batches
+        return batches.index[number][batches.valid[number]]
+
+    def _template(self, stage: Stage) -> torch.nn.Module:
+        shape = tuple(self.images["train"].shape[1:])
+        return grow.initial_network(
+            self.recipe, stage.tree, stage.node, stage.phase, self.networks, shape
+        )
+
+    def _source(self, part: str, stage: Stage) -> fit.Source:
+        targets = torch.tensor(stage.targets(getattr(self.parts, part).labels)).long()
+        above = tuple(self.networks[node] for node in ancestors(stage.node))
+        return fit.Source(self.images[part], targets, above)

@@ -1,0 +1,104 @@
+"""When a difference between the frameworks is more than rounding: the rule, stated beforehand.
+
+A training amplifies rounding at a rate that no fixed number knows. So each framework is also run
+against itself with one bit of one weight flipped (the control). For every tensor, at every step:
+
+    the difference is *beyond the control* if it is larger than
+    max(K * band, floor)
+
+where `band` is the largest difference that any control showed in that tensor up to that step.
+
+`K` is 100, as in `parity.training`. One flipped bit is one rounding error, made once; another
+framework rounds every operation differently, in every step. The effects of n independent errors
+add up like a random walk, to the root of n times one: 100 stands for 10,000 of them.
+
+`floor` stands for the steps in which the flipped bit has not yet reached a tensor: in float64
+what `parity.check` allows between the frameworks (1e-12 for values, 1e-10 for gradients and for
+what follows from them); in float32 the same number of units in the last place, 2^29 times more.
+
+The rule can only see what is larger than `max(K * band, floor)`: its *resolution*, which every
+report states. Where that has grown to 1, the runs are as far apart as any two runs could be, and
+coupled training in that type says nothing any more.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from parity.compare import GRADIENT_64, VALUE_64
+from parity.training import CONTROL as K
+
+FLOORS = {
+    "output": VALUE_64,
+    "mean": VALUE_64,
+    "variance": VALUE_64,
+    "loss": VALUE_64,
+    "gradient": GRADIENT_64,
+    "weight": GRADIENT_64,
+}
+UNITS = {"float64": 1.0, "float32": 2.0**29}
+# Within a step things follow each other: forward with its batch statistics, the loss, backward,
+# the update. What comes first is named.
+ORDER = ("mean", "variance", "loss", "gradient", "weight")
+WORDS = {
+    "output": "output of a layer in the forward pass",
+    "mean": "running mean",
+    "variance": "running variance",
+    "loss": "loss",
+    "gradient": "gradient",
+    "weight": "weight after the update",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Where a difference first went beyond the control.
+
+    `step`: from 1, over the whole stage. `kind`: a key of `WORDS`. `tensor`: its key, empty for
+    the loss. `layer`: the module it belongs to.
+    """
+
+    step: int
+    kind: str
+    tensor: str
+    layer: str
+    difference: float
+    allowed: float
+
+
+def floor(kind: str, dtype: str) -> float:
+    """The smallest relative difference that counts at all."""
+    return FLOORS[kind] * UNITS[dtype]
+
+
+def allowed(kind: str, dtype: str, band: float) -> float:
+    """The largest relative difference that the control explains."""
+    return max(K * band, floor(kind, dtype))
+
+
+def first_beyond(
+    step: int,
+    dtype: str,
+    differences: Mapping[str, Mapping[str, float]],
+    bands: Mapping[str, Mapping[str, float]],
+    order: Sequence[str],
+) -> Finding | None:
+    """The first tensor of a step whose difference is beyond the control, or None.
+
+    `differences`, `bands`: by kind and tensor. `order`: the network's tensors as they are
+    computed; gradients are taken from the last layer to the first, everything else from the
+    first to the last.
+    """
+    places = {key: place for place, key in enumerate(order)}
+    for kind in ORDER:
+        keys = sorted(differences[kind], key=lambda key: places.get(key, 0))
+        for key in reversed(keys) if kind == "gradient" else keys:
+            most = allowed(kind, dtype, bands[kind].get(key, 0.0))
+            value = differences[kind][key]
+            if not value <= most:  # also if it is not a number
+                return Finding(step, kind, key, layer_of(key), value, most)
+    return None
+
+
+def layer_of(tensor: str) -> str:
+    """The module that a tensor belongs to."""
+    return tensor.rpartition(".")[0]
