@@ -52,7 +52,7 @@ def costs(families: Sequence[Family], seed: int, modes: Sequence[str]) -> list[C
         with torch.no_grad():
             exact = copy.deepcopy(both.torch).double().eval()(torch.tensor(x))[1].numpy()
         for mode in modes:
-            ours, theirs = _jax_scores(both, x, mode), _torch_scores(both, x, mode)
+            ours, theirs = jax_scores(both, x, mode), torch_scores(both, x, mode)
             errors = [float(np.sqrt(np.mean((s - exact) ** 2))) for s in (ours, theirs)]
             scale = float(np.abs(exact).max())
             best = exact.argmax(1)
@@ -63,7 +63,8 @@ def costs(families: Sequence[Family], seed: int, modes: Sequence[str]) -> list[C
     return rows
 
 
-def _jax_scores(both: Pair, x: np.ndarray, mode: str) -> np.ndarray:
+def jax_scores(both: Pair, x: np.ndarray, mode: str) -> np.ndarray:
+    """JAX's scores of images [b, c, h, w] in one of `MODES`, on its default device."""
     dtype = jnp.bfloat16 if mode == "bfloat16" else jnp.float32
 
     def typed(leaf: jax.Array) -> jax.Array:
@@ -76,7 +77,8 @@ def _jax_scores(both: Pair, x: np.ndarray, mode: str) -> np.ndarray:
         return np.asarray(run(network, jnp.asarray(x.transpose(0, 2, 3, 1), dtype)), np.float64)
 
 
-def _torch_scores(both: Pair, x: np.ndarray, mode: str) -> np.ndarray:
+def torch_scores(both: Pair, x: np.ndarray, mode: str) -> np.ndarray:
+    """PyTorch's scores of images [b, c, h, w] in one of `MODES`, on a GPU if there is one."""
     dtype = torch.bfloat16 if mode == "bfloat16" else torch.float32
     module = copy.deepcopy(both.torch).to(DEVICE, dtype).eval()
     with _torch_precision("tf32" if mode == "tf32" else "ieee"), torch.no_grad():

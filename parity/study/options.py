@@ -1,0 +1,154 @@
+"""The flags of `python -m parity.study`, and what they decide."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data import datasets, recipe
+from data.errors import UserError
+from data.networks import BACKBONES
+from data.options import Parser
+from data.recipe import Recipe
+from parity.study import plants
+
+DESIGNS = ("coupled", "independent")
+DTYPES = ("float64", "float32")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides what is computed.
+
+    `recipe` has seed 0; a seed's runs use theirs. `nodes`: `root`, the root's class phase alone,
+    or `tree`. `controls`: flipped bits a framework. `fault`: planted in JAX, or None.
+    """
+
+    recipe: Recipe
+    seeds: int
+    nodes: str
+    designs: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    controls: int
+    fault: str | None
+    devices: bool
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command was asked for. `margin`, in points, and `power` judge what was computed."""
+
+    settings: Settings
+    margin: float
+    power: float
+    jobs: int
+    data_dir: str | None
+    out: Path
+    json: Path | None
+    command: tuple[str, ...]
+
+
+def parser() -> Parser:
+    """The flags."""
+    made = Parser(
+        prog="python -m parity.study",
+        description="Does the result of a training depend on the framework? Train in JAX and in "
+        "PyTorch, coupled step by step and independently over seeds, and state what follows. A "
+        "study that was interrupted goes on when it is started again.",
+    )
+    add = made.add_argument
+    add("--dataset", default="digits", help=f"one of {', '.join(datasets.SPECS)} (default: "
+        "%(default)s)")  # fmt: skip
+    add("--data-dir", help="folder of prepared TFDS datasets (default: TFDS_DATA_DIR, else "
+        "~/tensorflow_datasets)")  # fmt: skip
+    add("--backbone", help=f"node networks: {', '.join(BACKBONES)} (default: the recipe's first)")
+    add("--recipe", default="default", help=f"one of {', '.join(recipe.names())} (default: "
+        "%(default)s)")  # fmt: skip
+    add("--seeds", type=int, default=1, help="how many: each gives one coupled pair of runs, and "
+        "one independent run of each framework (default: %(default)s)")  # fmt: skip
+    add("--epochs", type=int, help="epochs of every phase (default: the recipe's)")
+    add("--batch-size", type=int, help="images in a training batch (default: the recipe's)")
+    add("--volatility", type=float, help="grouping threshold for all nodes (default: the recipe's)")
+    add("--limit", type=int, default=0, help="use only so many images of each split (default: 0, "
+        "all)")  # fmt: skip
+    add("--nodes", choices=("root", "tree"), default="root", help="the root's class phase alone, "
+        "or the whole tree (default: %(default)s)")  # fmt: skip
+    add("--design", choices=(*DESIGNS, "both"), default="both", help="coupled: the same weights, "
+        "batches and masks; independent: each framework's own (default: %(default)s)")  # fmt: skip
+    add("--dtype", choices=(*DTYPES, "both"), default="both", help="of the coupled design "
+        "(default: %(default)s)")  # fmt: skip
+    add("--controls", type=int, default=3, help="runs of each framework with a flipped bit, for "
+        "the coupled design's control (default: %(default)s)")  # fmt: skip
+    add("--margin", type=float, default=1.0, help="the largest difference of mean accuracy, in "
+        "points, that counts as none (default: %(default)s)")  # fmt: skip
+    add("--power", type=float, default=0.8, help="for which the number of seeds needed is stated "
+        "(default: %(default)s)")  # fmt: skip
+    add("--fault", metavar="NAME", help="plant a difference in JAX, to see it found: "
+        f"{', '.join(plants.names())} (default: none)")  # fmt: skip
+    add("--devices", action="store_true", help="also run the trained root in every precision of "
+        "the devices at hand, against float64 on the CPU (default: off)")  # fmt: skip
+    add("--jobs", type=int, default=1, help="processes, of one thread each (default: %(default)s)")
+    add("--out", help="the study's folder (default: runs/study-<dataset>-<backbone>-<nodes>)")
+    add("--json", metavar="FILE", help="also write study.json to FILE (default: none)")
+    return made
+
+
+def options_of(arguments: list[str]) -> Options:
+    """Parse and check the flags. UserError for any that makes no sense."""
+    given = parser().parse_args(arguments)
+    datasets.spec(given.dataset)
+    chosen = recipe.override(
+        recipe.load(given.recipe, given.dataset, given.backbone),
+        epochs=given.epochs, batch_size=given.batch_size, limit=given.limit, seed=0,
+        volatility=given.volatility,
+    )  # fmt: skip
+    _need(1 <= given.seeds <= 1000, "--seeds", given.seeds, "1 to 1000")
+    _need(1 <= given.controls <= 100, "--controls", given.controls, "1 to 100")
+    _need(1 <= given.jobs <= 256, "--jobs", given.jobs, "1 to 256")
+    _need(given.margin > 0 and math.isfinite(given.margin), "--margin", given.margin, "above 0")
+    _need(0 < given.power < 1, "--power", given.power, "between 0 and 1")
+    designs = DESIGNS if given.design == "both" else (given.design,)
+    if "independent" in designs and given.seeds < 2 and given.design != "both":
+        raise UserError("--design independent needs --seeds 2 or more: one run has no spread")
+    if given.seeds < 2:
+        designs = ("coupled",)
+    if chosen.joint is not None and "coupled" in designs and given.nodes == "tree":
+        raise UserError(
+            f"recipe {chosen.name} trains the whole tree together, which the coupled design does "
+            "not follow; use --nodes root, or --design independent"
+        )
+    if given.fault is not None:
+        plants.find(given.fault)
+    settings = Settings(
+        recipe=chosen,
+        seeds=given.seeds,
+        nodes=given.nodes,
+        designs=designs,
+        dtypes=DTYPES if given.dtype == "both" else (given.dtype,),
+        controls=given.controls,
+        fault=given.fault,
+        devices=given.devices,
+    )
+    out = given.out or f"runs/study-{chosen.dataset}-{chosen.backbone}-{given.nodes}"
+    return Options(
+        settings, given.margin, given.power, given.jobs, given.data_dir, Path(out),
+        Path(given.json) if given.json else None, tuple(arguments),
+    )  # fmt: skip
+
+
+def config(settings: Settings, fingerprint: str) -> dict[str, Any]:
+    """What a study's folder is known by: with other settings it cannot be gone on with."""
+    return {
+        "dataset_sha256": fingerprint,
+        "recipe": recipe.to_json(settings.recipe),
+        **{name: _listed(value) for name, value in vars(settings).items() if name != "recipe"},
+    }
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _need(good: bool, what: str, value: Any, wanted: str) -> None:
+    if not good:
+        raise UserError(f"{what} is {value!r}; it must be {wanted}")
