@@ -1,14 +1,28 @@
 """What the command does: compute the pieces, then write all that follows from them."""
 
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import torch
+
 from data import datasets, runfolder
-from parity.study import pieces
-from parity.study.options import config, options_of
+from data.datasets import Dataset
+from data.manifest import manifest
+from data.options import TrainOptions
+from data.splits import split
+from parity.study import figures, pieces, report, tables, words
+from parity.study.options import Options, config, options_of
+from parity.study.outcome import outcome
+from trunk_jax.pictures.style import write
 
 
 def main(arguments: list[str], inline: bool = False) -> int:
-    """Run a study, or go on with it. UserError for anything a user can put right.
+    """Run a study, or go on with it: 1 if the coupled design finds a difference, else 0.
 
-    `inline`: without worker processes.
+    `inline`: without worker processes. UserError for anything a user can put right.
     """
     options = options_of(arguments)
     settings, out = options.settings, options.out
@@ -19,6 +33,39 @@ def main(arguments: list[str], inline: bool = False) -> int:
             {"format": runfolder.FORMAT, "study": config(settings, dataset.fingerprint)},
             resume=True,
         )
+        _keep_manifest(options, dataset)
         found = pieces.compute(settings, options.data_dir, out, options.jobs, inline)
-    print(len(found))
-    return 0
+        value = outcome(options, dataset, found)
+        made = figures.figures(value)
+        for name, drawing in made.items():
+            write(drawing, out, name)
+        tables.write(out, found)
+        page = report.page(value, arguments, made)
+        runfolder.write_bytes(out / "report.html", page.encode())
+        text = report.markdown(value, arguments, list(made))
+        runfolder.write_bytes(out / "summary.md", text.encode())
+        runfolder.write_json(out / "study.json", value)
+    for section in report.sections(value):
+        print(f"\n{section['title']}", *(f"- {line}" for line in section["lines"]), sep="\n")
+    print(f"\n{words.headline(value)}\n{out / 'report.html'}")
+    if options.json:
+        runfolder.write_json(options.json, value)
+    return 1 if any(coupled["finding"] for coupled in value["coupled"]) else 0
+
+
+def _keep_manifest(options: Options, dataset: Dataset) -> None:
+    """`manifest.json`, once: what the study was begun with."""
+    file: Path = options.out / "manifest.json"
+    if file.exists():
+        return
+    recipe = options.settings.recipe
+    device: dict[str, Any] = {
+        "jax": jax.devices()[0].device_kind,
+        "torch": "cuda" if torch.cuda.is_available() else "cpu",
+        "node": platform.machine(),
+    }
+    flags = {"arguments": list(options.command)}
+    given = TrainOptions(recipe, flags, options.out, True, options.data_dir, None)
+    parts = split(dataset, recipe.protocol, recipe.seed, recipe.limit)
+    about = manifest("both", device, given, dataset, parts)
+    runfolder.write_json(file, about | {"written": time.strftime("%Y-%m-%d", time.gmtime())})

@@ -1,0 +1,132 @@
+"""A study's Markdown summary and its self-contained page."""
+
+import json
+import platform
+import re
+import shlex
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+
+from data.manifest import PACKAGES
+from parity.study import verdict, words
+from trunk_jax.pictures.style import inline
+
+_PICTURES = {
+    "divergence": "how far apart, step by step, with the control as a band",
+    "layers": "weights by layer",
+    "accuracy": "accuracy by seed",
+}
+
+
+def title(value: dict[str, Any]) -> str:
+    """What was studied."""
+    fault = f" (planted: {value['fault']})" if value["fault"] else ""
+    return f"JAX and PyTorch on {value['dataset']}, {value['backbone']} {value['nodes']}{fault}"
+
+
+def sections(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """Titles, sentences and pictures, in order."""
+    result = []
+    if value["coupled"]:
+        lines = [line for coupled in value["coupled"] for line in words.of_coupled(coupled)]
+        made = {"title": "Coupled", "lines": lines, "pictures": ["divergence", "layers"]}
+        result += [{"title": "The rule", "lines": rule(), "pictures": []}, made]
+    if value["independent"]:
+        lines = words.of_independent(value["independent"])
+        result.append({"title": "Independent", "lines": lines, "pictures": ["accuracy"]})
+    if value["devices"]:
+        lines = words.of_devices(value["devices"])
+        result.append({"title": "Precisions", "lines": lines, "pictures": []})
+    result.append({"title": "Limits", "lines": words.limits(value), "pictures": []})
+    return result
+
+
+def rule() -> list[str]:
+    """How the coupled design judges, stated before anything is computed."""
+    floors = verdict.FLOORS
+    return [
+        f"A tensor differs beyond the control where it is further apart than {verdict.K:g} times "
+        "the largest difference that any control showed in it up to that step, and than "
+        f"{floors['weight']:g} (gradients, weights) or {floors['mean']:g} (statistics, loss) in "
+        "float64, 2^29 times that in float32.",
+        "A control is a framework against itself with the lowest bit of one weight flipped at the "
+        "start of each stage. Differences are shares of a tensor's length.",
+    ]
+
+
+def command(arguments: Sequence[str]) -> str:
+    """As it was typed, without the places of data and results."""
+    kept, skip = [], False
+    for word in arguments:
+        if skip:
+            skip = False
+        elif word in ("--out", "--json", "--jobs"):
+            skip = True
+        elif word == "--data-dir":
+            kept += ["--data-dir", "DIR"]
+            skip = True
+        elif not re.match(r"--(out|json|jobs|data-dir)=", word):
+            kept.append(word)
+    return " ".join(["python -m parity.study", *map(shlex.quote, kept)])
+
+
+def versions() -> str:
+    """What computed it."""
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return f"Python {platform.python_version()}, {', '.join(found)}"
+
+
+def markdown(value: dict[str, Any], arguments: Sequence[str], pictures: Sequence[str]) -> str:
+    """The summary: answer, command, what was seen, limits."""
+    lines = [f"# {title(value)}", "", f"**{words.headline(value)}**", ""]
+    lines += ["```sh", command(arguments), "```", ""]
+    for section in sections(value):
+        lines += [f"## {section['title']}", ""]
+        lines += [f"- {line}" for line in section["lines"]] + [""]
+        for name in section["pictures"]:
+            if name in pictures:
+                lines += [f"![{_PICTURES[name]}]({name}.svg)", ""]
+    lines += [versions() + ".", ""]
+    return "\n".join(lines)
+
+
+def page(value: dict[str, Any], arguments: Sequence[str], drawings: dict[str, Figure]) -> str:
+    """One HTML page that needs nothing else."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    settings = {key: value[key] for key in ("nodes", "fault", "recipe", "dataset_sha256", "rule")}
+    content = {
+        "title": title(value),
+        "headline": words.headline(value),
+        "found": any(c["finding"] for c in value["coupled"]),
+        "sections": [
+            section | {"lines": [_bold(line) for line in section["lines"]]}
+            for section in sections(value)
+        ],
+        "pictures": {
+            name: Markup(inline(drawing, f"p{place}", _PICTURES[name]))
+            for place, (name, drawing) in enumerate(drawings.items())
+        },
+        "command": command(arguments),
+        "versions": versions(),
+        "settings": json.dumps(settings, indent=1),
+    }
+    return environment.get_template("report.html").render(content)
+
+
+def _bold(line: str) -> Markup:
+    """Markdown's bold as HTML; all else escaped."""
+    return Markup(re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(escape(line))))
