@@ -70,10 +70,11 @@ def of_coupled(coupled: dict[str, Any]) -> list[str]:
         series, last = stage["series"], -1
         low, high = series["control"]["weight"][last]
         loss = _size(series["distance"]["loss"][last])
+        most = _size(series["control"]["loss"][last][1])
         lines.append(
             f"{stage['stage']}, {stage['steps']} steps: weights end "
             f"{_size(series['distance']['weight'][last])} apart (share of their length), the "
-            f"controls {_size(low)} to {_size(high)}; loss {loss} apart, controls up to {_size(series['control']['loss'][last][1])}. "
+            f"controls {_size(low)} to {_size(high)}; loss {loss} apart, controls up to {most}. "
             + _reach(stage, coupled["dtype"])
             + " "
             + _agreement(stage["epochs"][-1]["test"])
