@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from trunk_jax.pictures.style import BLUE, INK, LINE, ORANGE, figure, styled
 
@@ -30,9 +31,13 @@ def figures(value: dict[str, Any]) -> dict[str, Figure]:
     return made
 
 
-def _title(value: dict[str, Any], what: str) -> str:
+def _title(drawing: Figure, value: dict[str, Any], what: str) -> None:
+    """Two lines on top: what is shown, and of which study."""
+    height = drawing.get_figheight()
     fault = f", planted: {value['fault']}" if value["fault"] else ""
-    return f"{what}: {value['dataset']}, {value['backbone']} {value['nodes']}{fault}"
+    about = f"{value['dataset']}, {value['backbone']} {value['nodes']}{fault}"
+    drawing.text(0.012, 1 - 0.08 / height, what, va="top", fontsize=10, fontweight="bold")
+    drawing.text(0.012, 1 - 0.27 / height, about, va="top", fontsize=9)
 
 
 def _drawn(series: list[float | None]) -> np.ndarray:
@@ -50,11 +55,11 @@ def divergence(value: dict[str, Any]) -> Figure:
     """
     dtypes = list(dict.fromkeys(c["dtype"] for c in value["coupled"]))
     kinds = [k for k in _KINDS if k in value["coupled"][0]["stages"][0]["series"]["distance"]]
-    drawing = figure(1.2 + 3.9 * len(dtypes), 0.9 + 1.55 * len(kinds))
+    drawing = figure(max(6.6, 1.2 + 3.9 * len(dtypes)), 1.1 + 1.5 * len(kinds))
     height = drawing.get_figheight()
     grid = drawing.add_gridspec(
         len(kinds), len(dtypes), left=0.95 / drawing.get_figwidth(), right=0.985,
-        bottom=0.45 / height, top=1 - 0.95 / height, wspace=0.2, hspace=0.3,
+        bottom=0.45 / height, top=1 - 1.1 / height, wspace=0.2, hspace=0.3,
     )  # fmt: skip
     for column, dtype in enumerate(dtypes):
         mine = [c for c in value["coupled"] if c["dtype"] == dtype]
@@ -63,6 +68,7 @@ def divergence(value: dict[str, Any]) -> Figure:
             for coupled in mine:
                 _one(axes, coupled, kind)
             axes.set_yscale("log")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(color=LINE, alpha=0.25, lw=0.6)
             if column == 0:
                 axes.set_ylabel(_KINDS[kind])
@@ -77,11 +83,9 @@ def divergence(value: dict[str, Any]) -> Figure:
                 unique = dict(zip(labels, handles, strict=True))
                 drawing.legend(
                     unique.values(), unique.keys(), loc="upper left", ncols=3, fontsize=8.5,
-                    bbox_to_anchor=(0.0, 1 - 0.3 / height), borderaxespad=0.2,
+                    bbox_to_anchor=(0.0, 1 - 0.45 / height), borderaxespad=0.2,
                 )  # fmt: skip
-    what = "Relative difference of JAX and PyTorch"
-    drawing.text(0.012, 1 - 0.1 / height, _title(value, what), va="top", fontsize=10,
-                 fontweight="bold")  # fmt: skip
+    _title(drawing, value, "Relative difference of JAX and PyTorch, step by step")
     return drawing
 
 
@@ -117,11 +121,11 @@ def layers(value: dict[str, Any]) -> Figure:
     stages = [coupled["stages"][0] for coupled in mine]
     keys = list(stages[0]["layers"])
     wide = max(map(len, keys)) * 0.068 + 0.25
-    drawing = figure(wide + 3.0 * len(dtypes) + 0.3, 1.45 + 0.17 * len(keys))
+    drawing = figure(max(6.2, wide + 3.0 * len(dtypes) + 0.3), 1.65 + 0.17 * len(keys))
     width, height = drawing.get_figwidth(), drawing.get_figheight()
     grid = drawing.add_gridspec(
         1, len(dtypes), left=wide / width, right=1 - 0.15 / width, bottom=0.45 / height,
-        top=1 - 0.95 / height, wspace=0.08,
+        top=1 - 1.1 / height, wspace=0.08,
     )  # fmt: skip
     places = np.arange(len(keys))
     for column, (dtype, stage) in enumerate(zip(dtypes, stages, strict=True)):
@@ -132,6 +136,7 @@ def layers(value: dict[str, Any]) -> Figure:
         axes.plot(_drawn([row["distance"] for row in rows]), places, "o", color=BLUE, ms=4,
                   label="JAX against PyTorch")  # fmt: skip
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(numticks=6))
         axes.set_ylim(len(keys) - 0.5, -0.5)
         axes.set_yticks(places, keys if column == 0 else [], fontsize=7.5)
         axes.tick_params(axis="y", length=0)
@@ -140,11 +145,10 @@ def layers(value: dict[str, Any]) -> Figure:
         axes.set_xlabel("relative difference of the weights")
         if column == 0:
             drawing.legend(*axes.get_legend_handles_labels(), loc="upper left", ncols=2,
-                           fontsize=8.5, bbox_to_anchor=(0.0, 1 - 0.3 / height),
+                           fontsize=8.5, bbox_to_anchor=(0.0, 1 - 0.45 / height),
                            borderaxespad=0.2)  # fmt: skip
     what = f"Weights by layer after {stages[0]['steps']} steps of {stages[0]['stage']}"
-    drawing.text(0.012, 1 - 0.1 / height, _title(value, what), va="top", fontsize=10,
-                 fontweight="bold")  # fmt: skip
+    _title(drawing, value, what)
     return drawing
 
 
@@ -155,7 +159,7 @@ def accuracy(value: dict[str, Any]) -> Figure:
     c = both["comparison"]
     drawing = figure(8.4, 3.4)
     grid = drawing.add_gridspec(
-        1, 2, left=0.085, right=0.985, bottom=0.16, top=0.78, wspace=0.22, width_ratios=(1.25, 1)
+        1, 2, left=0.085, right=0.985, bottom=0.16, top=0.76, wspace=0.22, width_ratios=(1.25, 1)
     )
     axes = drawing.add_subplot(grid[0, 0])
     for place, (name, row) in enumerate(both["accuracies"].items()):
@@ -179,6 +183,5 @@ def accuracy(value: dict[str, Any]) -> Figure:
     axes.set_yticks([])
     axes.set_title("JAX minus PyTorch, 95 % interval")
     axes.set_xlabel(f"points; shaded: the margin of {c['margin']:g}")
-    title = _title(value, f"Independent runs, {len(both['accuracies']['jax'])} a framework")
-    drawing.text(0.012, 0.965, title, va="top", fontsize=10, fontweight="bold")
+    _title(drawing, value, f"Independent runs, {len(both['accuracies']['jax'])} a framework")
     return drawing
