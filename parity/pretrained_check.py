@@ -33,7 +33,7 @@ def read(name: str, file: Path) -> dict[str, np.ndarray]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # each way to be damaged raises a different type
-        reason = (str(error) or type(error).__name__).splitlines()[0][:160]
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
         raise UserError(f"{file} is no file of weights ({reason})") from None
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]  # DeiT's is wrapped
