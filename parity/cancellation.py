@@ -40,12 +40,13 @@ def of_attention(layer: SelfAttention | ScaledDotProduct, x: np.ndarray, dy: np.
     share = torch.softmax(q @ k.mT / root, -1)
     dshare = toward @ v.mT
     mean = (share * dshare).sum(-1, keepdim=True)
-    left, summed = share * (dshare - mean), share * (dshare.abs() + mean.abs())
+    left, apart = share * (dshare - mean), share * (dshare.abs() + mean.abs())
     result = (left @ k / root, left.mT @ q / root, share.mT @ toward)
-    squares = summed.square()
+    squares = apart.square()
     terms = (squares @ k.square(), squares.mT @ q.square())
-    return max(1.0, max(_largest(t).sqrt() / root for t in terms) / max(map(_largest, result)))
+    summed = max(math.sqrt(_largest(t)) / root for t in terms)
+    return max(1.0, summed / max(map(_largest, result)))
 
 
-def _largest(x: Tensor) -> Tensor:
-    return x.abs().max()
+def _largest(x: Tensor) -> float:
+    return float(x.abs().max())
