@@ -102,6 +102,7 @@ def _grown(case: Case) -> dict[hierarchy.Path, Network]:
 def write_tree(case: Case, folder: Path) -> None:
     """The case's untrained tree as files, for the other side to load."""
     tree = tree_of(case)
+    runfolder.write_json(folder / "config.json", {"format": runfolder.FORMAT})
     for node, network in _grown(case).items():
         runfolder.write_weights(folder, tree.names[node], to_state_dict(network))
 

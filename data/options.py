@@ -27,6 +27,7 @@ DEFAULTS: dict[str, Any] = {
     "weights": None,
     "speed_up": None,
 }
+SIBLINGS = ("auto", "together", "alone")
 OF_TREES = ("backbone", "volatility", "grouping")
 OF_MODELS = ("size", "weights", "speed_up")
 
@@ -49,6 +50,7 @@ class TrainOptions:
     resume: bool
     data_dir: str | None
     json: Path | None
+    siblings: str = "auto"
 
 
 def train_parser(framework: str) -> Parser:
@@ -89,6 +91,10 @@ def train_parser(framework: str) -> Parser:
     add("--resume", action="store_true", help="go on with the run in --out, or start it if it "
                                               "is not there (default: off)")  # fmt: skip
     add("--json", metavar="FILE", help="also write the summary to FILE (default: none)")
+    if framework == "jax":
+        add("--siblings", choices=SIBLINGS, help="train the children of a node together, in one "
+            "program where they have one shape, or alone; weights agree to rounding (default: "
+            "auto, together on accelerators)")  # fmt: skip
     return parser
 
 
@@ -102,13 +108,13 @@ def train_options(framework: str, arguments: list[str] | None = None) -> TrainOp
     given = vars(parser.parse_args(arguments))
     out = given.pop("out", None)
     resume, data_dir = given.pop("resume", False), given.pop("data_dir", None)
-    report = given.pop("json", None)
+    report, siblings = given.pop("json", None), given.pop("siblings", "auto")
     flags = DEFAULTS | given
     out = _default_folder(_recipe(flags), framework) if out is None else Path(out)
     if resume and (out / "config.json").exists():
         flags = DEFAULTS | _stored_flags(out, parser) | given
     return TrainOptions(
-        _recipe(flags), flags, out, resume, data_dir, Path(report) if report else None
+        _recipe(flags), flags, out, resume, data_dir, Path(report) if report else None, siblings
     )
 
 
