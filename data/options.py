@@ -27,6 +27,7 @@ DEFAULTS: dict[str, Any] = {
     "weights": None,
     "speed_up": None,
 }
+LATER = {"precision": None}  # in a run's configuration only where they were given
 SIBLINGS = ("auto", "together", "alone")
 OF_TREES = ("backbone", "volatility", "grouping")
 OF_MODELS = ("size", "weights", "speed_up")
@@ -92,6 +93,9 @@ def train_parser(framework: str) -> Parser:
                                               "is not there (default: off)")  # fmt: skip
     add("--json", metavar="FILE", help="also write the summary to FILE (default: none)")
     if framework == "jax":
+        add("--precision", choices=recipe.PRECISIONS, help="what a training step of a node "
+            "computes in; parameters, statistics and validation stay float32; bfloat16 is for "
+            "GPUs (default: float32)")  # fmt: skip
         add("--siblings", choices=SIBLINGS, help="train the children of a node together, in one "
             "program where they have one shape, or alone; weights agree to rounding (default: "
             "auto, together on accelerators)")  # fmt: skip
@@ -132,6 +136,7 @@ def _recipe(flags: dict[str, Any]) -> Recipe:
         own = {flag: flags[flag] for flag in OF_MODELS}
         chosen = baselines.load(flags["model"], flags["dataset"], flags["recipe"], **own)
     overrides = DEFAULTS.keys() - {"dataset", "recipe", "backbone", "model", *OF_MODELS}
+    overrides |= LATER.keys() & flags.keys()
     return recipe.override(chosen, **{key: flags[key] for key in overrides})
 
 
@@ -144,7 +149,7 @@ def _default_folder(chosen: Recipe, framework: str) -> Path:
 def _stored_flags(run: Path, parser: Parser) -> dict[str, Any]:
     """The flags that a run was started with, checked as those of a command line are."""
     flags = runfolder.read_config(run).get("flags")
-    if not isinstance(flags, dict) or flags.keys() - DEFAULTS.keys():
+    if not isinstance(flags, dict) or flags.keys() - DEFAULTS.keys() - LATER.keys():
         raise UserError(f"{run / 'config.json'} is not a run's configuration")
     words = [f"--{k.replace('_', '-')}={v}" for k, v in flags.items() if v is not None]
     try:

@@ -107,6 +107,13 @@ def inputs(
     return x
 
 
+def _rounded(values):
+    """In bfloat16, whole numbers as they are; gradients come back in the values' own type."""
+    return jax.tree.map(
+        lambda v: v.astype(jnp.bfloat16) if jnp.issubdtype(v.dtype, jnp.floating) else v, values
+    )
+
+
 def train_step(
     program: Program,
     state: State,
@@ -116,9 +123,12 @@ def train_step(
     learning_rate: Array,
 ) -> tuple[State, Array, Array]:
     """One step on one batch: (state, loss, number of right answers)."""
+    lower = program.phase.precision == "bfloat16"
 
     def objective(params):
-        (_, scores), stats = apply(replace(state.network, params=params), x, mode)
+        network = replace(state.network, params=_rounded(params) if lower else params)
+        (_, scores), stats = apply(network, _rounded(x) if lower else x, mode)
+        scores = scores.astype(program.dtype)
         smoothing = program.phase.label_smoothing
         return loss(scores, targets, mode.valid, program.loss, smoothing), (scores, stats)
 

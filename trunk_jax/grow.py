@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -40,6 +41,8 @@ def grow(
     children of a node are trained `together` or `alone` (`auto`: together on accelerators).
     """
     start = start or initial_network
+    if recipe.others.class_phase.precision == "bfloat16" and jax.default_backend() == "cpu":
+        report(note="bfloat16 is for GPUs; on a CPU it is slower than float32")
     networks: dict[Path, Network] = {}
     train = jnp.asarray(splits.train.images)
     validation = jnp.asarray(splits.validation.images)
