@@ -51,7 +51,7 @@ class Case:
         return f"{WHAT[self.kind]}, {self.dataset} {self.backbone}, against {NAMES[self.theirs]}"
 
 
-BATCH_OF = {"step": STEP_BATCH, "forward": TREE_BATCH}
+RATED = ("step", "forward", "image")  # whose multiply-adds a second are compared with the peak
 WHAT = {
     "step": f"training step, root, batch {STEP_BATCH}",
     "forward": f"forward, root, batch {TREE_BATCH}",

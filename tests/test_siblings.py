@@ -1,6 +1,7 @@
 """Siblings trained together: the weights that each gets alone, and the tree that grows alone."""
 
 import dataclasses
+import itertools
 from functools import partial
 
 import jax
@@ -102,6 +103,6 @@ def test_a_tree_grown_side_by_side_is_the_tree_grown_one_by_one():
     tree = grow(ahead=lambda stages: ahead.append([str(stage) for stage in stages]))
     assert tree == plain
     # each stage is asked for ahead of its turn, once, and none is left out
-    assert sorted(f"{name}/{phase}" for name, phase in serial) == sorted(sum(ahead, []))
+    assert sorted(f"{name}/{phase}" for name, phase in serial) == sorted(itertools.chain(*ahead))
     assert sorted(trained) == sorted(serial)
     assert [len(stages) for stages in ahead] == [1, 1, 3, 2, 1, 2]
