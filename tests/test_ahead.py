@@ -1,4 +1,4 @@
-"""A tree compiled ahead of time: the same answers, started from the cache, never from a wrong one."""
+"""A tree compiled ahead of time: the same answers, and started from the cache."""
 
 import shutil
 from pathlib import Path

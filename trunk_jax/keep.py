@@ -2,7 +2,8 @@
 
 A node's ancestors are frozen. Where no random augmentation comes before them they give the
 same features for an image in every epoch, so those are computed once, if they fit into
-`SHARE` of the memory that is free, and on a CPU into `MOST`. Otherwise the ancestors run inside each training step.
+`SHARE` of the memory that is free, and on a CPU into `MOST`. Otherwise the ancestors run
+inside each training step.
 """
 
 from collections.abc import Callable
