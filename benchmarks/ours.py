@@ -54,22 +54,22 @@ def _timed(run: Callable[[], object], units: int) -> float:
     return (time.perf_counter() - began) / units
 
 
-def _root(case: Case) -> Network:
+def root_of(case: Case) -> Network:
     faults, rng = recipe_of(case).faults, np.random.default_rng(0)
     where = (case.dataset, case.backbone, "root", shape_of(case))
     return split(nodes.build(*where, classes(case), faults=faults, rng=rng))
 
 
-def _inputs(case: Case, count: int) -> jax.Array:
+def inputs_of(case: Case, count: int) -> jax.Array:
     return jnp.asarray(images(case, count), jnp.float32) / 255
 
 
 def _step(case: Case, form: str, folder: Path) -> Round:
     """Seconds an image, in a compiled loop whose length is an argument, as an epoch is."""
-    network, recipe = _root(case), recipe_of(case)
+    network, recipe = root_of(case), recipe_of(case)
     phase = recipe.root.class_phase
     program = fit.program_of(recipe, phase, network)
-    x, targets = _inputs(case, STEP_BATCH), jnp.asarray(labels(case, STEP_BATCH), jnp.int32)
+    x, targets = inputs_of(case, STEP_BATCH), jnp.asarray(labels(case, STEP_BATCH), jnp.int32)
 
     @jax.jit
     def steps(state, x, targets, count):
@@ -86,7 +86,7 @@ def _step(case: Case, form: str, folder: Path) -> Round:
 
 def _forward(case: Case, form: str, folder: Path) -> Round:
     """Seconds an image."""
-    network, x = _root(case), _inputs(case, TREE_BATCH)
+    network, x = root_of(case), inputs_of(case, TREE_BATCH)
     run = jax.jit(lambda network, x: apply(network, x)[0])
     return partial(_timed, lambda: run(network, x), TREE_BATCH)
 
@@ -109,7 +109,7 @@ def write_tree(case: Case, folder: Path) -> None:
 
 def _node(case: Case, form: str, folder: Path) -> Round:
     """Seconds an image of an epoch as `fit` runs it: training, and validation on a batch."""
-    network, recipe = _root(case), recipe_of(case)
+    network, recipe = root_of(case), recipe_of(case)
     recipe = replace(recipe, batch_size=STEP_BATCH, eval_batch_size=TREE_BATCH, faults=())
     phase = replace(recipe.root.class_phase, epochs=1)
     train, check = (
@@ -212,7 +212,7 @@ def _image(case: Case, form: str, folder: Path) -> Round:
 
 def multiply_adds(case: Case) -> int:
     """Of the root, for one image."""
-    return cost(_root(case), shape_of(case))["multiply_adds"]
+    return cost(root_of(case), shape_of(case))["multiply_adds"]
 
 
 def peak() -> float:
