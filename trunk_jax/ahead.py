@@ -19,6 +19,7 @@ from safetensors.numpy import save as save_safetensors
 
 from data import datasets, runfolder
 from data.cache import cache_root
+from trunk_jax.memory import compile_for_one_image
 
 PACKAGES = ("trunk_jax", "data")  # whose sources a program depends on
 
@@ -52,7 +53,7 @@ def load(run: Path) -> Callable[[np.ndarray], tuple[jax.Array, jax.Array, jax.Ar
     leaves = [arrays[str(place)] for place in range(len(arrays))]
     exported = jax.export.deserialize(bytearray(program))
     image = exported.in_avals[-1]
-    compiled = jax.jit(exported.call).lower(leaves, image).compile()
+    compiled = compile_for_one_image(jax.jit(exported.call).lower(leaves, image))
     resident = jax.device_put(leaves)
     return lambda image: compiled(resident, image)
 

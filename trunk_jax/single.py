@@ -13,6 +13,7 @@ from data.augmentation import Augmentation
 from data.hierarchy import ROOT, Path, Tree
 from data.recipe import Recipe
 from trunk_jax.augment import prepare
+from trunk_jax.memory import compile_for_one_image
 from trunk_jax.network import Network, apply, dtype_of
 
 Answer = tuple[Int[Array, ""], Float[Array, ""], Int[Array, " depth"]]
@@ -30,7 +31,8 @@ def compile_single(
     """
     program, weights = program_of(recipe, tree, networks)
     image = jax.ShapeDtypeStruct(shape, jnp.uint8)
-    return partial(jax.jit(program).lower(weights, image).compile(), jax.device_put(weights))
+    compiled = compile_for_one_image(jax.jit(program).lower(weights, image))
+    return partial(compiled, jax.device_put(weights))
 
 
 def program_of(
