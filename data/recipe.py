@@ -49,8 +49,8 @@ class Phase:
     once a batch: onecycle (PyTorch's OneCycleLR, its rate alone), which rises from lr / 25 to
     `lr` in the share `warmup` of all steps and falls to almost 0, both along a cosine.
     `nesterov`: for SGD. `label_smoothing`: the share of a target spread evenly over all outputs.
-    `precision`, of joint training: bfloat16 lets products be taken of values rounded to it;
-    parameters, statistics and validation stay float32.
+    `precision`: with bfloat16 a training step computes in it; in joint training only products
+    are taken of values rounded to it. Parameters, statistics and validation stay float32.
     """
 
     epochs: int
@@ -185,9 +185,12 @@ def override(
     *,
     epochs: int | None = None,
     volatility: float | None = None,
+    precision: str | None = None,
     **values: Any,
 ) -> Recipe:
-    """`recipe` with the given fields replaced; `epochs` and `volatility` apply to every phase.
+    """`recipe` with the given fields replaced.
+
+    `epochs`, `volatility` and `precision` apply to every node, the first also to joint training.
 
     None means: keep the recipe's. UserError if the outcome makes no sense.
     """
@@ -196,9 +199,10 @@ def override(
         changes: dict[str, Any] = {}
         if volatility is not None:
             changes["volatility"] = volatility
-        if epochs is not None:
-            changes["class_phase"] = dataclasses.replace(row.class_phase, epochs=epochs)
-            changes["group_phase"] = dataclasses.replace(row.group_phase, epochs=epochs)
+        each = {"epochs": epochs, "precision": precision}
+        each = {key: value for key, value in each.items() if value is not None}
+        for kind in ("class_phase", "group_phase"):
+            changes[kind] = dataclasses.replace(getattr(row, kind), **each)
         return dataclasses.replace(row, **changes)
 
     given = {key: value for key, value in values.items() if value is not None}
@@ -228,10 +232,6 @@ def check(recipe: Recipe) -> Recipe:
         _need(good, "volatility", row.volatility, "a number above 0")
         _check_phase(recipe, row.class_phase)
         _check_phase(recipe, row.group_phase)
-        for phase in (row.class_phase, row.group_phase):
-            _need(
-                phase.precision == "float32", "precision", phase.precision, "float32 but in joint"
-            )
     if recipe.joint is not None:
         _check_phase(recipe, recipe.joint)
         faulty = [fault for fault in recipe.faults if fault in _NOT_JOINT]

@@ -1,7 +1,7 @@
 """Training one node: compiled epochs over data that stays on the device."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -72,6 +72,23 @@ class Result:
     epoch: int
 
 
+@dataclass(frozen=True)
+class EpochTraining:
+    """A training pass that a fit asks for. `rates`: the learning rate of each step."""
+
+    program: Program
+    padded: bool
+    state: State
+    source: Source
+    run: Pass
+    rates: np.ndarray
+    report: Callable[..., None]
+
+
+Trained = tuple[State, float, int]  # after a pass; sum of loss times images, right answers
+Fitting = Generator[EpochTraining, Trained, Result]
+
+
 def program_of(recipe: Recipe, phase: Phase, network: Network) -> Program:
     """The program of a phase, in the type of the network's parameters."""
     return Program(phase, recipe.loss, recipe.mean, recipe.std, str(dtype_of(network)))
@@ -90,6 +107,13 @@ def inputs(
     return x
 
 
+def _rounded(values):
+    """In bfloat16, whole numbers as they are; gradients come back in the values' own type."""
+    return jax.tree.map(
+        lambda v: v.astype(jnp.bfloat16) if jnp.issubdtype(v.dtype, jnp.floating) else v, values
+    )
+
+
 def train_step(
     program: Program,
     state: State,
@@ -99,9 +123,12 @@ def train_step(
     learning_rate: Array,
 ) -> tuple[State, Array, Array]:
     """One step on one batch: (state, loss, number of right answers)."""
+    lower = program.phase.precision == "bfloat16"
 
     def objective(params):
-        (_, scores), stats = apply(replace(state.network, params=params), x, mode)
+        network = replace(state.network, params=_rounded(params) if lower else params)
+        (_, scores), stats = apply(network, _rounded(x) if lower else x, mode)
+        scores = scores.astype(program.dtype)
         smoothing = program.phase.label_smoothing
         return loss(scores, targets, mode.valid, program.loss, smoothing), (scores, stats)
 
@@ -208,7 +235,17 @@ def one_shape(plans: list[Plan]) -> list[Plan]:
     return [pad(batches, steps, width) for batches in plans]
 
 
-def fit(
+def fit(*arguments, **more) -> Result:
+    """Train a network for a phase and return its best epoch; the arguments are `fitting`'s."""
+    steps, trained = fitting(*arguments, **more), None
+    while True:
+        try:
+            trained = train_epoch(steps.send(trained))
+        except StopIteration as end:
+            return end.value
+
+
+def fitting(
     recipe: Recipe,
     phase: Phase,
     stage: str,
@@ -219,8 +256,11 @@ def fit(
     restore: Callable[[State, Network], tuple[State, Network, Position] | None],
     save: Callable[[State, Network, Position, bool], None],
     report: Callable[..., None],
-) -> Result:
-    """Train `network` for a phase and return its best epoch.
+) -> Fitting:
+    """The course of training `network` for a phase; it returns the best epoch.
+
+    A generator: it asks for each epoch's training pass, so that several can be run together
+    (`trunk_jax.siblings`).
 
     Args:
       stage: names the random streams, e.g. `sg1/class`.
@@ -252,7 +292,7 @@ def fit(
         rate, batches = rates[epoch - 1], plans[epoch - 1]
         run = epochs.training(recipe, stage, epoch, batches, len(targets), size)
         tell = partial(report, epoch=epoch, epochs=phase.epochs)
-        state, total, right = _train_epoch(program, padded, state, train, run, rate, tell)
+        state, total, right = yield EpochTraining(program, padded, state, train, run, rate, tell)
         run = epochs.validation(recipe, stage, epoch, checks, len(check_targets), size)
         scores, truth, checked = evaluate(
             program, run.policy, run.train, state.network, validation, run.batches, run.draws,
@@ -272,28 +312,20 @@ def fit(
     return Result(best, position.best_accuracy, position.best_epoch)
 
 
-def _train_epoch(
-    program: Program,
-    padded: bool,
-    state: State,
-    source: Source,
-    run: Pass,
-    rates: np.ndarray,
-    report: Callable[..., None],
-) -> tuple[State, float, int]:
-    """A training pass: (state, sum of loss times images, right answers)."""
-    batches = run.batches
+def train_epoch(epoch: EpochTraining) -> Trained:
+    """A training pass."""
+    program, batches, state = epoch.program, epoch.run.batches, epoch.state
     sums = (jnp.zeros((), program.dtype), jnp.zeros((), jnp.int32))
-    key, rates = jax.random.key(run.seed), jnp.asarray(rates, program.dtype)
-    arguments = (source, batches.index, batches.valid, run.draws, key, rates)
+    key, rates = jax.random.key(epoch.run.seed), jnp.asarray(epoch.rates, program.dtype)
+    arguments = (epoch.source, batches.index, batches.valid, epoch.run.draws, key, rates)
     compiled = memory.compile_within(
-        train_steps, program, run.policy, padded, state, sums, *arguments, 0, 0
+        train_steps, program, epoch.run.policy, epoch.padded, state, sums, *arguments, 0, 0
     )
     steps = int(batches.valid.any(1).sum())
     for start, stop in slices(steps):
         state, sums = compiled(state, sums, *arguments, start, stop)
         jax.block_until_ready(sums)
-        report(share=stop / steps)
+        epoch.report(share=stop / steps)
     return state, float(sums[0]), int(sums[1])
 
 

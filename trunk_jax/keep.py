@@ -2,7 +2,8 @@
 
 A node's ancestors are frozen. Where no random augmentation comes before them they give the
 same features for an image in every epoch, so those are computed once, if they fit into
-`SHARE` of the memory that is free. Otherwise the ancestors run inside each training step.
+`SHARE` of the memory that is free, and on a CPU into `MOST`. Otherwise the ancestors run
+inside each training step.
 """
 
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from trunk_jax import memory
 from trunk_jax.fit import Program, Source, inputs, slices
 
 SHARE = 0.25
+MOST = 2**32  # bytes: with it a training of SVHN stays below 8 GiB, however much is free
 BATCH = 128
 
 
@@ -50,10 +52,15 @@ def with_kept(
     )
     count = -(-len(mine) // BATCH) * BATCH
     needed, room = count * one.size * one.dtype.itemsize, memory.available()
-    if room is not None and needed > SHARE * room:
+    limits = (
+        [] if room is None else [(SHARE * room, f"{SHARE:.0%} of the {room / 1e9:.1f} GB free")]
+    )
+    if jax.default_backend() == "cpu":
+        limits.append((MOST, f"the {MOST / 1e9:.1f} GB that a CPU may use for it"))
+    if limits and needed > min(limits)[0]:
         report(
-            note=f"inputs not kept: {needed / 1e9:.1f} GB is more than {SHARE:.0%} of the "
-            f"{room / 1e9:.1f} GB free; the ancestors run in every step"
+            note=f"inputs not kept: {needed / 1e9:.1f} GB is more than {min(limits)[1]}; the "
+            "ancestors run in every step"
         )
         return source
     index = np.zeros(count, np.int32)

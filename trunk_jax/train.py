@@ -1,6 +1,8 @@
 """`python -m trunk_jax.train`: grow and train a tree, and evaluate it once on test."""
 
 import sys
+from dataclasses import replace
+from functools import partial
 
 from data.errors import run_command
 from data.options import train_options
@@ -12,7 +14,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = train_options("jax", arguments)
     from trunk_jax.run import FRAMEWORK  # after the flags are checked: JAX takes seconds to load
 
-    train(FRAMEWORK, options)
+    train(replace(FRAMEWORK, grow=partial(FRAMEWORK.grow, siblings=options.siblings)), options)
 
 
 if __name__ == "__main__":
