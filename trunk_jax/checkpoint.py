@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from data import runfolder
 from data.epochs import Position, position_from_json
 from data.errors import UserError
+from trunk_jax import devices, hosts
 
 SECONDS_BETWEEN = 10.0  # saving takes a quarter of a second; short epochs share a checkpoint
 
@@ -35,12 +36,26 @@ class Checkpoints:
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
             # 2: the one before is the sealed one until the new one is
-            options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+            me = jax.process_index()
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=2,
+                enable_async_checkpointing=False,
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    primary_host=me, active_processes={me}, barrier_sync_key_prefix=str(me)
+                )
+                if hosts.several()
+                else ocp.options.MultiprocessingOptions(),
+            )
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         return self._manager
 
     def save(self, last: Any, best: Any, position: Position, final: bool) -> None:
-        """Store a stage's state after an epoch; skipped when the previous save is recent."""
+        """Store a stage's state after an epoch; skipped when the previous save is recent.
+
+        Of several processes, which all have the same, the first stores it.
+        """
+        if not hosts.first():
+            return
         if not final and time.monotonic() - self._saved < SECONDS_BETWEEN:
             return
         arguments = ocp.args.Composite(
@@ -114,7 +129,7 @@ def _arrays(last: Any, best: Any) -> dict[str, str]:
 
 
 def _by_name(tree: Any) -> dict[str, Any]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(devices.here(tree))
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): jnp.asarray(leaf)
         for path, leaf in leaves
