@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from data import runfolder
@@ -36,15 +37,12 @@ class Checkpoints:
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
             # 2: the one before is the sealed one until the new one is
-            me = jax.process_index()
+            self.folder.mkdir(parents=True, exist_ok=True)
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=2,
+                create=False,
                 enable_async_checkpointing=False,
-                multiprocessing_options=ocp.options.MultiprocessingOptions(
-                    primary_host=me, active_processes={me}, barrier_sync_key_prefix=str(me)
-                )
-                if hosts.several()
-                else ocp.options.MultiprocessingOptions(),
+                multiprocessing_options=hosts.alone(),
             )
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         return self._manager
@@ -129,14 +127,17 @@ def _arrays(last: Any, best: Any) -> dict[str, str]:
 
 
 def _by_name(tree: Any) -> dict[str, Any]:
+    # with several processes Orbax takes either arrays that all of them write, or NumPy's
+    array = np.asarray if hosts.several() else jnp.asarray
     leaves, _ = jax.tree_util.tree_flatten_with_path(devices.here(tree))
     return {
-        jax.tree_util.keystr(path, simple=True, separator="."): jnp.asarray(leaf)
-        for path, leaf in leaves
+        jax.tree_util.keystr(path, simple=True, separator="."): array(leaf) for path, leaf in leaves
     }
 
 
-def _shapes(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
+def _shapes(tree: Any) -> dict[str, Any]:
+    if hosts.several():
+        return _by_name(tree)
     return {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
         for name, leaf in _by_name(tree).items()
@@ -145,4 +146,4 @@ def _shapes(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 def _like(tree: Any, values: dict[str, Any]) -> Any:
     structure = jax.tree.structure(tree)
-    return jax.tree.unflatten(structure, [values[name] for name in _by_name(tree)])
+    return jax.tree.unflatten(structure, [jnp.asarray(values[name]) for name in _by_name(tree)])

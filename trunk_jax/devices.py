@@ -82,7 +82,16 @@ def put(mesh: Mesh | None, values: T) -> T:
     """Outside of programs: every array of a pytree, in full on every device."""
     if mesh is None:
         return values
-    return jax.device_put(values, NamedSharding(mesh, PartitionSpec()))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def one(x: Any) -> Array:
+        if isinstance(x, Array) and len(x.sharding.device_set) > 1:
+            return x
+        # not by one device_put: that asks all processes about every array
+        copies = [jax.device_put(x, device) for device in mesh.local_devices]
+        return jax.make_array_from_single_device_arrays(np.shape(x), everywhere, copies)
+
+    return jax.tree.map(one, values)
 
 
 def here(values: T) -> T:

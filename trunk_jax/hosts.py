@@ -18,8 +18,11 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.experimental import multihost_utils as multihost
+from orbax.checkpoint.options import MultiprocessingOptions
 
 from data.errors import UserError
+
+WAIT = 60  # seconds for which processes wait for one that does not answer
 
 
 def join() -> None:
@@ -29,8 +32,14 @@ def join() -> None:
     """
     if jax.distributed.is_initialized():
         return
+    # JAX would catch SIGTERM for a service that we do not use, and the process would live on.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize()
+        jax.distributed.initialize(
+            initialization_timeout=WAIT,
+            heartbeat_timeout_seconds=WAIT,
+            shutdown_timeout_seconds=WAIT,
+        )
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
@@ -49,13 +58,23 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
+def alone() -> MultiprocessingOptions:
+    """Orbax's options for checkpoints that this process reads and writes without the others."""
+    if not several():
+        return MultiprocessingOptions()
+    me = jax.process_index()
+    return MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=str(me)
+    )
+
+
 def least(value: int | None) -> int | None:
     """The least of all processes' values; None only if all are None."""
     if not several():
         return value
     most = np.iinfo(np.int64).max
-    values = _gather(np.array([most if value is None else value], np.int64))
-    return None if min(values) == most else int(min(values))
+    found = int(_gather(np.array([most if value is None else value], np.int64)).min())
+    return None if found == most else found
 
 
 def agree(what: str, value: Callable[[], str]) -> None:
@@ -69,7 +88,7 @@ def agree(what: str, value: Callable[[], str]) -> None:
     multihost.sync_global_devices(what)
     mine = mine if first() else value()
     digest = np.frombuffer(hashlib.sha256(mine.encode()).digest(), np.uint8)
-    for process, other in enumerate(_gather(digest).reshape(-1, len(digest))):
+    for process, other in enumerate(_gather(digest)):
         if other.tobytes() != digest.tobytes():
             raise UserError(
                 f"{what} of process {process} differs from that of process "
@@ -101,14 +120,14 @@ def gather(part: np.ndarray, rows: list[int]) -> np.ndarray:
         return part
     padded = np.zeros((max(rows), *part.shape[1:]), part.dtype)
     padded[: len(part)] = part
-    every = _gather(padded).reshape(len(rows), *padded.shape)
+    every = _gather(padded)
     return np.concatenate([every[process, :count] for process, count in enumerate(rows)])
 
 
 def _gather(values: np.ndarray) -> np.ndarray:
-    """Of all processes, one after the other. As bytes, for JAX would round 64 bits to 32."""
-    found = multihost.process_allgather(np.ascontiguousarray(values).view(np.uint8))
-    return np.ascontiguousarray(found).view(values.dtype)
+    """Of each process: [processes, ...]. Sent as bytes, for JAX would round 64 bits to 32."""
+    found = multihost.process_allgather(np.frombuffer(values.tobytes(), np.uint8))
+    return found.view(values.dtype).reshape(-1, *values.shape)
 
 
 def _broadcast(content: bytes) -> bytes:
