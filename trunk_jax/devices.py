@@ -64,7 +64,8 @@ def using(devices: list[jax.Device]) -> Iterator[None]:
 def split(mesh: Mesh | None, x: Array) -> Array:
     """Inside a program: an array whose first axis, the images of a batch, is split.
 
-    Their number need not be a multiple of the number of devices: some then get one fewer.
+    Their number need not be a multiple of the number of devices, for the result; but then the
+    compiler leaves parts of the work whole on each (it cannot fold an uneven axis into others).
     """
     if mesh is None:
         return x
