@@ -52,6 +52,8 @@ class TrainOptions:
     data_dir: str | None
     json: Path | None
     siblings: str = "auto"
+    devices: str = "all"
+    distributed: bool = False
 
 
 def train_parser(framework: str) -> Parser:
@@ -99,7 +101,21 @@ def train_parser(framework: str) -> Parser:
         add("--siblings", choices=SIBLINGS, help="train the children of a node together, in one "
             "program where they have one shape, or alone; weights agree to rounding (default: "
             "auto, together on accelerators)")  # fmt: skip
+        _add_devices(parser)
     return parser
+
+
+def _add_devices(parser: Parser) -> None:
+    parser.add_argument("--devices", type=_count, help="how many of this process's devices share "
+                        "each batch, or all (default: all)")  # fmt: skip
+    parser.add_argument("--distributed", action="store_true", help="join the other processes of a "
+                        "job: Slurm, Open MPI, Kubernetes or TPU pod (default: off)")  # fmt: skip
+
+
+def _count(text: str) -> str:
+    if text != "all" and not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number above 0 nor all")
+    return text
 
 
 def train_options(framework: str, arguments: list[str] | None = None) -> TrainOptions:
@@ -113,12 +129,14 @@ def train_options(framework: str, arguments: list[str] | None = None) -> TrainOp
     out = given.pop("out", None)
     resume, data_dir = given.pop("resume", False), given.pop("data_dir", None)
     report, siblings = given.pop("json", None), given.pop("siblings", "auto")
+    devices = {key: given.pop(key) for key in ("devices", "distributed") if key in given}
     flags = DEFAULTS | given
     out = _default_folder(_recipe(flags), framework) if out is None else Path(out)
     if resume and (out / "config.json").exists():
         flags = DEFAULTS | _stored_flags(out, parser) | given
     return TrainOptions(
-        _recipe(flags), flags, out, resume, data_dir, Path(report) if report else None, siblings
+        _recipe(flags), flags, out, resume, data_dir, Path(report) if report else None, siblings,
+        **devices,
     )
 
 
@@ -166,6 +184,8 @@ class EvaluateOptions:
     split: str
     data_dir: str | None
     json: Path | None
+    devices: str = "all"
+    distributed: bool = False
 
 
 def evaluate_options(framework: str, arguments: list[str] | None = None) -> EvaluateOptions:
@@ -181,10 +201,15 @@ def evaluate_options(framework: str, arguments: list[str] | None = None) -> Eval
         help="which images (default: %(default)s)")  # fmt: skip
     add("--data-dir", help="folder of prepared TFDS datasets (default: the run's own)")
     add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
+    if framework == "jax":
+        parser.set_defaults(devices="all", distributed=False)
+        _add_devices(parser)
     options = parser.parse_args(arguments)
     return EvaluateOptions(
         Path(options.run),
         options.split,
         options.data_dir,
         Path(options.json) if options.json else None,
+        getattr(options, "devices", "all"),
+        getattr(options, "distributed", False),
     )

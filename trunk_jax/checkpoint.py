@@ -9,11 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from data import runfolder
 from data.epochs import Position, position_from_json
 from data.errors import UserError
+from trunk_jax import devices, hosts
 
 SECONDS_BETWEEN = 10.0  # saving takes a quarter of a second; short epochs share a checkpoint
 
@@ -35,12 +37,23 @@ class Checkpoints:
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
             # 2: the one before is the sealed one until the new one is
-            options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=2,
+                create=False,
+                enable_async_checkpointing=False,
+                multiprocessing_options=hosts.alone(),
+            )
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         return self._manager
 
     def save(self, last: Any, best: Any, position: Position, final: bool) -> None:
-        """Store a stage's state after an epoch; skipped when the previous save is recent."""
+        """Store a stage's state after an epoch; skipped when the previous save is recent.
+
+        Of several processes, which all have the same, the first stores it.
+        """
+        if not hosts.first():
+            return
         if not final and time.monotonic() - self._saved < SECONDS_BETWEEN:
             return
         arguments = ocp.args.Composite(
@@ -114,14 +127,17 @@ def _arrays(last: Any, best: Any) -> dict[str, str]:
 
 
 def _by_name(tree: Any) -> dict[str, Any]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    # with several processes Orbax takes either arrays that all of them write, or NumPy's
+    array = np.asarray if hosts.several() else jnp.asarray
+    leaves, _ = jax.tree_util.tree_flatten_with_path(devices.here(tree))
     return {
-        jax.tree_util.keystr(path, simple=True, separator="."): jnp.asarray(leaf)
-        for path, leaf in leaves
+        jax.tree_util.keystr(path, simple=True, separator="."): array(leaf) for path, leaf in leaves
     }
 
 
-def _shapes(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
+def _shapes(tree: Any) -> dict[str, Any]:
+    if hosts.several():
+        return _by_name(tree)
     return {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
         for name, leaf in _by_name(tree).items()
@@ -130,4 +146,4 @@ def _shapes(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 def _like(tree: Any, values: dict[str, Any]) -> Any:
     structure = jax.tree.structure(tree)
-    return jax.tree.unflatten(structure, [values[name] for name in _by_name(tree)])
+    return jax.tree.unflatten(structure, [jnp.asarray(values[name]) for name in _by_name(tree)])

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int, UInt8
 
 from data import epochs, metrics
@@ -17,7 +18,7 @@ from data.augmentation import Augmentation
 from data.batches import Plan, pad
 from data.epochs import Pass, Position, metrics_row
 from data.recipe import Phase, Recipe
-from trunk_jax import memory
+from trunk_jax import devices, hosts, memory
 from trunk_jax.augment import prepare
 from trunk_jax.layers import Mode
 from trunk_jax.network import Network, apply, dtype_of, features
@@ -28,13 +29,14 @@ Draws = dict[str, Array]
 
 @dataclass(frozen=True)
 class Program:
-    """What a compiled pass depends on besides arrays."""
+    """What a compiled pass depends on besides arrays. `mesh`: its devices; None: the only one."""
 
     phase: Phase
     loss: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
     dtype: str
+    mesh: Mesh | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -90,14 +92,16 @@ Fitting = Generator[EpochTraining, Trained, Result]
 
 
 def program_of(recipe: Recipe, phase: Phase, network: Network) -> Program:
-    """The program of a phase, in the type of the network's parameters."""
-    return Program(phase, recipe.loss, recipe.mean, recipe.std, str(dtype_of(network)))
+    """The program of a phase, in the type of the network's parameters, on the devices in use."""
+    kind = str(dtype_of(network))
+    return Program(phase, recipe.loss, recipe.mean, recipe.std, kind, devices.mesh())
 
 
 def inputs(
     program: Program, source: Source, policy: Augmentation, index: Int[Array, " b"], draws: Draws
 ) -> Array:
     """What the node is given for the images at `index`: augmented, normalised, through `above`."""
+    index = devices.split(program.mesh, index)
     if source.kept is not None:
         return source.kept[source.rows[index]]
     mine = {name: values[index] for name, values in draws.items()}
@@ -175,7 +179,8 @@ def train_steps(
         x = inputs(program, source, policy, rows, draws)
         targets = jnp.maximum(source.targets[rows], 0)
         state, value, correct = train_step(program, state, x, targets, mode, rates[step])
-        return state, (total + value * real.sum().astype(value.dtype), right + correct)
+        sums = (total + value * real.sum().astype(value.dtype), right + correct)
+        return devices.whole(program.mesh, (state, sums))
 
     return jax.lax.fori_loop(start, stop, body, (state, sums))
 
@@ -206,7 +211,7 @@ def scores_of(
         return replace(network, stats=stats), scores
 
     network, scores = jax.lax.scan(body, network, jnp.arange(index.shape[0]))
-    return scores, network
+    return devices.whole(program.mesh, (scores, network))
 
 
 def evaluate(
@@ -220,10 +225,8 @@ def evaluate(
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray, Network]:
     """(scores [n, outputs], targets [n], network) over the images of a plan, in its order."""
-    scores, network = scores_of(
-        program, policy, train, network, source, batches.index, batches.valid,
-        draws, jax.random.key(seed),
-    )  # fmt: skip
+    arguments = (network, source, batches.index, batches.valid, draws, jax.random.key(seed))
+    scores, network = scores_of(program, policy, train, *devices.put(program.mesh, arguments))
     targets = np.asarray(source.targets)[batches.index]
     return np.asarray(scores)[batches.valid], targets[batches.valid], network
 
@@ -286,6 +289,7 @@ def fitting(
     restored = restore(state, best)
     if restored is not None:
         state, best, position = restored
+    state, train, validation = devices.put(program.mesh, (state, train, validation))
     rates = learning_rates(phase, len(plans[0].index)).reshape(phase.epochs, -1)
     for epoch in range(position.epoch + 1, phase.epochs + 1):
         began = time.perf_counter()
@@ -309,7 +313,7 @@ def fitting(
         )
         tell(share=1.0, row=row)
         save(state, best, position, epoch == phase.epochs)
-    return Result(best, position.best_accuracy, position.best_epoch)
+    return Result(devices.here(best), position.best_accuracy, position.best_epoch)
 
 
 def train_epoch(epoch: EpochTraining) -> Trained:
@@ -318,6 +322,7 @@ def train_epoch(epoch: EpochTraining) -> Trained:
     sums = (jnp.zeros((), program.dtype), jnp.zeros((), jnp.int32))
     key, rates = jax.random.key(epoch.run.seed), jnp.asarray(epoch.rates, program.dtype)
     arguments = (epoch.source, batches.index, batches.valid, epoch.run.draws, key, rates)
+    sums, arguments = devices.put(program.mesh, (sums, arguments))
     compiled = memory.compile_within(
         train_steps, program, epoch.run.policy, epoch.padded, state, sums, *arguments, 0, 0
     )
@@ -332,9 +337,10 @@ def train_epoch(epoch: EpochTraining) -> Trained:
 def slices(steps: int, target: float = 0.5) -> Iterator[tuple[int, int]]:
     """(start, stop) of the calls that make up an epoch: one on an accelerator.
 
-    On a CPU they grow until a call takes about `target` seconds.
+    On a CPU they grow until a call takes about `target` seconds; with several processes, whose
+    clocks differ, there is one as well.
     """
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or hosts.several():
         yield 0, steps
         return
     start, size = 0, 1

@@ -17,7 +17,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from data.augmentation import Augmentation
-from trunk_jax import memory
+from trunk_jax import devices, memory
 from trunk_jax.fit import Program, Source, inputs, slices
 
 SHARE = 0.25
@@ -75,6 +75,7 @@ def _compute(
     program: Program, source: Source, index: Int[np.ndarray, "steps b"], one: jax.ShapeDtypeStruct
 ) -> Float[Array, "n h w c"]:
     kept = jnp.zeros((index.size, *one.shape[1:]), one.dtype)
+    kept, source = devices.put(program.mesh, (kept, source))
     for start, stop in slices(len(index)):
         kept = _fill(program, kept, source, index, start, stop)
         jax.block_until_ready(kept)
@@ -92,6 +93,7 @@ def _fill(
 ) -> Float[Array, "n h w c"]:
     def body(step, kept):
         x = inputs(program, source, Augmentation(), index[step], {})
-        return lax.dynamic_update_slice_in_dim(kept, x, step * index.shape[1], 0)
+        kept = lax.dynamic_update_slice_in_dim(kept, x, step * index.shape[1], 0)
+        return devices.whole(program.mesh, kept)
 
     return lax.fori_loop(start, stop, body, kept)

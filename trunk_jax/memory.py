@@ -5,12 +5,20 @@ from typing import Any
 import jax
 
 from data.errors import UserError
+from trunk_jax import hosts
 
 _compiled: dict[Any, Any] = {}
 
 
 def available() -> int | None:
-    """Bytes that can still be had on the default device, or None if it does not say."""
+    """Bytes that can still be had on the default device, or None if it does not say.
+
+    Of several processes' devices the least, for all must come to the same decisions.
+    """
+    return hosts.least(_available())
+
+
+def _available() -> int | None:
     device = jax.devices()[0]
     if device.platform == "cpu":
         try:

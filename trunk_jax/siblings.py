@@ -17,13 +17,20 @@ from jaxtyping import Bool, Float, Int
 from data.augmentation import Augmentation
 from data.batches import pad
 from data.errors import UserError
-from trunk_jax import fit, memory
+from trunk_jax import devices, fit, memory
 from trunk_jax.fit import EpochTraining, Fitting, Program, Result, Source, State, Trained
 from trunk_jax.layers import Mode
 
 
 def wanted(choice: str) -> bool:
-    """Whether siblings are to be trained `together`; `auto` means on accelerators."""
+    """Whether siblings are to be trained `together`; `auto` means on a single accelerator.
+
+    UserError if they are to be, but batches are split over several devices.
+    """
+    if devices.mesh() is not None:
+        if choice == "together":
+            raise UserError("--siblings together is for one device: add --devices 1")
+        return False
     return choice == "together" or (choice == "auto" and jax.default_backend() != "cpu")
 
 
