@@ -4,6 +4,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from data import interrupts
+
 
 class UserError(Exception):
     """Something the user can put right. The message is one line: what, where, what to do."""
@@ -13,20 +15,27 @@ def run_command(main: Callable[[], int | None]) -> None:
     """Run a command's `main` and leave the process with its exit code.
 
     0 (or what `main` returns) on success, 2 after one line on standard error for a
-    `UserError` or an operating-system error that names its file, 130 for Ctrl-C.
-    Anything else is a fault of ours and keeps its traceback.
+    `UserError`, an operating-system error that names its file, or memory that ran out, 130 for
+    Ctrl-C, 143 for SIGTERM. Anything else is a fault of ours and keeps its traceback.
     """
     try:
-        code = main() or 0
-        sys.stdout.flush()
+        with interrupts.listening():
+            code = main() or 0
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
+    except interrupts.Terminated:
+        print("terminated", file=sys.stderr)
+        code = 143
     except BrokenPipeError:  # the reader of our output (head, less) went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except UserError as error:
         print("error:", *str(error).splitlines(), file=sys.stderr)
+        code = 2
+    except MemoryError:
+        print("error: out of memory; free some, or ask for less at once", file=sys.stderr)
         code = 2
     except OSError as error:
         if error.filename is None and error.errno is None:

@@ -3,7 +3,7 @@
 import sys
 
 from data import card, datasets, results, runfolder
-from data.framework import Framework
+from data.framework import Framework, within_memory
 from data.options import EvaluateOptions
 from data.splits import split
 
@@ -19,7 +19,7 @@ def evaluate(framework: Framework, options: EvaluateOptions) -> None:
     dataset = datasets.load(recipe.dataset, options.data_dir or runfolder.data_dir(folder))
     networks = framework.load_networks(folder, recipe, tree, dataset.spec.image_shape)
     examples = getattr(split(dataset, recipe.protocol, recipe.seed, recipe.limit), part)
-    with framework.exact():
+    with framework.exact(), within_memory(framework, "free some, or use another device"):
         found = framework.predict(recipe, tree, networks, examples.images)
     value = results.evaluation(part, recipe, dataset, tree, examples, found.labels)
     if not (folder / card.NAME).exists():  # what has a card is handed on as it is

@@ -7,7 +7,7 @@ from typing import Any
 from data import datasets, results, runfolder
 from data.datasets import Dataset
 from data.errors import UserError
-from data.framework import Framework, Grown
+from data.framework import Framework, Grown, within_memory
 from data.manifest import manifest
 from data.options import TrainOptions
 from data.progress import Reporter
@@ -31,7 +31,9 @@ def train(framework: Framework, options: TrainOptions) -> None:
     with runfolder.lock(folder), framework.exact():
         runfolder.create(folder, _config(framework.name, options, dataset), options.resume)
         if not (folder / "summary.json").exists():
-            _grow_and_evaluate(framework, options, dataset, splits)
+            with within_memory(framework, "use a smaller --batch-size, or free memory; --resume "
+                               "goes on with what is saved"):  # fmt: skip
+                _grow_and_evaluate(framework, options, dataset, splits)
         summary = runfolder.read_json(folder / "summary.json")
     print(*results.lines(summary), f"  run folder {folder}", sep="\n")
     if options.json:
@@ -81,12 +83,7 @@ def _grow(framework: Framework, options: TrainOptions, dataset: Dataset, splits:
         report.note(f"{dataset.spec.name}: {dataset.source}")
         if recipe.protocol == "published":
             report.note("protocol published: epochs are selected on the TEST split")
-        try:
-            return framework.grow(recipe, splits, classes, options.out, report)
-        except RuntimeError as error:
-            if not framework.out_of_memory(error):
-                raise
-            raise UserError("out of memory; use a smaller --batch-size") from error
+        return framework.grow(recipe, splits, classes, options.out, report)
 
 
 def _evaluate(

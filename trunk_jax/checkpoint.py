@@ -5,13 +5,14 @@ import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from data import runfolder
+from data import interrupts, runfolder
 from data.epochs import Position, position_from_json
 from data.errors import UserError
 
@@ -24,6 +25,8 @@ class Checkpoints:
     Orbax notices damage only in the middle of a restore, and leaves a page of warnings. So a
     save ends with a seal, a file that tells the epoch, a digest of all files and the arrays
     in them, and nothing is restored that does not agree with it.
+
+    As a context it saves, when it is left because of a signal, the last epoch that was done.
     """
 
     def __init__(self, folder: Path):
@@ -31,6 +34,19 @@ class Checkpoints:
         self._seal = self.folder / "seal.json"
         self._manager: ocp.CheckpointManager | None = None
         self._saved = time.monotonic()
+        self._unsaved: tuple[Any, Any, Position] | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self, kind: type | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if isinstance(value, interrupts.STOPPED) and self._unsaved is not None:
+                self._write(*self._unsaved)
+        finally:
+            self.close()
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
@@ -42,20 +58,26 @@ class Checkpoints:
     def save(self, last: Any, best: Any, position: Position, final: bool) -> None:
         """Store a stage's state after an epoch; skipped when the previous save is recent."""
         if not final and time.monotonic() - self._saved < SECONDS_BETWEEN:
-            return
-        arguments = ocp.args.Composite(
-            last=ocp.args.StandardSave(_by_name(last)),
-            best=ocp.args.StandardSave(_by_name(best)),
-            position=ocp.args.JsonSave(asdict(position)),
-        )
-        self._open().save(position.epoch, args=arguments, force=True)
-        seal = {
-            "epoch": position.epoch,
-            "sha256": _digest(self.folder / str(position.epoch)),
-            "arrays": _arrays(last, best),
-        }
-        runfolder.write_json(self._seal, seal)
-        self._saved = time.monotonic()
+            last = jax.tree.map(jnp.copy, last)  # its own arrays are donated to the next epoch
+            self._unsaved = last, best, position
+        else:
+            self._write(last, best, position)
+
+    def _write(self, last: Any, best: Any, position: Position) -> None:
+        with interrupts.held():
+            arguments = ocp.args.Composite(
+                last=ocp.args.StandardSave(_by_name(last)),
+                best=ocp.args.StandardSave(_by_name(best)),
+                position=ocp.args.JsonSave(asdict(position)),
+            )
+            self._open().save(position.epoch, args=arguments, force=True)
+            seal = {
+                "epoch": position.epoch,
+                "sha256": _digest(self.folder / str(position.epoch)),
+                "arrays": _arrays(last, best),
+            }
+            runfolder.write_json(self._seal, seal)
+            self._saved, self._unsaved = time.monotonic(), None
 
     def restore(self, last: Any, best: Any) -> tuple[Any, Any, Position] | None:
         """(last, best, position) with the structure of the given values; None if none was saved.

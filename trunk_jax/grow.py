@@ -47,7 +47,6 @@ def grow(
         return Source(images, jnp.asarray(stage.targets(labels)), above)
 
     def fit_node(stage: Stage) -> None:
-        checkpoints = Checkpoints(stages.checkpoint_folder(folder, stage))
         phase, tell = stage.settings(recipe), stages.reporter(folder, stage, report)
         network = start(recipe, stage.tree, stage.node, stage.phase, networks, image_shape)
         program = program_of(recipe, phase, network)
@@ -58,17 +57,17 @@ def grow(
                 (validation, splits.validation.labels, recipe.eval_augment),
             )
         )
-        result = fit(
-            recipe,
-            phase,
-            str(stage),
-            network,
-            *sources,
-            restore=checkpoints.restore,
-            save=checkpoints.save,
-            report=tell,
-        )
-        checkpoints.close()
+        with Checkpoints(stages.checkpoint_folder(folder, stage)) as checkpoints:
+            result = fit(
+                recipe,
+                phase,
+                str(stage),
+                network,
+                *sources,
+                restore=checkpoints.restore,
+                save=checkpoints.save,
+                report=tell,
+            )
         networks[stage.node] = result.network
 
     def likelihood(stage: Stage) -> np.ndarray:
@@ -77,9 +76,8 @@ def grow(
         return average_likelihood(recipe, program, networks[stage.node], mine, stage.name)
 
     def fit_tree(stage: Stage) -> None:
-        checkpoints = Checkpoints(stages.checkpoint_folder(folder, stage))
-        networks.update(
-            joint.fit_tree(
+        with Checkpoints(stages.checkpoint_folder(folder, stage)) as checkpoints:
+            trained = joint.fit_tree(
                 recipe,
                 stage.settings(recipe),
                 str(stage),
@@ -90,8 +88,7 @@ def grow(
                 save=checkpoints.save,
                 report=stages.reporter(folder, stage, report),
             )
-        )
-        checkpoints.close()
+        networks.update(trained)
 
     tree = growth.grow_into(
         folder,
