@@ -65,6 +65,21 @@ def write_bytes(path: Path, content: bytes) -> None:
             raise
 
 
+def reserve(folder: Path, size: int) -> None:
+    """UserError if the folder, which is made, has no room for so many bytes more.
+
+    For what a library writes, which may not say plainly that the disk is full.
+    """
+    aside = folder / f".{os.getpid()}.tmp"
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(aside, "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON, whole or not at all."""
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())

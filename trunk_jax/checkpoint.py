@@ -1,8 +1,12 @@
 """Training state on disk, with Orbax: the last and the best of a stage, and where it stands."""
 
 import hashlib
+import logging
 import shutil
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +21,7 @@ from data.epochs import Position, position_from_json
 from data.errors import UserError
 
 SECONDS_BETWEEN = 10.0  # saving takes a quarter of a second; short epochs share a checkpoint
+_OVERHEAD = 2**20  # bytes; what Orbax's many small files take besides the arrays
 
 
 class Checkpoints:
@@ -70,7 +75,9 @@ class Checkpoints:
                 best=ocp.args.StandardSave(_by_name(best)),
                 position=ocp.args.JsonSave(asdict(position)),
             )
-            self._open().save(position.epoch, args=arguments, force=True)
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves((last, best)))
+            runfolder.reserve(self.folder, size + _OVERHEAD)
+            self._save_all(position.epoch, arguments)
             seal = {
                 "epoch": position.epoch,
                 "sha256": _digest(self.folder / str(position.epoch)),
@@ -78,6 +85,28 @@ class Checkpoints:
             }
             runfolder.write_json(self._seal, seal)
             self._saved, self._unsaved = time.monotonic(), None
+
+    def _save_all(self, epoch: int, arguments: ocp.args.Composite) -> None:
+        """Orbax's own save. UserError if it cannot be written: nothing of it is left then."""
+        try:
+            with _quiet():
+                self._open().save(epoch, args=arguments, force=True)
+        except (OSError, ValueError) as error:  # the latter is TensorStore's; full meanwhile
+            with _quiet(), suppress(Exception):  # it would fail once more, and the first is told
+                self.close()
+            self._manager = None
+            self._clear(epoch - 1)
+            reason = next((text for text in _causes(error) if "Error writing" not in text), "")
+            raise UserError(
+                f"cannot write {self.folder}: {reason or 'the disk refuses it'}; make room for it, "
+                "and go on with --resume"
+            ) from error
+
+    def _clear(self, epoch: int) -> None:
+        """Remove saves after `epoch`, and such as were cut short."""
+        for folder in self.folder.glob("[0-9]*"):
+            if not folder.name.isdecimal() or int(folder.name) > epoch:
+                shutil.rmtree(folder)
 
     def restore(self, last: Any, best: Any) -> tuple[Any, Any, Position] | None:
         """(last, best, position) with the structure of the given values; None if none was saved.
@@ -89,9 +118,7 @@ class Checkpoints:
             return None
         try:
             seal = runfolder.read_json(self._seal)
-            for folder in self.folder.glob("[0-9]*"):
-                if int(folder.name) > seal["epoch"]:
-                    shutil.rmtree(folder)  # a save that was cut short
+            self._clear(seal["epoch"])
             if _digest(self.folder / str(seal["epoch"])) != seal["sha256"]:
                 raise ValueError("it is damaged")
             if seal["arrays"] != _arrays(last, best):
@@ -118,6 +145,28 @@ class Checkpoints:
         if self._manager is not None:
             self._manager.close()
             self._manager = None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what Orbax's threads print of an error that is reported anyway."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio", "concurrent.futures")]
+    hook, threading.excepthook = threading.excepthook, lambda _: None
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        threading.excepthook = hook
+        for logger in loggers:
+            logger.disabled = False
+
+
+def _causes(error: BaseException | None) -> Iterator[str]:
+    """What an error and those behind it say, each in a line."""
+    while error is not None:
+        yield (getattr(error, "strerror", None) or str(error)).split("\n")[0][:200]
+        error = error.__cause__ or error.__context__
 
 
 def _digest(folder: Path) -> str:
