@@ -11,6 +11,14 @@ class UserError(Exception):
     """Something the user can put right. The message is one line: what, where, what to do."""
 
 
+_NO_MEMORY = ("can't start new thread", "Cannot allocate memory", "failed to map segment")
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether Python or the system says that memory ran out; frameworks have words of their own."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY)
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a command's `main` and leave the process with its exit code.
 
@@ -34,11 +42,11 @@ def run_command(main: Callable[[], int | None]) -> None:
     except UserError as error:
         print("error:", *str(error).splitlines(), file=sys.stderr)
         code = 2
-    except MemoryError:
-        print("error: out of memory; free some, or ask for less at once", file=sys.stderr)
-        code = 2
-    except OSError as error:
-        if error.filename is None and error.errno is None:
+    except Exception as error:
+        if out_of_memory(error):
+            print("error: out of memory; free some, or ask for less at once", file=sys.stderr)
+            sys.exit(2)
+        if not isinstance(error, OSError) or (error.filename is None and error.errno is None):
             raise
         where = f": {error.filename}" if error.filename else ""
         print(f"error: {error.strerror or error}{where}", file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from data.errors import UserError
+from data.errors import UserError, out_of_memory
 from data.hierarchy import Path, Tree
 from data.recipe import Recipe
 from data.results import Costs
@@ -69,7 +69,8 @@ def within_memory(framework: Framework, advice: str) -> Iterator[None]:
     """UserError, with the advice, if memory runs out in the block."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not framework.out_of_memory(error):
+    except Exception as error:
+        told = isinstance(error, RuntimeError) and framework.out_of_memory(error)
+        if not told and not out_of_memory(error):
             raise
         raise UserError(f"out of memory; {advice}") from error

@@ -70,7 +70,7 @@ class Moment:
       after: seconds from its start.
       code: its exit code; minus the signal's number if that ended it.
       ended: seconds from the signal to its end.
-      said: the last line of its standard error.
+      said: the last line of its standard error, or all of it where there is a problem.
       evaluated: what the folder evaluates to, or why it does not; None if it was not tried.
       problem: what is wrong with that; None if all is well.
 
@@ -261,8 +261,8 @@ def _live(
         except Exception as error:
             verdict = f"{type(error).__name__}: {error}"
             problem = problem or "the folder does not evaluate"
-    line = said.splitlines()[-1] if said else ""
-    return Moment(kind, round(after, 2), code, round(took, 2), line, verdict, problem)
+    kept = said if problem else "".join(said.splitlines()[-1:])
+    return Moment(kind, round(after, 2), code, round(took, 2), kept, verdict, problem)
 
 
 def _started(subject: Subject, run: Path) -> subprocess.Popen:
@@ -317,9 +317,11 @@ def _problem(kind: str, code: int, said: str, listens: bool) -> str | None:
     if kind == "kill" or not listens:
         wanted = {"kill": -9, "term": -15, "int": -2}.get(kind, 2)
         return None if code == wanted else f"exit code {code}"
+    last = said.splitlines()[-1] if said else ""
+    if kind == "memory" and last.startswith("SystemError"):
+        return None  # Python's own, of a C function that failed and did not say why
     if "Traceback" in said:
         return "a traceback"
-    last = said.splitlines()[-1] if said else ""
     if kind in _CODES:
         good = code == _CODES[kind] and last == {"term": "terminated", "int": "interrupted"}[kind]
         return None if good else f"exit code {code}"
@@ -387,7 +389,7 @@ def main(arguments: list[str] | None = None) -> int:
               f"{slowest:.1f} s")  # fmt: skip
         for moment in bad:
             print(f"  {moment['kind']} after {moment['after']} s: {moment['problem']}: "
-                  f"{moment['said']}; {moment['evaluated']}")  # fmt: skip
+                  f"{''.join(moment['said'].splitlines()[-1:])}")  # fmt: skip
     passed = all(value["passed"] for value in result.values())
     if options.json:
         about = {"passed": passed, "seed": options.seed, "command": command or options.flags}

@@ -91,7 +91,7 @@ class Checkpoints:
         try:
             with _quiet():
                 self._open().save(epoch, args=arguments, force=True)
-        except (OSError, ValueError) as error:  # the latter is TensorStore's; full meanwhile
+        except Exception as error:  # Orbax raises a different type in each of its threads
             with _quiet(), suppress(Exception):  # it would fail once more, and the first is told
                 self.close()
             self._manager = None
