@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data import datasets, results, runfolder
+from data import datasets, reading, results, runfolder
 from data.datasets import Dataset
 from data.errors import UserError
 from data.framework import Framework, Grown, within_memory
@@ -34,7 +34,7 @@ def train(framework: Framework, options: TrainOptions) -> None:
             with within_memory(framework, "use a smaller --batch-size, or free memory; --resume "
                                "goes on with what is saved"):  # fmt: skip
                 _grow_and_evaluate(framework, options, dataset, splits)
-        summary = runfolder.read_json(folder / "summary.json")
+        summary = results.read_summary(folder)
     print(*results.lines(summary), f"  run folder {folder}", sep="\n")
     if options.json:
         runfolder.write_json(options.json, summary)
@@ -70,11 +70,12 @@ def _continued(file: Path, about: dict[str, Any]) -> dict[str, Any]:
     """The manifest of a run that goes on: when it was started, and when resumed."""
     if not file.exists():
         return about
-    before = runfolder.read_json(file)
-    if not isinstance(before, dict) or not isinstance(before.get("resumed", []), list):
+    form = {"started": str}
+    before = reading.json_of_form(file, form, "a run's file; remove it to go on without its dates")
+    if not isinstance(before.get("resumed", []), list):
         raise UserError(f"{file} is not a run's file; remove it to go on without its dates")
     resumed = [*before.get("resumed", []), about["started"]]
-    return about | {"started": before.get("started", about["started"]), "resumed": resumed}
+    return about | {"started": before["started"], "resumed": resumed}
 
 
 def _grow(framework: Framework, options: TrainOptions, dataset: Dataset, splits: Splits) -> Grown:

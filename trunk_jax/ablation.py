@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data import runfolder, tables
+from data import results, runfolder, tables
 from data.errors import UserError, run_command
 from data.options import DEFAULTS, Parser, TrainOptions, train_options
 from trunk_jax.pictures import style
@@ -124,7 +124,7 @@ def grow_tree(options: TrainOptions, others: list[Path]) -> dict[str, Any]:
 
     with redirect_stdout(io.StringIO()):  # one table for all of them comes at the end
         train(dataclasses.replace(FRAMEWORK, grow=grow), options)
-    return runfolder.read_json(options.out / "summary.json")
+    return results.read_summary(options.out)
 
 
 def write(out: Path, rows: list[dict[str, Any]], title: str) -> None:

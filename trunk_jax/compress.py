@@ -87,7 +87,7 @@ def compress(folder: Path, how: Compression, out: Path, data_dir: str | None) ->
             aside, "test", dataset, parts["test"], found["test"].labels, found["test"].confidence
         )
         if (folder / "manifest.json").exists():
-            about = runfolder.read_json(folder / "manifest.json")
+            about = runfolder.read_manifest(folder)
             made = {"run": str(folder.absolute()), "time": _now(), **entry}
             runfolder.write_json(aside / "manifest.json", about | {"compressed": made})
         runfolder.write_json(aside / "summary.json", after)

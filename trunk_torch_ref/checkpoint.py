@@ -3,15 +3,16 @@
 import copy
 import io
 import time
-import zipfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from data import interrupts, runfolder
+from data import interrupts, reading, runfolder
 from data.epochs import Position, position_from_json
 from data.errors import UserError
 from trunk_torch_ref.fit import State
@@ -67,12 +68,12 @@ class Checkpoints:
         if not self.file.exists():
             return None
         try:
-            # torch.load notices a truncated file but not a changed byte; the zip's checksums do.
-            with zipfile.ZipFile(self.file) as archive:
-                if (damaged := archive.testzip()) is not None:
-                    raise ValueError(f"{damaged} has a wrong checksum")
+            reading.need_plain_archive(self.file)
             content = torch.load(self.file, map_location="cpu", weights_only=True)
             position = position_from_json(content["position"])
+            _need_like(content["best"], best.state_dict(), "best")
+            _need_like(content["last"], last.state_dict(), "last", skip=("state",))
+            _need_moments(content["last"]["optimizer"], last)
             last.load_state_dict(content["last"])
             best.load_state_dict(content["best"])
         except Exception as error:  # each way to be damaged raises a different type
@@ -82,3 +83,41 @@ class Checkpoints:
                 "train this stage again"
             ) from error
         return position
+
+
+def _need_like(value: Any, wanted: Any, at: str, skip: tuple[str, ...] = ()) -> None:
+    """ValueError where a value has other keys, types or shapes than the one wanted."""
+    if isinstance(wanted, Mapping):
+        if not isinstance(value, Mapping) or value.keys() != wanted.keys():
+            raise ValueError(f"{at} has other entries than this run's")
+        for key in wanted.keys() - set(skip):
+            _need_like(value[key], wanted[key], f"{at}.{key}")
+    elif isinstance(wanted, list | tuple):
+        if not isinstance(value, list | tuple) or len(value) != len(wanted):
+            raise ValueError(f"{at} has another length than this run's")
+        for place, (one, other) in enumerate(zip(value, wanted, strict=True)):
+            _need_like(one, other, f"{at}.{place}")
+    elif isinstance(wanted, Tensor):
+        same = isinstance(value, Tensor) and value.shape == wanted.shape
+        if not same or value.dtype != wanted.dtype or value.layout != wanted.layout:
+            raise ValueError(f"{at} is another tensor than this run's")
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{at} holds NaN or infinite values")
+    else:
+        numbers = {type(value), type(wanted)} == {int, float}  # a rate of 1 that became 0.1
+        if type(value) is not type(wanted) and not numbers:
+            raise ValueError(f"{at} is {value!r:.80}, not like {wanted!r:.80}")
+
+
+def _need_moments(optimizer: Mapping[str, Any], last: State) -> None:
+    """ValueError where the optimiser's state is not of tensors of its parameters' shapes."""
+    parameters = [p for group in last.optimizer.param_groups for p in group["params"]]
+    state = optimizer["state"]
+    if not isinstance(state, Mapping) or not set(state) <= set(range(len(parameters))):
+        raise ValueError("the optimiser's state is of other parameters")
+    for place, moments in state.items():
+        for name, value in moments.items():
+            step = name == "step" and isinstance(value, Tensor) and value.numel() == 1
+            none = name == "momentum_buffer" and value is None
+            if not step and not none:
+                _need_like(value, parameters[place].detach(), f"{name} of parameter {place}")
