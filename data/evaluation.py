@@ -15,7 +15,7 @@ def evaluate(framework: Framework, options: EvaluateOptions) -> None:
     A folder with a model card (checkpoints/) is not written to.
     UserError for anything a user can put right.
     """
-    folder, part = options.run, options.split
+    folder = options.run
     runfolder.read_config(folder)
     shipped = (folder / card.NAME).exists()  # what has a card is handed on as it is
     with nullcontext() if shipped else runfolder.lock(folder):
@@ -25,7 +25,7 @@ def evaluate(framework: Framework, options: EvaluateOptions) -> None:
 def _evaluate(framework: Framework, options: EvaluateOptions, shipped: bool) -> None:
     folder, part = options.run, options.split
     recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
-    dataset = datasets.load(recipe.dataset, options.data_dir or runfolder.data_dir(folder))
+    dataset = datasets.load_of_run(folder, recipe.dataset, options.data_dir)
     networks = framework.load_networks(folder, recipe, tree, dataset.spec.image_shape)
     examples = getattr(split(dataset, recipe.protocol, recipe.seed, recipe.limit), part)
     with framework.exact(), within_memory(framework, "free some, or use another device"):

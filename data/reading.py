@@ -22,8 +22,8 @@ _DEEPEST = 32  # lists and objects in each other; ours have 6
 _LONGEST_INTEGER = 40  # digits
 
 # A form says what a value must be: a type (float takes whole numbers too), a tuple of forms (one
-# of them; None is itself, and () nothing), [form] (a list of such), {str: form} (any names), {name: form, ...}
-# (at least these names; those that end in ? may be absent), Any.
+# of them; None is itself, and () nothing), [form] (a list of such), {str: form} (any names),
+# {name: form, ...} (at least these names; those that end in ? may be absent), Any.
 Form = Any
 
 

@@ -156,6 +156,21 @@ def lock(path: Path) -> Iterator[None]:
         foreign = any(not entry.name.startswith(".") for entry in path.iterdir())
         if foreign and not (path / "config.json").exists():
             raise UserError(f"{path} exists and is no run folder; choose another --out")
+    with hold(path):
+        for leftover in path.rglob(".*.tmp"):  # of a process that was killed as it wrote
+            if leftover.is_file():
+                leftover.unlink()
+        yield
+
+
+@contextmanager
+def hold(path: Path) -> Iterator[None]:
+    """Hold a folder, made if it is not there, against other processes of ours.
+
+    UserError if another holds it. The kernel lets go of it however we end.
+    """
+    with _writing(path):
+        path.mkdir(parents=True, exist_ok=True)
         reading.need_inside(path)
         file = open(path / ".lock", "w")  # noqa: SIM115 (closed below)
     with file:
@@ -163,9 +178,6 @@ def lock(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{path} is in use by another process") from None
-        for leftover in path.rglob(".*.tmp"):  # of a process that was killed as it wrote
-            if leftover.is_file():
-                leftover.unlink()
         yield
 
 
@@ -286,8 +298,8 @@ def append_metrics(path: Path, row: dict[str, Any]) -> None:
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
     }
     file = path / "metrics.jsonl"
+    end = file.stat().st_size if file.exists() else 0
     with _writing(file), open(file, "a") as lines:
-        end = os.fstat(lines.fileno()).st_size
         try:
             lines.write(json.dumps(clean) + "\n")
             lines.flush()

@@ -157,6 +157,12 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Grow all trees. UserError for anything a user can put right."""
     options = options_of(arguments)
+    with runfolder.hold(options.out):
+        ablate(options)
+
+
+def ablate(options: Options) -> None:
+    """Grow all trees, and show and write what came of them."""
     rows, finished, title = [], [], ""
     for count, (volatility, run) in enumerate(options.runs.items(), 1):
         print(f"volatility {volatility:g}, {count} of {len(options.runs)}", file=sys.stderr)

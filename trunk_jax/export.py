@@ -24,7 +24,7 @@ def export(run: Path, folder: Path, data_dir: str | None) -> None:
         raise UserError(f"{folder} exists; choose another folder")
     recipe, tree = runfolder.read_recipe(run), runfolder.read_tree(run)
     summary = results.read_summary(run)
-    dataset = datasets.load(recipe.dataset, data_dir or runfolder.data_dir(run))
+    dataset = datasets.load_of_run(run, recipe.dataset, data_dir)
     test = split(dataset, recipe.protocol, recipe.seed, recipe.limit).test
     import orbax.checkpoint as ocp  # after what can be a user's mistake: they take seconds to load
 

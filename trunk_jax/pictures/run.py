@@ -41,7 +41,7 @@ def drawings(
     labels, predicted = read_predictions(folder, split, len(names))
     samples = None
     if images:
-        data = datasets.load(recipe.dataset, data_dir or runfolder.data_dir(folder))
+        data = datasets.load_of_run(folder, recipe.dataset, data_dir)
         samples = first_of_each(data.test, recipe.dataset == "emnist")
     counts = metrics.confusion(labels, predicted, len(names))
     result = {
