@@ -78,6 +78,15 @@ SPECS = {
 }
 
 
+# What is read of TFDS's `dataset_info.json`; TFDS fills the template in as a format string.
+_ABOUT: reading.Form = {
+    "version": str,
+    "description?": str,
+    "splits": [{"name": str, "shardLengths": [str], "filepathTemplate?": str}],
+}
+_TEMPLATE = re.compile(r"([\w.-]|\{[A-Z_]{1,20}\}){1,200}")
+
+
 @dataclass(frozen=True)
 class Examples:
     """One split in stored order: images uint8 [N, H, W, C], labels int32 [N], both read-only."""
@@ -172,7 +181,9 @@ def load(name: str, data_dir: str | Path | None = None, *, fetch: bool = True) -
     text = reading.content(folder / "dataset_info.json", reading.MOST_JSON)
     try:
         about = reading.json_text(text)
-        reading.need(about, {"version": str, "description?": str})
+        reading.need(about, _ABOUT)
+        if not all(_TEMPLATE.fullmatch(s.get("filepathTemplate", "x")) for s in about["splits"]):
+            raise ValueError
         version, description = about["version"], about.get("description", "")
     except (ValueError, RecursionError):
         raise UserError(

@@ -7,6 +7,7 @@ import numpy as np
 from data.errors import UserError
 
 Shape = tuple[int, ...]
+_SHOWN = 16  # of all that is wrong
 
 
 def check_fit(
@@ -14,7 +15,7 @@ def check_fit(
     weights: Mapping[str, np.ndarray],
     types: Mapping[str, np.dtype] | None = None,
 ) -> None:
-    """UserError listing every missing, extra or misshapen tensor; `expected` are shapes.
+    """UserError listing missing, extra and misshapen tensors; `expected` are shapes.
 
     With `types` also those whose numbers are of another kind: floats must be float32 or float64,
     integers must be such that the expected type holds them.
@@ -32,7 +33,9 @@ def check_fit(
         if key in weights and not _holds(kind, weights[key])
     ]
     if problems:
-        raise UserError(f"the weights do not fit the network: {'; '.join(problems)}")
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        shown = "; ".join(f"{problem:.160}" for problem in problems[:_SHOWN])
+        raise UserError(f"the weights do not fit the network: {shown}{more}")
 
 
 def _holds(kind: np.dtype, array: np.ndarray) -> bool:

@@ -19,7 +19,7 @@ STDIN = "-"
 # (PostScript to Ghostscript).
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _MOST_BYTES = 256 * 2**20  # of a file
-_MOST_PIXELS = 64 * 10**6  # in memory at most 12 bytes each
+_MOST_PIXELS = 50 * 10**6  # in memory at most 20 bytes each
 
 
 def files(names: Sequence[str]) -> list[str]:
@@ -114,10 +114,14 @@ def _convert(image: Image.Image, spec: Spec, turn: bool) -> UInt8[np.ndarray, "h
     """
     height, width, channels = spec.image_shape
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image, np.int32).clip(0, 65535) >> 8).astype(np.uint8))
+        deep = np.array(image)
+        np.clip(deep, 0, 65535, out=deep)
+        image = Image.fromarray((deep >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+        black = Image.new("RGBA", image.size, "black")
+        black.alpha_composite(image)
+        image = black
     image = image.convert("L" if channels == 1 else "RGB")
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.BOX)

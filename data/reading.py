@@ -8,6 +8,7 @@ import json
 import math
 import os
 import stat
+import tomllib
 import zipfile
 from collections import Counter
 from collections.abc import Iterable
@@ -104,6 +105,16 @@ def _items(value: Any) -> Iterable[Any]:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
+def toml_file(file: Path) -> dict[str, Any]:
+    """The tables of a TOML file. UserError if it is missing, too large, or not TOML."""
+    try:
+        value = tomllib.loads(content(file, MOST_JSON).decode())
+        _need_shallow(value)
+        return value
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not valid TOML ({error})") from None
+
+
 def need(value: Any, form: Form, at: str = "") -> None:
     """ValueError, naming the place, where a value is not of a form."""
     where = at or "it"
@@ -157,12 +168,12 @@ def need_inside(folder: Path) -> None:
 
     Reading such a run would read, and resuming it would write, what its maker chose.
     """
-    root = folder.resolve()
+    root = os.path.realpath(folder)
     for below, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path = Path(below, name)
             mode = path.lstat().st_mode
-            if stat.S_ISLNK(mode) and not path.resolve().is_relative_to(root):
+            if stat.S_ISLNK(mode) and not Path(os.path.realpath(path)).is_relative_to(root):
                 raise UserError(f"{path} is a link that leads out of {folder}; put the file there")
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
                 raise UserError(f"{path} is neither a file nor a folder; remove it")
