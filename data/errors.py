@@ -3,6 +3,8 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
 
 from data import interrupts
 
@@ -26,8 +28,9 @@ def run_command(main: Callable[[], int | None]) -> None:
     `UserError`, an operating-system error that names its file, or memory that ran out, 130 for
     Ctrl-C, 143 for SIGTERM. Anything else is a fault of ours and keeps its traceback.
     """
+    signals: list[int] = []
     try:
-        with interrupts.listening():
+        with interrupts.listening() as signals:
             code = main() or 0
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -51,4 +54,18 @@ def run_command(main: Callable[[], int | None]) -> None:
         where = f": {error.filename}" if error.filename else ""
         print(f"error: {error.strerror or error}{where}", file=sys.stderr)
         code = 2
+    if signals:
+        _leave(code)
     sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process at once.
+
+    What was to be saved is; a computation that goes on in XLA's threads would crash them while
+    Python takes itself apart.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

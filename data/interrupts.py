@@ -25,21 +25,23 @@ _held = 0
 
 
 @contextmanager
-def listening() -> Iterator[None]:
-    """Raise KeyboardInterrupt or Terminated in the block when told to stop.
+def listening() -> Iterator[list[int]]:
+    """Raise KeyboardInterrupt or Terminated in the block when told to stop; the signals that came.
 
     A signal that our parent has switched off (nohup, a shell's background job) stays off.
     """
     global _received
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python handles signals in the main thread alone
+        yield []  # Python handles signals in the main thread alone
         return
+    came: list[int] = []
     before = {number: signal.getsignal(number) for number in _RAISED}
     mine = [number for number, how in before.items() if how not in (signal.SIG_IGN, None)]
 
     def stop(number: int, frame: FrameType | None) -> None:
         global _received
         _received = number
+        came.append(number)
         for each in mine:
             signal.signal(each, signal.SIG_DFL)
         check()
@@ -47,7 +49,7 @@ def listening() -> Iterator[None]:
     for number in mine:
         signal.signal(number, stop)
     try:
-        yield
+        yield came
     finally:
         _received = None
         for number in mine:

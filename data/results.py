@@ -44,8 +44,9 @@ def read_summary(folder: Path) -> dict[str, Any]:
     file = folder / "summary.json"
     value = reading.json_of_form(file, SUMMARY, "a run's summary")
     try:
+        reading.need(value["accuracy"], {str: _COUNTS}, "accuracy")
+        reading.need(value["paths"], {str: _COST}, "paths")
         for part, counts in value["accuracy"].items():
-            reading.need(counts, _COUNTS, f"accuracy.{part}")
             if not 0 <= counts["correct"] <= counts["total"] or counts["total"] < 1:
                 raise ValueError(f"accuracy.{part} counts what cannot be")
     except ValueError as error:

@@ -67,7 +67,8 @@ class Moment:
 
     Attributes:
       kind: one of `KINDS`.
-      after: seconds from its start.
+      after: seconds from its first write, or from its start.
+      listened: whether it had begun to handle SIGTERM by then.
       code: its exit code; minus the signal's number if that ended it.
       ended: seconds from the signal to its end.
       said: the last line of its standard error, or all of it where there is a problem.
@@ -78,6 +79,7 @@ class Moment:
 
     kind: str
     after: float
+    listened: bool
     code: int
     ended: float
     said: str
@@ -212,7 +214,7 @@ def disturb(subject: Subject, moments: int, seed: int, folder: Path, tell: Calla
         with _started(subject, run) as process:
             code, said = _ended(process)
         if code != 0:
-            found.append(Moment("none", 0.0, code, 0.0, said, None, f"exit code {code}"))
+            found.append(Moment("none", 0.0, True, code, 0.0, said, None, f"exit code {code}"))
             differing.append(["it did not end"])
         else:
             ended()
@@ -262,7 +264,7 @@ def _live(
             verdict = f"{type(error).__name__}: {error}"
             problem = problem or "the folder does not evaluate"
     kept = said if problem else "".join(said.splitlines()[-1:])
-    return Moment(kind, round(after, 2), code, round(took, 2), kept, verdict, problem)
+    return Moment(kind, round(after, 2), listens, code, round(took, 2), kept, verdict, problem)
 
 
 def _started(subject: Subject, run: Path) -> subprocess.Popen:
@@ -320,6 +322,8 @@ def _problem(kind: str, code: int, said: str, listens: bool) -> str | None:
     last = said.splitlines()[-1] if said else ""
     if kind == "memory" and last.startswith("SystemError"):
         return None  # Python's own, of a C function that failed and did not say why
+    if kind == "memory" and code == 2 and last.startswith("error: "):
+        return None  # above it may stand what Orbax's threads have to say
     if "Traceback" in said:
         return "a traceback"
     if kind in _CODES:
