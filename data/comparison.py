@@ -10,7 +10,7 @@ import matplotlib
 from rich.console import Console
 from rich.table import Table
 
-from data import runfolder
+from data import results, runfolder
 from data.recipe import FOLDER
 
 matplotlib.use("Agg")

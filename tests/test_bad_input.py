@@ -488,7 +488,7 @@ def test_weights(run, monkeypatch):
         assert attempt("safetensors", b"jax" + content, action)
 
 
-def torch_state():
+def torch_state(steps=1):
     from trunk_torch_ref import nodes
     from trunk_torch_ref.fit import State
     from trunk_torch_ref.network import initial
@@ -497,8 +497,9 @@ def torch_state():
     network = initial(lambda: nodes.build("digits", "vgg", "root", (1, 8, 8), 10), seed=1)
     phase = Phase(3)
     moments = optimizer(phase, network.parameters())
-    network(torch.zeros(2, 1, 8, 8))[1].sum().backward()
-    moments.step()
+    for _ in range(steps):
+        network(torch.zeros(2, 1, 8, 8))[1].sum().backward()
+        moments.step()
     return State(network, moments, scheduler(phase, moments, 4))
 
 
@@ -573,7 +574,7 @@ def test_training_state_of_torch(tmp_path):
     ]  # fmt: skip
 
     def restore():
-        fresh = torch_state()
+        fresh = torch_state(0)
         Checkpoints(tmp_path / "stage").restore(fresh, fresh.network)
 
     try_but_missing("checkpoint.pt", file, contents, restore, trap)

@@ -119,7 +119,7 @@ def jax_stage(folder):
 
 
 def torch_stage(folder):
-    one, other = torch_state(), torch_state()
+    one, other = torch_state(), torch_state(0)
     return TorchCheckpoints(folder), (one, one.network), (other, other.network)
 
 

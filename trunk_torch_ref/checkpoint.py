@@ -90,8 +90,8 @@ def _need_like(value: Any, wanted: Any, at: str, skip: tuple[str, ...] = ()) -> 
     if isinstance(wanted, Mapping):
         if not isinstance(value, Mapping) or value.keys() != wanted.keys():
             raise ValueError(f"{at} has other entries than this run's")
-        for key in wanted.keys() - set(skip):
-            _need_like(value[key], wanted[key], f"{at}.{key}")
+        for key in wanted.keys() - set(skip):  # a new optimiser has no state yet
+            _need_like(value[key], wanted[key], f"{at}.{key}", skip)
     elif isinstance(wanted, list | tuple):
         if not isinstance(value, list | tuple) or len(value) != len(wanted):
             raise ValueError(f"{at} has another length than this run's")
