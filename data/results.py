@@ -25,7 +25,7 @@ SUMMARY: reading.Form = {
     "protocol": str,
     "selected_on": str,
     "seed": int,
-    "accuracy": {"train": _COUNTS, "validation": _COUNTS, "test": _COUNTS},
+    "accuracy": {"test": _COUNTS, "validation?": _COUNTS, "train?": _COUNTS},
     "nodes": {
         str: {
             "parameters": int,
