@@ -13,6 +13,10 @@ class UserError(Exception):
     """Something the user can put right. The message is one line: what, where, what to do."""
 
 
+class LibraryFailed(UserError):
+    """A UserError after which threads of a library still run: the command ends without them."""
+
+
 _NO_MEMORY = ("can't start new thread", "Cannot allocate memory", "failed to map segment")
 
 
@@ -45,6 +49,8 @@ def run_command(main: Callable[[], int | None]) -> None:
     except UserError as error:
         print("error:", *str(error).splitlines(), file=sys.stderr)
         code = 2
+        if isinstance(error, LibraryFailed):
+            _leave(code)
     except Exception as error:
         if out_of_memory(error):
             print("error: out of memory; free some, or ask for less at once", file=sys.stderr)

@@ -322,7 +322,7 @@ def _problem(kind: str, code: int, said: str, listens: bool) -> str | None:
     last = said.splitlines()[-1] if said else ""
     if kind == "memory" and last.startswith("SystemError"):
         return None  # Python's own, of a C function that failed and did not say why
-    if kind == "memory" and code == 2 and re.search("^error: (out of|cannot)", said, re.MULTILINE):
+    if kind == "memory" and code == 2 and re.search("error: +(out of|cannot)", said):
         return None  # around it may stand what Orbax's threads have to say
     if "Traceback" in said:
         return "a traceback"

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 
 from data import interrupts, runfolder
 from data.epochs import Position, position_from_json
-from data.errors import UserError
+from data.errors import LibraryFailed, UserError
 
 SECONDS_BETWEEN = 10.0  # saving takes a quarter of a second; short epochs share a checkpoint
 _OVERHEAD = 2**20  # bytes; what Orbax's many small files take besides the arrays
@@ -98,7 +98,7 @@ class Checkpoints:
             self._manager = None
             self._clear(epoch - 1)
             reason = next((text for text in _causes(error) if "Error writing" not in text), "")
-            raise UserError(
+            raise LibraryFailed(
                 f"cannot write {self.folder}: {reason or 'the disk refuses it'}; make room for it, "
                 "and go on with --resume"
             ) from error
@@ -129,7 +129,8 @@ class Checkpoints:
                 best=ocp.args.StandardRestore(_shapes(best)),
                 position=ocp.args.JsonRestore(),
             )
-            with _quiet():
+            # a signal in its threads' loop would be lost, and be taken for damage
+            with interrupts.held(), _quiet():
                 restored = self._open().restore(seal["epoch"], args=arguments)
             position = position_from_json(restored.position)
             return _like(last, restored.last), _like(best, restored.best), position
