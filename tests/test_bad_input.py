@@ -17,6 +17,8 @@ import resource
 import shutil
 import signal
 import struct
+import subprocess
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -50,6 +52,7 @@ from data.recipe import Phase
 from parity import published_files
 from trunk_torch_ref import run as torch_run
 
+ROOT = Path(__file__).parents[1]
 LONGEST_S = 20.0
 MOST_MIB = 1024
 BAD: dict[str, set[str]] = {}  # kind of file -> digests of the bad ones
@@ -578,6 +581,14 @@ def test_training_state_of_torch(tmp_path):
         Checkpoints(tmp_path / "stage").restore(fresh, fresh.network)
 
     try_but_missing("checkpoint.pt", file, contents, restore, trap)
+    with zipfile.ZipFile(file) as archive:  # a number that has changed is noticed, whichever
+        entries = [entry for entry in archive.infolist() if "/data/" in entry.filename]
+    for entry in entries[:10]:
+        content = next(flipped(good, [entry.header_offset + 30 + len(entry.filename) + 64]))
+        file.write_bytes(content)
+        assert attempt("checkpoint.pt", content, restore), entry.filename
+    file.write_bytes(compressed(good))
+    assert attempt("checkpoint.pt", b"compressed", restore)
     count("checkpoint.pt", 75)
 
 
@@ -591,7 +602,7 @@ def try_but_missing(kind, file, contents, action, trap):
     assert run_quietly(action)[0] == 0
 
 
-# pytest watches for such with a hook of its own; test_noise looks at the command
+# Orbax's readers are collected with an error that only pytest still hears of
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_training_state_of_jax(tmp_path):
     from test_jax_train import network, state
@@ -840,12 +851,16 @@ def test_prepared_folders(svhn, tmp_path):
 
     file = folder / "dataset_info.json"
     value = json.loads(file.read_bytes())
-    templates = ("../../{SPLIT}", "/etc/{SPLIT}", "{DATASET}", "x", "", "{X}")
-    contents = []
-    for template in templates:
+    whole, contents = file.read_bytes(), []
+    for template in (
+        "../../{SPLIT}", "/etc/{SPLIT}", "{DATASET}", "x", "", "{X}", "{SPLIT:>999999999}",
+        "{SPLIT.__class__}", "{SPLIT!r}", "{{", "a\0b",
+    ):  # fmt: skip
         other = copy.deepcopy(value)
         other["splits"][0]["filepathTemplate"] = template
-        contents.append(json.dumps(other).encode())
+        file.write_text(json.dumps(other))
+        assert attempt("TFDS", file.read_bytes(), load), template
+    file.write_bytes(whole)
     for lengths in (["10000000000000"], ["0", "0"], ["-1"], ["x"], [], ["7", "5", "1"], ["6", "6"]):
         other = copy.deepcopy(value)
         other["splits"][0]["shardLengths"] = lengths
@@ -970,6 +985,29 @@ def test_at_least_500_bad_inputs():
     total = sum(map(len, BAD.values()))
     print({kind: len(digests) for kind, digests in BAD.items()}, total)
     assert total >= 1500
+
+
+# --- from a shell
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "content"),
+    [
+        ("trunk_torch_ref.evaluate", "config.json", b"[" * 10_000),
+        ("trunk_torch_ref.evaluate", "weights/root.safetensors", pickle.dumps([1])),
+        ("trunk_jax.predict", "image.png", b"%!PS-Adobe-3.0 EPSF-3.0"),
+        ("data.table", "summary.json", b'{"accuracy": 1}'),
+    ],
+)
+def test_a_command_ends_in_one_line(run, module, name, content):
+    (run / name).write_bytes(content)
+    words = [sys.executable, "-m", module, str(run)]
+    words += [str(run / name)] if module.endswith("predict") else []
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert name in line
 
 
 # --- paths
