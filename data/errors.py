@@ -47,7 +47,8 @@ def run_command(main: Callable[[], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except UserError as error:
-        print("error:", *str(error).splitlines(), file=sys.stderr)
+        # in one piece, or what threads print would come in between
+        sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
         code = 2
         if isinstance(error, LibraryFailed):
             _leave(code)

@@ -69,6 +69,8 @@ def within_memory(framework: Framework, advice: str) -> Iterator[None]:
     """UserError, with the advice, if memory runs out in the block."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         told = isinstance(error, RuntimeError) and framework.out_of_memory(error)
         if not told and not out_of_memory(error):

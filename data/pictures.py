@@ -116,7 +116,8 @@ def _convert(image: Image.Image, spec: Spec, turn: bool) -> UInt8[np.ndarray, "h
     if image.mode.startswith("I"):
         deep = np.array(image)
         np.clip(deep, 0, 65535, out=deep)
-        image = Image.fromarray((deep >> 8).astype(np.uint8))
+        deep >>= 8
+        image = Image.fromarray(deep.astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         black = Image.new("RGBA", image.size, "black")

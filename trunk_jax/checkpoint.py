@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 
 from data import interrupts, runfolder
 from data.epochs import Position, position_from_json
-from data.errors import LibraryFailed, UserError
+from data.errors import LibraryFailed, UserError, out_of_memory
 
 SECONDS_BETWEEN = 10.0  # saving takes a quarter of a second; short epochs share a checkpoint
 _OVERHEAD = 2**20  # bytes; what Orbax's many small files take besides the arrays
@@ -97,6 +97,10 @@ class Checkpoints:
                 self.close()
             self._manager = None
             self._clear(epoch - 1)
+            if out_of_memory(error):
+                raise LibraryFailed(
+                    f"out of memory for saving {self.folder}; free some, and go on with --resume"
+                ) from error
             reason = next((text for text in _causes(error) if "Error writing" not in text), "")
             raise LibraryFailed(
                 f"cannot write {self.folder}: {reason or 'the disk refuses it'}; make room for it, "
