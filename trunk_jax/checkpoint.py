@@ -97,6 +97,7 @@ class Checkpoints:
                 self.close()
             self._manager = None
             self._clear(epoch - 1)
+            _forget_threads()
             if out_of_memory(error):
                 raise LibraryFailed(
                     f"out of memory for saving {self.folder}; free some, and go on with --resume"
@@ -140,7 +141,7 @@ class Checkpoints:
             return _like(last, restored.last), _like(best, restored.best), position
         except Exception as error:  # Orbax raises a different type for each way to be damaged
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            _forget_readers()
+            _forget_threads()
             raise UserError(
                 f"the checkpoint {self.folder} cannot be read ({reason}); remove that folder to "
                 "train this stage again"
@@ -157,19 +158,21 @@ class Checkpoints:
 def _quiet() -> Iterator[None]:
     """Without what Orbax's threads print of an error, which is raised in ours as well."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio", "concurrent.futures")]
-    hook, threading.excepthook = threading.excepthook, lambda _: None
+    levels = [logger.level for logger in loggers]
+    hooks = threading.excepthook, sys.unraisablehook
+    threading.excepthook = sys.unraisablehook = lambda _: None
     for logger in loggers:
-        logger.disabled = True
+        logger.setLevel(logging.CRITICAL + 1)  # absl's takes no notice of `disabled`
     try:
         yield
     finally:
-        threading.excepthook = hook
-        for logger in loggers:
-            logger.disabled = False
+        threading.excepthook, sys.unraisablehook = hooks
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
-def _forget_readers() -> None:
-    """Let the coroutines that a failed restore leaves behind be collected without a word.
+def _forget_threads() -> None:
+    """Let what a failed save or restore leaves behind, coroutines, be collected without a word.
 
     That happens whenever it will, as late as at the end of the process.
     """
