@@ -2,6 +2,8 @@
 
 import hashlib
 import logging
+import os
+import re
 import shutil
 import sys
 import threading
@@ -102,10 +104,9 @@ class Checkpoints:
                 raise LibraryFailed(
                     f"out of memory for saving {self.folder}; free some, and go on with --resume"
                 ) from error
-            reason = next((text for text in _causes(error) if "Error writing" not in text), "")
+            reason = next(filter(None, map(_system, _causes(error))), "the disk refuses it")
             raise LibraryFailed(
-                f"cannot write {self.folder}: {reason or 'the disk refuses it'}; make room for it, "
-                "and go on with --resume"
+                f"cannot write {self.folder}: {reason}; make room for it, and go on with --resume"
             ) from error
 
     def _clear(self, epoch: int) -> None:
@@ -187,10 +188,16 @@ def _forget_threads() -> None:
     sys.unraisablehook = hook
 
 
-def _causes(error: BaseException | None) -> Iterator[str]:
-    """What an error and those behind it say, each in a line."""
+def _system(error: BaseException) -> str | None:
+    """What the system said, if the error is its own or TensorStore's about it."""
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(number[1])) if number else getattr(error, "strerror", None)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those behind it."""
     while error is not None:
-        yield (getattr(error, "strerror", None) or str(error)).split("\n")[0][:200]
+        yield error
         error = error.__cause__ or error.__context__
 
 
