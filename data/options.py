@@ -128,15 +128,14 @@ def train_options(framework: str, arguments: list[str] | None = None) -> TrainOp
     given = vars(parser.parse_args(arguments))
     out = given.pop("out", None)
     resume, data_dir = given.pop("resume", False), given.pop("data_dir", None)
-    report, siblings = given.pop("json", None), given.pop("siblings", "auto")
-    devices = {key: given.pop(key) for key in ("devices", "distributed") if key in given}
+    report = given.pop("json", None)
+    how = {k: given.pop(k) for k in ("siblings", "devices", "distributed") if k in given}
     flags = DEFAULTS | given
     out = _default_folder(_recipe(flags), framework) if out is None else Path(out)
     if resume and (out / "config.json").exists():
         flags = DEFAULTS | _stored_flags(out, parser) | given
     return TrainOptions(
-        _recipe(flags), flags, out, resume, data_dir, Path(report) if report else None, siblings,
-        **devices,
+        _recipe(flags), flags, out, resume, data_dir, Path(report) if report else None, **how
     )
 
 

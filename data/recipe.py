@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-import tomllib
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
+from data import reading
 from data.augmentation import Augmentation
 from data.errors import UserError
 from data.networks import BACKBONES
@@ -151,7 +151,7 @@ def names() -> list[str]:
 
 def combinations(name: str) -> list[tuple[str, str]]:
     """The (dataset, backbone) pairs that a recipe covers."""
-    table = tomllib.loads((FOLDER / f"{name}.toml").read_text())
+    table = _table(name)
     return [(dataset, backbone) for dataset, rows in table.items() for backbone in rows]
 
 
@@ -162,8 +162,7 @@ def load(name: str, dataset: str, backbone: str | None = None) -> Recipe:
     """
     if name not in names():
         raise UserError(f"no recipe {name!r}; the recipes: {', '.join(names())}")
-    path = FOLDER / f"{name}.toml"
-    table = tomllib.loads(path.read_text())
+    table = _table(name)
     if backbone is not None and backbone not in BACKBONES:
         raise UserError(f"no backbone {backbone!r}; the backbones: {', '.join(BACKBONES)}")
     rows = table.get(dataset)
@@ -172,12 +171,29 @@ def load(name: str, dataset: str, backbone: str | None = None) -> Recipe:
         wanted = f"{dataset} {backbone}" if backbone else dataset
         raise UserError(f"recipe {name!r} has none for {wanted}; it has: {', '.join(choices)}")
     backbone = backbone or next(iter(rows))
+    for key in rows[backbone].keys() & {"name", "dataset", "backbone"}:
+        raise UserError(f"recipe {name!r} sets {key} for {dataset} {backbone}; a table's name does")
     row = {"root": rows[backbone]["others"]} | rows[backbone]
     for key in ("root", "others"):
         both = {"class_phase": row[key]["class"], "group_phase": row[key]["group"]}
         row[key] = {"volatility": row[key]["volatility"]} | both
     row |= {"name": name, "dataset": dataset, "backbone": backbone}
-    return check(_build(Recipe, row))
+    try:
+        return check(_build(Recipe, row))
+    except (TypeError, OverflowError) as error:  # a setting is missing; too large for a float
+        raise UserError(f"recipe {name!r} for {dataset} {backbone}: {error}") from None
+
+
+def _table(name: str) -> dict[str, Any]:
+    """A recipe's file: by dataset and backbone its settings."""
+    file = FOLDER / f"{name}.toml"
+    table = reading.toml_file(file)
+    node = {"volatility": float, "class": {str: Any}, "group": {str: Any}}
+    try:
+        reading.need(table, {str: {str: {"root?": node, "others": node}}})
+    except ValueError as error:
+        raise UserError(f"{file} is no recipe ({error})") from None
+    return table
 
 
 def override(

@@ -1,6 +1,7 @@
 """Growing a tree with this framework's networks, into a run folder."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path as FilePath
 
 import jax
@@ -81,14 +82,16 @@ def grow(
             fit_nodes([stage])
 
     def fit_nodes(mine: Sequence[Stage]) -> None:
-        opened = [Checkpoints(stages.checkpoint_folder(folder, stage)) for stage in mine]
-        fittings = [fitting_of(*pair) for pair in zip(mine, opened, strict=True)]
         tell = stages.reporter(folder, mine[0], report)
-        for stage, result in zip(mine, fit_all(fittings, tell), strict=True):
+        with ExitStack() as opened:
+            fittings = []
+            for stage in mine:
+                checkpoints = Checkpoints(stages.checkpoint_folder(folder, stage))
+                fittings.append(fitting_of(stage, opened.enter_context(checkpoints)))
+            results = fit_all(fittings, tell)
+        for stage, result in zip(mine, results, strict=True):
             networks[stage.node] = result.network
             done.add(str(stage))
-        for checkpoints in opened:
-            checkpoints.close()
 
     def likelihood(stage: Stage) -> np.ndarray:
         program = program_of(recipe, stage.settings(recipe), networks[stage.node])
@@ -96,9 +99,8 @@ def grow(
         return average_likelihood(recipe, program, networks[stage.node], mine, stage.name)
 
     def fit_tree(stage: Stage) -> None:
-        checkpoints = Checkpoints(stages.checkpoint_folder(folder, stage))
-        networks.update(
-            joint.fit_tree(
+        with Checkpoints(stages.checkpoint_folder(folder, stage)) as checkpoints:
+            trained = joint.fit_tree(
                 recipe,
                 stage.settings(recipe),
                 str(stage),
@@ -109,8 +111,7 @@ def grow(
                 save=checkpoints.save,
                 report=stages.reporter(folder, stage, report),
             )
-        )
-        checkpoints.close()
+        networks.update(trained)
 
     tree = growth.grow_into(
         folder,
