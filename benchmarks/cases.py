@@ -8,8 +8,10 @@ from data import datasets, hierarchy
 from data import recipe as recipes
 from data.hierarchy import Tree
 from data.recipe import Recipe
+from data.splits import Splits, split
 
 STEP_BATCH, TREE_BATCH = 128, 256
+EPOCH_BATCHES = 4  # a benchmark's epoch: long enough to be one, short enough to be repeated
 
 # Two levels, in the manner of the published trees (CIFAR-10's is the published one).
 GROUPS = {
@@ -17,6 +19,8 @@ GROUPS = {
     "svhn": ((0, 6), (1, 4, 7), (2,), (3, 5, 8, 9)),
     "emnist": tuple(tuple(range(start, min(start + 8, 47))) for start in range(0, 47, 8)),
 }
+# And a third level under the first child, for `deep`: local indices of its classes.
+DEEPER = {"emnist": ((0, 1), (2, 3), (4, 5), (6, 7))}
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,13 @@ class Case:
     """One line of the table.
 
     Attributes:
-      kind: `step`, `forward`, `epoch`, `tree` or `image`.
+      kind: `step`, `forward`, `node`, `epoch`, `deep`, `tree`, `image` or `grow`.
       dataset, backbone: of the nodes, with the published recipe.
       theirs: what it is compared with: forms of PyTorch, the best of which counts, or
         `ancestors` (ours, ancestors run in every step) or `published` (weights read from
         disk at each node of each image).
       bar: the ratio that we mean to stay under, or None.
+      limit_s: the seconds that we mean to stay under, or None.
 
     """
 
@@ -38,6 +43,7 @@ class Case:
     backbone: str
     theirs: tuple[str, ...]
     bar: float | None = None
+    limit_s: float | None = None
 
     @property
     def name(self) -> str:
@@ -45,44 +51,64 @@ class Case:
         return f"{WHAT[self.kind]}, {self.dataset} {self.backbone}, against {NAMES[self.theirs]}"
 
 
-BATCH_OF = {"step": STEP_BATCH, "forward": TREE_BATCH}
+RATED = ("step", "forward", "image")  # whose multiply-adds a second are compared with the peak
 WHAT = {
     "step": f"training step, root, batch {STEP_BATCH}",
     "forward": f"forward, root, batch {TREE_BATCH}",
+    "node": f"the root's whole epoch, {EPOCH_BATCHES} batches and validation",
     "epoch": "a child's epoch, inputs kept",
+    "deep": "a grandchild's epoch, inputs kept",
     "tree": f"whole tree, batch {TREE_BATCH}",
     "image": "whole tree, one image",
+    "grow": "growing the whole tree, published recipe",
 }
 FORMS = ("eager", "channels_last", "compile")
 NAMES = {
     FORMS: "PyTorch's best form",
     ("eager",): "PyTorch eager",
+    ("compile",): "torch.compile",
+    ("channels_last",): "the PyTorch port's own epoch",
     ("ancestors",): "ancestors rerun",
     ("published",): "the published way",
+    ("one epoch",): "one epoch of PyTorch's root",
 }
 PAIRS = (("svhn", "mobilenet"), ("emnist", "mobilenet"), ("cifar10", "vgg"),
          ("cifar10", "mobilenet"), ("svhn", "vgg"), ("emnist", "vgg"))  # fmt: skip
 _BARRED = PAIRS[:3]
 
 
-def cases() -> list[Case]:
-    """All of them."""
+def cases(accelerator: bool = False) -> list[Case]:
+    """All of them; some only on an accelerator."""
     result = []
     for pair in PAIRS:
-        barred = pair in _BARRED
+        barred = pair in _BARRED and not accelerator
         result.append(Case("step", *pair, FORMS, 0.9 if barred else None))
+        if accelerator:
+            result.append(Case("step", *pair, ("compile",), 0.7))
         result.append(Case("forward", *pair, FORMS, 0.7 if barred else None))
+        result.append(Case("node", *pair, ("channels_last",)))
     for pair in _BARRED:
         result.append(Case("epoch", *pair, ("ancestors",), 1 / 3))
+        if pair[0] in DEEPER:
+            result.append(Case("deep", *pair, ("ancestors",), 1 / 3))
         result.append(Case("tree", *pair, ("eager",)))
         result.append(Case("image", *pair, ("eager",), 1 / 5))
         result.append(Case("image", *pair, ("published",), 1 / 50))
+    if accelerator:
+        result.append(Case("grow", "svhn", "mobilenet", ("one epoch",), limit_s=300.0))
     return result
 
 
 def recipe_of(case: Case) -> Recipe:
-    """The published recipe without augmentation, which is not what is timed."""
-    recipe = recipes.load("published", case.dataset, case.backbone)
+    """The published recipe without augmentation, which is not what is timed.
+
+    EMNIST and SVHN with vgg were published without a recipe; they have the default one.
+    """
+    combination = (case.dataset, case.backbone)
+    name = "published" if combination in recipes.combinations("published") else "default"
+    recipe = recipes.load(name, *combination)
+    if case.kind == "grow":
+        return recipe
     nothing = type(recipe.augment)()
     return replace(recipe, augment=nothing, eval_augment=nothing)
 
@@ -90,7 +116,20 @@ def recipe_of(case: Case) -> Recipe:
 def tree_of(case: Case) -> Tree:
     """The case's tree."""
     tree = hierarchy.bare(classes(case))
-    return hierarchy.regroup(tree, hierarchy.ROOT, GROUPS[case.dataset])
+    tree = hierarchy.regroup(tree, hierarchy.ROOT, GROUPS[case.dataset])
+    if case.kind == "deep":
+        tree = hierarchy.regroup(tree, (0,), DEEPER[case.dataset])
+    return tree
+
+
+def node_of(case: Case) -> hierarchy.Path:
+    """The node whose epoch is timed."""
+    return {"node": hierarchy.ROOT, "deep": (0, 0)}.get(case.kind, (0,))
+
+
+def split_of(recipe: Recipe) -> Splits:
+    """The recipe's dataset itself, from where the commands find it, in parts."""
+    return split(datasets.load(recipe.dataset), recipe.protocol, recipe.seed, recipe.limit)
 
 
 def classes(case: Case) -> int:

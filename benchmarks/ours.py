@@ -1,5 +1,6 @@
 """The JAX side: for each case a function that runs it once and returns seconds a unit."""
 
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,36 +12,40 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.cases import (
+    EPOCH_BATCHES,
     STEP_BATCH,
     TREE_BATCH,
     Case,
     classes,
     images,
     labels,
+    node_of,
     recipe_of,
+    split_of,
     tree_of,
 )
 from benchmarks.cases import shape as shape_of
 from data import hierarchy, runfolder
-from data.hierarchy import ROOT
 from data.stages import Stage
 from trunk_jax import fit, keep, nodes, route
 from trunk_jax.exchange import to_state_dict
-from trunk_jax.grow import initial_network
+from trunk_jax.grow import grow, initial_network
 from trunk_jax.layers import Mode
-from trunk_jax.network import Network, apply, cost, split
+from trunk_jax.network import Network, apply, cost, feature_shape, split
 from trunk_jax.objective import optimizer
 from trunk_jax.single import compile_single
 
-STEPS = 4
+STEPS = 1
 Round = Callable[[], float]
 
 
 def prepare(case: Case, form: str, folder: Path) -> Round:
     """The function that times one round of the case; all that is compiled is compiled here."""
-    return {"step": _step, "forward": _forward, "epoch": _epoch, "tree": _tree, "image": _image}[
-        case.kind
-    ](case, form, folder)
+    kinds = {
+        "step": _step, "forward": _forward, "node": _node, "epoch": _epoch, "deep": _epoch,
+        "tree": _tree, "image": _image, "grow": _grow,
+    }  # fmt: skip
+    return kinds[case.kind](case, form, folder)
 
 
 def _timed(run: Callable[[], object], units: int) -> float:
@@ -49,39 +54,39 @@ def _timed(run: Callable[[], object], units: int) -> float:
     return (time.perf_counter() - began) / units
 
 
-def _root(case: Case) -> Network:
+def root_of(case: Case) -> Network:
     faults, rng = recipe_of(case).faults, np.random.default_rng(0)
     where = (case.dataset, case.backbone, "root", shape_of(case))
     return split(nodes.build(*where, classes(case), faults=faults, rng=rng))
 
 
-def _inputs(case: Case, count: int) -> jax.Array:
+def inputs_of(case: Case, count: int) -> jax.Array:
     return jnp.asarray(images(case, count), jnp.float32) / 255
 
 
 def _step(case: Case, form: str, folder: Path) -> Round:
-    """Seconds an image; a compiled loop of a few steps, as an epoch is one of many."""
-    network, recipe = _root(case), recipe_of(case)
+    """Seconds an image, in a compiled loop whose length is an argument, as an epoch is."""
+    network, recipe = root_of(case), recipe_of(case)
     phase = recipe.root.class_phase
     program = fit.program_of(recipe, phase, network)
-    x, targets = _inputs(case, STEP_BATCH), jnp.asarray(labels(case, STEP_BATCH), jnp.int32)
+    x, targets = inputs_of(case, STEP_BATCH), jnp.asarray(labels(case, STEP_BATCH), jnp.int32)
 
     @jax.jit
-    def steps(state, x, targets):
+    def steps(state, x, targets, count):
         def body(step, carry):
             mode = Mode(True, key=jax.random.fold_in(jax.random.key(0), step))
             rate = jnp.asarray(phase.lr, x.dtype)
             return fit.train_step(program, carry[0], x, targets, mode, rate)[:2]
 
-        return jax.lax.fori_loop(0, STEPS, body, (state, jnp.zeros((), x.dtype)))
+        return jax.lax.fori_loop(0, count, body, (state, jnp.zeros((), x.dtype)))
 
     state = fit.State(network, optimizer(phase).init(network.params))
-    return partial(_timed, lambda: steps(state, x, targets), STEPS * STEP_BATCH)
+    return partial(_timed, lambda: steps(state, x, targets, STEPS), STEPS * STEP_BATCH)
 
 
 def _forward(case: Case, form: str, folder: Path) -> Round:
     """Seconds an image."""
-    network, x = _root(case), _inputs(case, TREE_BATCH)
+    network, x = root_of(case), inputs_of(case, TREE_BATCH)
     run = jax.jit(lambda network, x: apply(network, x)[0])
     return partial(_timed, lambda: run(network, x), TREE_BATCH)
 
@@ -97,29 +102,49 @@ def _grown(case: Case) -> dict[hierarchy.Path, Network]:
 def write_tree(case: Case, folder: Path) -> None:
     """The case's untrained tree as files, for the other side to load."""
     tree = tree_of(case)
+    runfolder.write_json(folder / "config.json", {"format": runfolder.FORMAT})
     for node, network in _grown(case).items():
         runfolder.write_weights(folder, tree.names[node], to_state_dict(network))
 
 
+def _node(case: Case, form: str, folder: Path) -> Round:
+    """Seconds an image of an epoch as `fit` runs it: training, and validation on a batch."""
+    network, recipe = root_of(case), recipe_of(case)
+    recipe = replace(recipe, batch_size=STEP_BATCH, eval_batch_size=TREE_BATCH, faults=())
+    phase = replace(recipe.root.class_phase, epochs=1)
+    train, check = (
+        fit.Source(
+            jnp.asarray(images(case, count)), jnp.asarray(labels(case, count), jnp.int32), ()
+        )
+        for count in (EPOCH_BATCHES * STEP_BATCH, TREE_BATCH)
+    )
+
+    def run():
+        return fit.fit(
+            recipe, phase, "root/class", network, train, check,
+            restore=lambda *_: None, save=lambda *_: None, report=lambda **_: None,
+        ).network.params  # fmt: skip
+
+    return partial(_timed, run, EPOCH_BATCHES * STEP_BATCH)
+
+
 def _epoch(case: Case, form: str, folder: Path) -> Round:
-    """Seconds an image of an epoch of 8 batches of the first child, its inputs kept or not."""
+    """Seconds an image of a child's epoch, its inputs kept or not."""
     tree, recipe, networks = tree_of(case), recipe_of(case), _grown(case)
-    node = hierarchy.children(tree, ROOT)[0]
-    count = 8 * STEP_BATCH
+    node, count = node_of(case), EPOCH_BATCHES * STEP_BATCH
     mine = np.array(hierarchy.members(tree, node))
     targets = np.resize(hierarchy.targets(tree, node)[mine], count)
     stage = Stage(tree, node, "group")
     phase = replace(stage.settings(recipe), epochs=2)
-    source = fit.Source(
-        jnp.asarray(images(case, count)), jnp.asarray(targets, jnp.int32), (networks[ROOT],)
-    )
+    above = tuple(networks[ancestor] for ancestor in hierarchy.ancestors(node))
+    source = fit.Source(jnp.asarray(images(case, count)), jnp.asarray(targets, jnp.int32), above)
     program = fit.program_of(recipe, phase, networks[node])
     if form != "ancestors":
         source = keep.with_kept(program, source, recipe.augment, 2, lambda note: None)
         assert source.kept is not None
-    index = jnp.arange(count).reshape(8, STEP_BATCH)
+    index = jnp.arange(count).reshape(EPOCH_BATCHES, STEP_BATCH)
     valid = jnp.ones(index.shape, bool)
-    rates = jnp.full(8, phase.lr, jnp.float32)
+    rates = jnp.full(EPOCH_BATCHES, phase.lr, jnp.float32)
 
     def run():
         network = jax.tree.map(jnp.copy, networks[node])  # the state is donated
@@ -127,10 +152,43 @@ def _epoch(case: Case, form: str, folder: Path) -> Round:
         sums = (jnp.zeros(()), jnp.zeros((), jnp.int32))
         return fit.train_steps(
             program, recipe.augment, False, state, sums, source, index, valid, {},
-            jax.random.key(0), rates, 0, 8,
+            jax.random.key(0), rates, 0, EPOCH_BATCHES,
         )  # fmt: skip
 
     return partial(_timed, run, count)
+
+
+def least_ratio(case: Case) -> float:
+    """By multiply-adds: a child's step (three times its forward pass) without and with ancestors.
+
+    Less than this cannot be had, were every multiply-add equally dear.
+    """
+    networks, shape = _grown(case), shape_of(case)
+    node, above = node_of(case), 0
+    for ancestor in hierarchy.ancestors(node):
+        above += cost(networks[ancestor], shape)["multiply_adds"]
+        shape = feature_shape(networks[ancestor], shape)
+    step = 3 * cost(networks[node], shape)["multiply_adds"]
+    return step / (step + above)
+
+
+def _grow(case: Case, form: str, folder: Path) -> Round:
+    """Seconds that a whole tree takes, compilation included, on the dataset itself."""
+    recipe = recipe_of(case)
+    splits = split_of(recipe)
+
+    def run() -> float:
+        with tempfile.TemporaryDirectory(dir=folder) as own:
+            began = time.perf_counter()
+            grow(recipe, splits, classes(case), Path(own), lambda **_: None)
+            return time.perf_counter() - began
+
+    return run
+
+
+def platform() -> str:
+    """What JAX computes on: cpu, gpu or tpu."""
+    return jax.default_backend()
 
 
 def _tree(case: Case, form: str, folder: Path) -> Round:
@@ -154,7 +212,7 @@ def _image(case: Case, form: str, folder: Path) -> Round:
 
 def multiply_adds(case: Case) -> int:
     """Of the root, for one image."""
-    return cost(_root(case), shape_of(case))["multiply_adds"]
+    return cost(root_of(case), shape_of(case))["multiply_adds"]
 
 
 def peak() -> float:

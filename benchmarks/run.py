@@ -1,11 +1,15 @@
-"""`python -m benchmarks.run`: ours and PyTorch in turns, medians, and their ratios."""
+"""`python -m benchmarks.run`: ours and PyTorch in turns, medians, and their ratios.
+
+The rows are kept in a JSON file after each case, so that a run can be interrupted, and be done
+case by case: `--only` chooses cases, `--missing` those that the file does not have.
+"""
 
 import os
 import platform
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks import worker
-from benchmarks.cases import BATCH_OF, Case, cases
+from benchmarks.cases import RATED, Case, cases
 from data import runfolder
 from data.errors import UserError, run_command
 from data.manifest import git
@@ -34,7 +38,7 @@ def measure(case: Case, ours: Ask, theirs: Ask, rounds: int, folder: Path) -> di
         ours("write_tree", case, folder)
     times: dict[str, list[float]] = {form: [] for form in ("ours", *case.theirs)}
     failed: dict[str, str] = {}
-    for _ in range(rounds):
+    for _ in range(1 if case.kind == "grow" else rounds):
         for form in times:
             if form not in failed:
                 ask = ours if form in ("ours", "ancestors") else theirs
@@ -54,39 +58,90 @@ def measure(case: Case, ours: Ask, theirs: Ask, rounds: int, folder: Path) -> di
         "ratio": mine / medians[best],
         "bar": case.bar,
         "best": best,
-        "theirs": medians,
+        "rounds": {form: [float(f"{v:.4g}") for v in values] for form, values in times.items()},
         "failed": failed,
     }
-    if case.kind in BATCH_OF:
+    if case.limit_s is not None:
+        row["limit_s"] = case.limit_s
+    if case.theirs == ("ancestors",):
+        row["least_ratio"] = ours("least_ratio", case)
+    if case.kind in RATED:
+        # of an image that goes through a tree the root alone is counted: so much is always needed
         # a step is a forward pass and the gradients of input and weights: three times as much
         passes = 3 if case.kind == "step" else 1
         achieved = passes * ours("multiply_adds", case) / mine
-        row["share_of_peak"] = achieved / ours("peak")
+        row["rate"], row["peak"] = achieved, ours("peak")
     return row
 
 
+def share(rows: Iterable[dict[str, Any]]) -> None:
+    """Set each row's share of the highest rate that the large matrix product had in any of them."""
+    peaks = [row["peak"] for row in rows if "peak" in row]
+    for row in rows:
+        if "rate" in row:
+            row["share_of_peak"] = row["rate"] / max(peaks)
+
+
+COLUMNS = ("what", "ours, ms", "theirs, ms", "which", "ratio", "bar", "of peak")
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """A row of the table, times in milliseconds."""
+    bar = "" if row["bar"] is None else f"{row['bar']:.2f}"
+    if "limit_s" in row:
+        bar = f"{row['limit_s']:.0f} s"
+    peak = f"{row['share_of_peak']:.0%}" if "share_of_peak" in row else ""
+    times = (f"{1e3 * row[side]:.3f}" for side in ("ours_s", "theirs_s"))
+    return (row["name"], *times, row["best"], f"{row['ratio']:.2f}", bar, peak)
+
+
+def missed(row: dict[str, Any]) -> bool:
+    """Whether the row has a bar and is above it."""
+    late = row["bar"] is not None and row["ratio"] > row["bar"]
+    return late or row["ours_s"] > row.get("limit_s", float("inf"))
+
+
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """The rows on standard output, times in milliseconds."""
+    """The rows on standard output."""
     table = Table(box=None, pad_edge=False)
-    for column in ("what", "ours, ms", "theirs, ms", "which", "ratio", "bar", "of peak"):
+    for column in COLUMNS:
         table.add_column(column, justify="left" if column in ("what", "which") else "right")
     for row in rows:
-        bar = "" if row["bar"] is None else f"{row['bar']:.2f}"
-        peak = f"{row['share_of_peak']:.0%}" if "share_of_peak" in row else ""
-        late = row["bar"] is not None and row["ratio"] > row["bar"]
-        table.add_row(
-            row["name"], f"{1e3 * row['ours_s']:.3f}", f"{1e3 * row['theirs_s']:.3f}", row["best"],
-            f"{row['ratio']:.2f}", bar, peak, style="yellow" if late else None,
-        )  # fmt: skip
+        table.add_row(*cells(row), style="yellow" if missed(row) else None)
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 160
     console.print(table)
 
 
-def about() -> dict[str, Any]:
+def markdown(rows: Sequence[dict[str, Any]], where: dict[str, Any]) -> str:
+    """The rows as a page of their own; a bar that is missed is marked."""
+    packages = ", ".join(f"{name} {version}" for name, version in where["packages"].items())
+    lines = [
+        "# Speed, measured",
+        "",
+        f"{where['cpus']} cores of {where['processor']} and {where['device']}, {packages}; written "
+        "by `python -m benchmarks.run`. Times are medians, an image; ratio is ours / theirs; a "
+        "bar that is missed has an `x`.",
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|---|--:|--:|---|--:|--:|--:|",
+    ]
+    for row in rows:
+        name, ours, theirs, which, ratio, bar, peak = cells(row)
+        bar += " x" if missed(row) else ""
+        lines.append(f"| {name} | {ours} | {theirs} | {which} | {ratio} | {bar} | {peak} |")
+    kept = [row for row in rows if "least_ratio" in row]
+    if kept:
+        lines += ["", "The least ratio that keeping inputs can give, by multiply-adds:", ""]
+        lines += [f"- {row['name']}: {row['least_ratio']:.2f}" for row in kept]
+    return "\n".join(lines) + "\n"
+
+
+def about(device: str) -> dict[str, Any]:
     """What the figures were measured on and with."""
     return {
+        "device": device,
         "cpus": len(os.sched_getaffinity(0)),
         "processor": _processor(),
         "python": platform.python_version(),
@@ -104,6 +159,22 @@ def _processor() -> str:
         return platform.processor()
 
 
+def recorded(file: Path | None, here: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that a file has. UserError if they are of another machine or other versions."""
+    if file is None or not file.exists():
+        return []
+    found = runfolder.read_json(file)
+    if not isinstance(found, dict) or not isinstance(found.get("rows"), list):
+        raise UserError(f"{file} is not a file of this command; name another one")
+    there = found.get("about", {})
+    differs = [key for key in here if key != "git" and there.get(key) != here[key]]
+    if differs:
+        raise UserError(
+            f"{file} was measured with another {', '.join(differs)}; name another file or remove it"
+        )
+    return found["rows"]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure as the flags say."""
     parser = Parser(
@@ -113,21 +184,41 @@ def main(arguments: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--rounds", type=int, default=5, help="how often each is timed (default: %(default)s)")
     add("--only", default="", metavar="TEXT", help="cases whose name has TEXT in it (default: all)")
-    add("--json", metavar="FILE", help="also write the rows to FILE (default: none)")
+    add("--json", metavar="FILE", help="also write the rows to FILE after each case, beside those "
+        "of other cases that it has (default: none)")  # fmt: skip
+    add("--missing", action="store_true", help="only cases that FILE has no row of (default: off)")
+    add("--table", metavar="FILE", help="write the rows as Markdown to FILE (default: none)")
+    add("--list", action="store_true", help="name the cases and do no more (default: off)")
     options = parser.parse_args(arguments)
-    chosen = [case for case in cases() if options.only in case.name]
-    if not chosen:
-        raise UserError(f"no case has {options.only!r} in its name")
     if options.rounds < 1:
         raise UserError("--rounds must be 1 or more")
-    rows = []
+    if options.missing and not options.json:
+        raise UserError("--missing needs --json FILE")
+    file = Path(options.json) if options.json else None
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = (worker.start(name, folder) for name in ("jax", "torch"))
+        device = ours("platform")
+        every = cases(accelerator=device != "cpu")
+        chosen = [case for case in every if options.only in case.name]
+        if not chosen:
+            raise UserError(f"no case has {options.only!r} in its name")
+        if options.list:
+            print(*(case.name for case in chosen), sep="\n")
+            return
+        here = about(device)
+        rows = {row["name"]: row for row in recorded(file, here)}
+        if options.missing:
+            chosen = [case for case in chosen if case.name not in rows]
         for case in track(chosen, "measuring", console=Console(file=sys.stderr), transient=True):
-            rows.append(measure(case, ours, theirs, options.rounds, Path(folder)))
-    print_table(rows)
-    if options.json:
-        runfolder.write_json(Path(options.json), {"rows": rows, "about": about()})
+            rows[case.name] = measure(case, ours, theirs, options.rounds, Path(folder))
+            share(rows.values())
+            if file:
+                inorder = [rows[c.name] for c in every if c.name in rows]
+                runfolder.write_json(file, {"rows": inorder, "about": here})
+    table = [rows[case.name] for case in every if case.name in rows]
+    print_table(table)
+    if options.table:
+        runfolder.write_bytes(Path(options.table), markdown(table, here).encode())
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks.cases import (
+    EPOCH_BATCHES,
     STEP_BATCH,
     TREE_BATCH,
     Case,
@@ -15,32 +18,39 @@ from benchmarks.cases import (
     images,
     labels,
     recipe_of,
+    split_of,
     tree_of,
 )
 from benchmarks.cases import shape as shape_of
 from data import hierarchy
 from data.augmentation import Augmentation
 from data.hierarchy import ROOT
+from data.recipe import Recipe
 from trunk_torch_ref import nodes, objective, route
 from trunk_torch_ref.augment import prepare as prepare_images
-from trunk_torch_ref.fit import train_step
+from trunk_torch_ref.fit import Source, fit, train_step
+from trunk_torch_ref.grow import as_images
 from trunk_torch_ref.network import seeded
-from trunk_torch_ref.run import channel_first, load_networks
+from trunk_torch_ref.run import channel_first, load_networks, where
 
-STEPS = 4
+STEPS = 1
 Round = Callable[[], float]
 
 
 def prepare(case: Case, form: str, folder: Path) -> Round:
     """The function that times one round of the case in a form; compiled forms compile here."""
-    return {"step": _step, "forward": _forward, "tree": _tree, "image": _image}[case.kind](
-        case, form, folder
-    )
+    kinds = {
+        "step": _step, "forward": _forward, "node": _node, "tree": _tree, "image": _image,
+        "grow": _epoch,
+    }  # fmt: skip
+    return kinds[case.kind](case, form, folder)
 
 
 def _timed(run: Callable[[], object], units: int) -> float:
     began = time.perf_counter()
     run()
+    if where().type == "cuda":
+        torch.cuda.synchronize()
     return (time.perf_counter() - began) / units
 
 
@@ -50,11 +60,12 @@ def _root(case: Case, form: str) -> torch.nn.Module:
         network = nodes.build(
             case.dataset, case.backbone, "root", shape, classes(case), faults=faults
         )
+    network = network.to(where())
     return network if form == "eager" else network.to(memory_format=torch.channels_last)
 
 
 def _inputs(case: Case, form: str, count: int) -> torch.Tensor:
-    x = torch.tensor(images(case, count)).permute(0, 3, 1, 2).float() / 255
+    x = torch.tensor(images(case, count), device=where()).permute(0, 3, 1, 2).float() / 255
     layout = torch.contiguous_format if form == "eager" else torch.channels_last
     return x.contiguous(memory_format=layout)
 
@@ -62,14 +73,14 @@ def _inputs(case: Case, form: str, count: int) -> torch.Tensor:
 def _step(case: Case, form: str, folder: Path) -> Round:
     network, recipe = _root(case, form), recipe_of(case)
     optimizer = objective.optimizer(recipe.root.class_phase, network.parameters())
-    x, targets = _inputs(case, form, STEP_BATCH), torch.tensor(labels(case, STEP_BATCH))
+    x = _inputs(case, form, STEP_BATCH)
+    targets = torch.tensor(labels(case, STEP_BATCH), device=where())
     called = torch.compile(network) if form == "compile" else network
 
     def run() -> None:
         for _ in range(STEPS):
             train_step(called, optimizer, x, targets, recipe.loss)
 
-    run()
     return partial(_timed, run, STEPS * STEP_BATCH)
 
 
@@ -81,15 +92,42 @@ def _forward(case: Case, form: str, folder: Path) -> Round:
     def run() -> None:
         called(x)
 
-    run()
     return partial(_timed, run, TREE_BATCH)
+
+
+def _node(case: Case, form: str, folder: Path) -> Round:
+    """Seconds an image of an epoch as the port's `fit` runs it, channels last."""
+    recipe = recipe_of(case)
+    recipe = replace(recipe, batch_size=STEP_BATCH, eval_batch_size=TREE_BATCH, faults=())
+    counts = (EPOCH_BATCHES * STEP_BATCH, TREE_BATCH)
+    sources = [_source(images(case, count), labels(case, count)) for count in counts]
+    return partial(_timed, partial(_one_epoch, case, recipe, *sources), counts[0])
+
+
+def _epoch(case: Case, form: str, folder: Path) -> Round:
+    """Seconds of one epoch of the root on the dataset itself."""
+    recipe = recipe_of(case)
+    splits = split_of(recipe)
+    sources = [_source(part.images, part.labels) for part in (splits.train, splits.validation)]
+    return partial(_timed, partial(_one_epoch, case, recipe, *sources), 1)
+
+
+def _source(pixels: np.ndarray, right: np.ndarray) -> Source:
+    targets = torch.tensor(right, dtype=torch.int64, device=where())
+    return Source(as_images(pixels, where()), targets, ())
+
+
+def _one_epoch(case: Case, recipe: Recipe, train: Source, check: Source) -> None:
+    fit(
+        recipe, replace(recipe.root.class_phase, epochs=1), "root/class", _root(case, "eager"),
+        train, check, restore=lambda *_: None, save=lambda *_: None, report=lambda **_: None,
+    )  # fmt: skip
 
 
 def _tree(case: Case, form: str, folder: Path) -> Round:
     tree, recipe, pixels = tree_of(case), recipe_of(case), images(case, 1024)
     networks = load_networks(folder, recipe, tree, shape_of(case))
     run = partial(route.predict, recipe, tree, networks, pixels, TREE_BATCH)
-    run()
     return partial(_timed, run, len(pixels))
 
 
@@ -102,7 +140,7 @@ def _image(case: Case, form: str, folder: Path) -> Round:
     for node in hierarchy.nodes(tree):
         torch.save(networks[node].state_dict(), folder / f"{tree.names[node]}.pt")
         with torch.inference_mode():
-            features, _ = networks[node].eval()(torch.zeros(1, *shapes[node]))
+            features, _ = networks[node].eval()(torch.zeros(1, *shapes[node], device=where()))
         shapes |= {child: tuple(features.shape[1:]) for child in hierarchy.children(tree, node)}
 
     def network(node: hierarchy.Path) -> torch.nn.Module:
@@ -114,17 +152,16 @@ def _image(case: Case, form: str, folder: Path) -> Round:
             faults=recipe.faults,
         )  # fmt: skip
         made.load_state_dict(torch.load(folder / f"{name}.pt", weights_only=True))
-        return made.eval()
+        return made.to(where()).eval()
 
     @torch.inference_mode()
     def run() -> None:
         for image in pixels:
-            x = torch.tensor(image).permute(2, 0, 1)[None]
+            x = torch.tensor(image, device=where()).permute(2, 0, 1)[None]
             x = prepare_images(x, {}, Augmentation(), recipe.mean, recipe.std, torch.float32)
             node = ROOT
             while node not in leaves:
                 x, scores = network(node)(x)
                 node = (*node, int(scores.argmax()))
 
-    run()
     return partial(_timed, run, len(pixels))

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data import reading
+from data.errors import UserError
+
 SPLITS = ("train", "test")
 NAMES = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels"))
 Arrays = dict[str, np.ndarray]  # the keys are NAMES
@@ -65,7 +68,7 @@ def fetch(name: str, key: bytes, build: Callable[[], Arrays]) -> tuple[Arrays, s
 def _read(folder: Path) -> tuple[Arrays, str] | None:
     """A cached dataset, or None where it is absent, truncated or not what was written."""
     try:
-        mark = json.loads((folder / _META).read_text())["fingerprint"]
+        mark = reading.json_file(folder / _META)["fingerprint"]
         arrays = {
             # A plain array on the mapped file: np.memmap's own type would spread to results.
             name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(
@@ -73,7 +76,7 @@ def _read(folder: Path) -> tuple[Arrays, str] | None:
             )
             for name in NAMES
         }
-    except (OSError, ValueError, EOFError, KeyError, TypeError):
+    except (OSError, ValueError, EOFError, KeyError, TypeError, RecursionError, UserError):
         return None
     # Reading all of it costs a tenth of a second per 100 MB, and a run's manifest states
     # this fingerprint: it must be that of the data, not of what the data once was.

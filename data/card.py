@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from data import datasets, runfolder
-from data.errors import UserError
+from data import datasets, results, runfolder
 from data.table import interval
 
 NAME = "README.md"  # a folder that has one is finished, and is not written to any more
@@ -15,12 +14,7 @@ def card(folder: Path, name: Path) -> str:
 
     UserError if the folder is no finished run.
     """
-    summary = runfolder.read_json(folder / "summary.json")
-    about = runfolder.read_json(folder / "manifest.json")
-    try:
-        return _text(folder, name, summary, about)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder} is not a finished run: its files lack {error}") from None
+    return _text(folder, name, results.read_summary(folder), runfolder.read_manifest(folder))
 
 
 def _text(folder: Path, name: Path, summary: dict[str, Any], about: dict[str, Any]) -> str:

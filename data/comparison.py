@@ -10,7 +10,7 @@ import matplotlib
 from rich.console import Console
 from rich.table import Table
 
-from data import runfolder
+from data import results, runfolder
 from data.recipe import FOLDER
 
 matplotlib.use("Agg")
@@ -58,9 +58,8 @@ def runs(folder: Path, dataset: str) -> list[Path]:
     """The finished runs on a dataset in or below a folder."""
     found = []
     for file in sorted(folder.rglob("summary.json")):
-        value = runfolder.read_json(file)
         config = file.with_name("config.json").exists()
-        if config and isinstance(value, dict) and value.get("dataset") == dataset:
+        if config and results.read_summary(file.parent)["dataset"] == dataset:
             found.append(file.parent)
     return found
 

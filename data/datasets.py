@@ -1,6 +1,5 @@
 """The datasets by name: what is known of each, and how one is loaded."""
 
-import json
 import os
 import re
 from collections.abc import Callable
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import cache
+from data import cache, reading, runfolder
 from data.errors import UserError
 
 
@@ -79,6 +78,15 @@ SPECS = {
 }
 
 
+# What is read of TFDS's `dataset_info.json`; TFDS fills the template in as a format string.
+_ABOUT: reading.Form = {
+    "version": str,
+    "description?": str,
+    "splits": [{"name": str, "shardLengths": [str], "filepathTemplate?": str}],
+}
+_TEMPLATE = re.compile(r"([\w.-]|\{[A-Z_]{1,20}\}){1,200}")
+
+
 @dataclass(frozen=True)
 class Examples:
     """One split in stored order: images uint8 [N, H, W, C], labels int32 [N], both read-only."""
@@ -141,8 +149,16 @@ def prepared_folder(spec: Spec, root: Path) -> Path | None:
     return max(versions, key=lambda folder: [*map(int, folder.name.split("."))], default=None)
 
 
-def load(name: str, data_dir: str | Path | None = None) -> Dataset:
-    """Load a dataset, and prepare (download) it first where `data_dir` has none yet.
+def load_of_run(run: Path, name: str, data_dir: str | Path | None = None) -> Dataset:
+    """The dataset of a run: in `data_dir`, else where the run was trained with it.
+
+    It is not downloaded: a file says which it is, and where, and nobody has asked for it.
+    """
+    return load(name, data_dir or runfolder.data_dir(run), fetch=False)
+
+
+def load(name: str, data_dir: str | Path | None = None, *, fetch: bool = True) -> Dataset:
+    """Load a dataset; with `fetch` prepare (download) it first where `data_dir` has none yet.
 
     `data_dir` is a TFDS data folder, by default `data_root()`; it may be read-only once it
     is prepared. Raises UserError for an unknown name, a folder that cannot be read or does
@@ -153,15 +169,23 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
         return _load_digits(info)
     root = data_root(data_dir)
     folder = prepared_folder(info, root)
+    if folder is None and not fetch:
+        raise UserError(
+            f"dataset {name!r} is not prepared in {root / info.tfds_name}; prepare it with python "
+            f"-m data.prepare {name} --data-dir DIR, and pass --data-dir DIR or set TFDS_DATA_DIR"
+        )
     if folder is None:
         from data import prepare
 
         folder = prepare.prepare(info, root)
-    text = (folder / "dataset_info.json").read_bytes()
+    text = reading.content(folder / "dataset_info.json", reading.MOST_JSON)
     try:
-        about = json.loads(text)
+        about = reading.json_text(text)
+        reading.need(about, _ABOUT)
+        if not all(_TEMPLATE.fullmatch(s.get("filepathTemplate", "x")) for s in about["splits"]):
+            raise ValueError
         version, description = about["version"], about.get("description", "")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, RecursionError):
         raise UserError(
             f"dataset {name!r}: {folder}/dataset_info.json is damaged; delete that folder and "
             "prepare it again"

@@ -1,7 +1,7 @@
 """What the train and evaluate commands need of a framework: all that they differ in."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from data.errors import UserError, out_of_memory
 from data.hierarchy import Path, Tree
 from data.recipe import Recipe
 from data.results import Costs
@@ -45,7 +46,7 @@ class Framework:
       load_networks: (run folder, recipe, tree, image shape) to a finished run's networks.
       predict: (recipe, tree, networks, images) to predictions.
       costs: (tree, networks, image shape) to each node's parameters and multiply-adds.
-      out_of_memory: whether an error of `grow` says so.
+      out_of_memory: whether an error of the others says so.
       exact: a context in which results repeat bit for bit.
       int8: of a run of a quantisation-aware baseline, (recipe, its networks, images) to the
         int8 model's predicted labels and its size in bytes.
@@ -61,3 +62,17 @@ class Framework:
     out_of_memory: Callable[[RuntimeError], bool]
     int8: Callable[[Recipe, Networks, UInt8[np.ndarray, "n h w c"]], tuple[np.ndarray, int]]
     exact: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+@contextmanager
+def within_memory(framework: Framework, advice: str) -> Iterator[None]:
+    """UserError, with the advice, if memory runs out in the block."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        told = isinstance(error, RuntimeError) and framework.out_of_memory(error)
+        if not told and not out_of_memory(error):
+            raise
+        raise UserError(f"out of memory; {advice}") from error

@@ -1,6 +1,6 @@
 """The order in which a tree is grown (published.md, section 1); the same for every framework."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
 
 import numpy as np
@@ -12,6 +12,8 @@ from data.recipe import Recipe
 from data.stages import Stage, row_of
 from data.streams import stream
 
+Ahead = Callable[[Sequence[Stage]], None]
+
 
 def grow(
     classes: int,
@@ -20,6 +22,7 @@ def grow(
     likelihood: Callable[[Tree, Path], np.ndarray],
     decide: Callable[[Tree, Path, Callable[[], np.ndarray]], Groups],
     finish: Callable[[Tree, Path], None],
+    ahead: Ahead | None = None,
 ) -> Tree:
     """Grow a tree breadth first, siblings in name order.
 
@@ -28,20 +31,32 @@ def grow(
       likelihood: the ASL of a node that was trained for its classes.
       decide: the node's groups, from its ASL (called for only if not on record).
       finish: called when a node has its final network and the tree its new shape.
+      ahead: if given, the children of a node go on side by side: it is called with their
+        stages of one phase before `fit` is called for each. The tree is the same: a stage
+        depends on its node's own classes and ancestors alone.
 
     """
     tree = hierarchy.bare(classes)
-    waiting = [ROOT]
+    waiting = [[ROOT]]
     while waiting:
-        node = waiting.pop(0)
-        fit(tree, node, "class")
-        groups = decide(tree, node, lambda tree=tree, node=node: likelihood(tree, node))
-        if splits(groups):
-            tree = hierarchy.regroup(tree, node, groups)
+        nodes, regrouped = waiting.pop(0), []
+        if ahead:
+            ahead([Stage(tree, node, "class") for node in nodes])
+        for node in nodes:
+            fit(tree, node, "class")
+            groups = decide(tree, node, lambda tree=tree, node=node: likelihood(tree, node))
+            if splits(groups):
+                tree = hierarchy.regroup(tree, node, groups)
+                regrouped.append(node)
+        if ahead and regrouped:
+            ahead([Stage(tree, node, "group") for node in regrouped])
+        for node in regrouped:
             fit(tree, node, "group")
             paths = {tree.names[child]: child for child in hierarchy.children(tree, node)}
-            waiting += [paths[name] for name in hierarchy.name_order(paths)]
-        finish(tree, node)
+            children = [paths[name] for name in hierarchy.name_order(paths)]
+            waiting += [children] if ahead else [[child] for child in children]
+        for node in nodes:
+            finish(tree, node)
     return tree
 
 
@@ -54,6 +69,7 @@ def grow_into(
     likelihood: Callable[[Stage], np.ndarray],
     weights: Callable[[Path], dict[str, np.ndarray]],
     joint: Callable[[Stage], None],
+    ahead: Ahead | None = None,
 ) -> Tree:
     """Grow a tree and keep it in a run folder; an ASL that is there already is used again.
 
@@ -62,6 +78,7 @@ def grow_into(
       likelihood: the ASL of a node after its class stage.
       weights: a trained node's state_dict.
       joint: train all nodes of the grown tree together, if the recipe says so.
+      ahead: as in `grow`.
 
     """
 
@@ -88,6 +105,7 @@ def grow_into(
         likelihood=lambda tree, node: likelihood(Stage(tree, node, "class")),
         decide=decide,
         finish=finish,
+        ahead=ahead,
     )
     if recipe.joint is not None:
         joint(Stage(tree, ROOT, "joint"))

@@ -27,6 +27,8 @@ DEFAULTS: dict[str, Any] = {
     "weights": None,
     "speed_up": None,
 }
+LATER = {"precision": None}  # in a run's configuration only where they were given
+SIBLINGS = ("auto", "together", "alone")
 OF_TREES = ("backbone", "volatility", "grouping")
 OF_MODELS = ("size", "weights", "speed_up")
 
@@ -49,6 +51,9 @@ class TrainOptions:
     resume: bool
     data_dir: str | None
     json: Path | None
+    siblings: str = "auto"
+    devices: str = "all"
+    distributed: bool = False
 
 
 def train_parser(framework: str) -> Parser:
@@ -89,7 +94,28 @@ def train_parser(framework: str) -> Parser:
     add("--resume", action="store_true", help="go on with the run in --out, or start it if it "
                                               "is not there (default: off)")  # fmt: skip
     add("--json", metavar="FILE", help="also write the summary to FILE (default: none)")
+    if framework == "jax":
+        add("--precision", choices=recipe.PRECISIONS, help="what a training step of a node "
+            "computes in; parameters, statistics and validation stay float32; bfloat16 is for "
+            "GPUs (default: float32)")  # fmt: skip
+        add("--siblings", choices=SIBLINGS, help="train the children of a node together, in one "
+            "program where they have one shape, or alone; weights agree to rounding (default: "
+            "auto, together on accelerators)")  # fmt: skip
+        _add_devices(parser)
     return parser
+
+
+def _add_devices(parser: Parser) -> None:
+    parser.add_argument("--devices", type=_count, help="how many of this process's devices share "
+                        "each batch, or all (default: all)")  # fmt: skip
+    parser.add_argument("--distributed", action="store_true", help="join the other processes of a "
+                        "job: Slurm, Open MPI, Kubernetes or TPU pod (default: off)")  # fmt: skip
+
+
+def _count(text: str) -> str:
+    if text != "all" and not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number above 0 nor all")
+    return text
 
 
 def train_options(framework: str, arguments: list[str] | None = None) -> TrainOptions:
@@ -103,12 +129,13 @@ def train_options(framework: str, arguments: list[str] | None = None) -> TrainOp
     out = given.pop("out", None)
     resume, data_dir = given.pop("resume", False), given.pop("data_dir", None)
     report = given.pop("json", None)
+    how = {k: given.pop(k) for k in ("siblings", "devices", "distributed") if k in given}
     flags = DEFAULTS | given
     out = _default_folder(_recipe(flags), framework) if out is None else Path(out)
     if resume and (out / "config.json").exists():
         flags = DEFAULTS | _stored_flags(out, parser) | given
     return TrainOptions(
-        _recipe(flags), flags, out, resume, data_dir, Path(report) if report else None
+        _recipe(flags), flags, out, resume, data_dir, Path(report) if report else None, **how
     )
 
 
@@ -126,6 +153,7 @@ def _recipe(flags: dict[str, Any]) -> Recipe:
         own = {flag: flags[flag] for flag in OF_MODELS}
         chosen = baselines.load(flags["model"], flags["dataset"], flags["recipe"], **own)
     overrides = DEFAULTS.keys() - {"dataset", "recipe", "backbone", "model", *OF_MODELS}
+    overrides |= LATER.keys() & flags.keys()
     return recipe.override(chosen, **{key: flags[key] for key in overrides})
 
 
@@ -138,7 +166,7 @@ def _default_folder(chosen: Recipe, framework: str) -> Path:
 def _stored_flags(run: Path, parser: Parser) -> dict[str, Any]:
     """The flags that a run was started with, checked as those of a command line are."""
     flags = runfolder.read_config(run).get("flags")
-    if not isinstance(flags, dict) or flags.keys() - DEFAULTS.keys():
+    if not isinstance(flags, dict) or flags.keys() - DEFAULTS.keys() - LATER.keys():
         raise UserError(f"{run / 'config.json'} is not a run's configuration")
     words = [f"--{k.replace('_', '-')}={v}" for k, v in flags.items() if v is not None]
     try:
@@ -155,6 +183,8 @@ class EvaluateOptions:
     split: str
     data_dir: str | None
     json: Path | None
+    devices: str = "all"
+    distributed: bool = False
 
 
 def evaluate_options(framework: str, arguments: list[str] | None = None) -> EvaluateOptions:
@@ -170,10 +200,15 @@ def evaluate_options(framework: str, arguments: list[str] | None = None) -> Eval
         help="which images (default: %(default)s)")  # fmt: skip
     add("--data-dir", help="folder of prepared TFDS datasets (default: the run's own)")
     add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
+    if framework == "jax":
+        parser.set_defaults(devices="all", distributed=False)
+        _add_devices(parser)
     options = parser.parse_args(arguments)
     return EvaluateOptions(
         Path(options.run),
         options.split,
         options.data_dir,
         Path(options.json) if options.json else None,
+        getattr(options, "devices", "all"),
+        getattr(options, "distributed", False),
     )

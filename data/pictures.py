@@ -10,10 +10,16 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from data import reading
 from data.datasets import Spec
 from data.errors import UserError
 
 STDIN = "-"
+# Those alone whose decoders are libraries of their own; Pillow would hand others to a program
+# (PostScript to Ghostscript).
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+_MOST_BYTES = 256 * 2**20  # of a file
+_MOST_PIXELS = 50 * 10**6  # in memory at most 20 bytes each
 
 
 def files(names: Sequence[str]) -> list[str]:
@@ -39,7 +45,10 @@ def files(names: Sequence[str]) -> list[str]:
 
 
 def _is_image(file: Path) -> bool:
-    return file.is_file() and file.suffix.lower() in Image.registered_extensions()
+    return (
+        Image.registered_extensions().get(file.suffix.lower()) in (*_FORMATS, "MPO")
+        and file.is_file()
+    )
 
 
 def load(names: Sequence[str], spec: Spec, *, as_stored: bool) -> UInt8[np.ndarray, "n h w c"]:
@@ -55,22 +64,47 @@ def load(names: Sequence[str], spec: Spec, *, as_stored: bool) -> UInt8[np.ndarr
 def _open(names: Sequence[str]) -> Iterator[Image.Image]:
     """Each image, upright: cameras note in the file how it was held."""
     for name in names:
+        what = "standard input" if name == STDIN else name
         try:
-            content = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
+            content = _content(name)
             with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about damage that it reads over
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(io.BytesIO(content)) as image:
+                with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+                    _check(image, what)
                     image.load()
-                    yield ImageOps.exif_transpose(image)
+                    upright = ImageOps.exif_transpose(image)
+        except UserError:
+            raise
         except Image.UnidentifiedImageError:
-            what = "standard input" if name == STDIN else name
             raise UserError(f"{what} is not an image in a format known here") from None
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-            raise UserError(f"{name} has more pixels than this command reads") from None
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            what = "standard input" if name == STDIN else name
+            raise UserError(f"{what} has more pixels than this command reads") from None
+        except MemoryError:
+            raise
+        except Exception as error:  # each decoder raises types of its own for damage
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise UserError(f"{what} cannot be read ({reason.splitlines()[0]:.200})") from None
+        yield upright
+
+
+def _content(name: str) -> bytes:
+    if name != STDIN:
+        return reading.content(Path(name), _MOST_BYTES)
+    content = sys.stdin.buffer.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise UserError(f"standard input is longer than {_MOST_BYTES >> 20} MiB")
+    return content
+
+
+def _check(image: Image.Image, what: str) -> None:
+    """UserError for an image that is too large, or is several."""
+    width, height = image.size
+    if width * height > _MOST_PIXELS:
+        raise UserError(f"{what} has more pixels than this command reads")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a phone's: the picture, then its preview
+        raise UserError(f"{what} holds {frames} images; save the one that is meant as a file")
 
 
 def _convert(image: Image.Image, spec: Spec, turn: bool) -> UInt8[np.ndarray, "h w c"]:
@@ -80,10 +114,15 @@ def _convert(image: Image.Image, spec: Spec, turn: bool) -> UInt8[np.ndarray, "h
     """
     height, width, channels = spec.image_shape
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image, np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+        deep = np.array(image)
+        np.clip(deep, 0, 65535, out=deep)
+        deep >>= 8
+        image = Image.fromarray(deep.astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+        black = Image.new("RGBA", image.size, "black")
+        black.alpha_composite(image)
+        image = black
     image = image.convert("L" if channels == 1 else "RGB")
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.BOX)

@@ -37,12 +37,21 @@ def decode(spec: Spec, folder: Path) -> Arrays:
         raise _refusal(spec, folder, problem)
     arrays = {}
     for split, info in infos.items():
-        for shard in info.filepaths:
+        try:
+            shards = info.filepaths
+        except Exception as error:
+            raise _refusal(spec, folder, f"TFDS cannot read it ({_first_line(error)})") from None
+        for shard in shards:
+            if Path(shard).parent != folder:
+                raise _refusal(spec, folder, f"a shard of split {split!r} lies elsewhere")
             if not Path(shard).is_file():
                 raise _refusal(spec, folder, f"shard {shard.name} is missing")
+        room = sum(Path(shard).stat().st_size for shard in shards)
+        if not 0 < info.num_examples <= room:  # a record takes a byte at least
+            raise _refusal(spec, folder, f"split {split!r} cannot have {info.num_examples} records")
         try:
             records = _records(builder, split)
-        except (RuntimeError, ValueError, IndexError, OSError) as error:
+        except Exception as error:  # the readers raise a different type for each damage
             problem = f"a shard of split {split!r} is damaged ({_first_line(error)})"
             raise _refusal(spec, folder, problem) from None
         images = np.empty((len(records), *spec.image_shape), np.uint8)

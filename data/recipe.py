@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-import tomllib
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
+from data import reading
 from data.augmentation import Augmentation
 from data.errors import UserError
 from data.networks import BACKBONES
@@ -49,8 +49,8 @@ class Phase:
     once a batch: onecycle (PyTorch's OneCycleLR, its rate alone), which rises from lr / 25 to
     `lr` in the share `warmup` of all steps and falls to almost 0, both along a cosine.
     `nesterov`: for SGD. `label_smoothing`: the share of a target spread evenly over all outputs.
-    `precision`, of joint training: bfloat16 lets products be taken of values rounded to it;
-    parameters, statistics and validation stay float32.
+    `precision`: with bfloat16 a training step computes in it; in joint training only products
+    are taken of values rounded to it. Parameters, statistics and validation stay float32.
     """
 
     epochs: int
@@ -151,7 +151,7 @@ def names() -> list[str]:
 
 def combinations(name: str) -> list[tuple[str, str]]:
     """The (dataset, backbone) pairs that a recipe covers."""
-    table = tomllib.loads((FOLDER / f"{name}.toml").read_text())
+    table = _table(name)
     return [(dataset, backbone) for dataset, rows in table.items() for backbone in rows]
 
 
@@ -162,8 +162,7 @@ def load(name: str, dataset: str, backbone: str | None = None) -> Recipe:
     """
     if name not in names():
         raise UserError(f"no recipe {name!r}; the recipes: {', '.join(names())}")
-    path = FOLDER / f"{name}.toml"
-    table = tomllib.loads(path.read_text())
+    table = _table(name)
     if backbone is not None and backbone not in BACKBONES:
         raise UserError(f"no backbone {backbone!r}; the backbones: {', '.join(BACKBONES)}")
     rows = table.get(dataset)
@@ -172,12 +171,29 @@ def load(name: str, dataset: str, backbone: str | None = None) -> Recipe:
         wanted = f"{dataset} {backbone}" if backbone else dataset
         raise UserError(f"recipe {name!r} has none for {wanted}; it has: {', '.join(choices)}")
     backbone = backbone or next(iter(rows))
+    for key in rows[backbone].keys() & {"name", "dataset", "backbone"}:
+        raise UserError(f"recipe {name!r} sets {key} for {dataset} {backbone}; a table's name does")
     row = {"root": rows[backbone]["others"]} | rows[backbone]
     for key in ("root", "others"):
         both = {"class_phase": row[key]["class"], "group_phase": row[key]["group"]}
         row[key] = {"volatility": row[key]["volatility"]} | both
     row |= {"name": name, "dataset": dataset, "backbone": backbone}
-    return check(_build(Recipe, row))
+    try:
+        return check(_build(Recipe, row))
+    except (TypeError, OverflowError) as error:  # a setting is missing; too large for a float
+        raise UserError(f"recipe {name!r} for {dataset} {backbone}: {error}") from None
+
+
+def _table(name: str) -> dict[str, Any]:
+    """A recipe's file: by dataset and backbone its settings."""
+    file = FOLDER / f"{name}.toml"
+    table = reading.toml_file(file)
+    node = {"volatility": float, "class": {str: Any}, "group": {str: Any}}
+    try:
+        reading.need(table, {str: {str: {"root?": node, "others": node}}})
+    except ValueError as error:
+        raise UserError(f"{file} is no recipe ({error})") from None
+    return table
 
 
 def override(
@@ -185,9 +201,12 @@ def override(
     *,
     epochs: int | None = None,
     volatility: float | None = None,
+    precision: str | None = None,
     **values: Any,
 ) -> Recipe:
-    """`recipe` with the given fields replaced; `epochs` and `volatility` apply to every phase.
+    """`recipe` with the given fields replaced.
+
+    `epochs`, `volatility` and `precision` apply to every node, the first also to joint training.
 
     None means: keep the recipe's. UserError if the outcome makes no sense.
     """
@@ -196,9 +215,10 @@ def override(
         changes: dict[str, Any] = {}
         if volatility is not None:
             changes["volatility"] = volatility
-        if epochs is not None:
-            changes["class_phase"] = dataclasses.replace(row.class_phase, epochs=epochs)
-            changes["group_phase"] = dataclasses.replace(row.group_phase, epochs=epochs)
+        each = {"epochs": epochs, "precision": precision}
+        each = {key: value for key, value in each.items() if value is not None}
+        for kind in ("class_phase", "group_phase"):
+            changes[kind] = dataclasses.replace(getattr(row, kind), **each)
         return dataclasses.replace(row, **changes)
 
     given = {key: value for key, value in values.items() if value is not None}
@@ -228,10 +248,6 @@ def check(recipe: Recipe) -> Recipe:
         _need(good, "volatility", row.volatility, "a number above 0")
         _check_phase(recipe, row.class_phase)
         _check_phase(recipe, row.group_phase)
-        for phase in (row.class_phase, row.group_phase):
-            _need(
-                phase.precision == "float32", "precision", phase.precision, "float32 but in joint"
-            )
     if recipe.joint is not None:
         _check_phase(recipe, recipe.joint)
         faulty = [fault for fault in recipe.faults if fault in _NOT_JOINT]

@@ -6,12 +6,52 @@ from typing import Any
 
 import numpy as np
 
-from data import hierarchy, metrics, runfolder
+from data import hierarchy, metrics, reading, runfolder
 from data.datasets import Dataset, Examples
+from data.errors import UserError
 from data.hierarchy import Tree
 from data.recipe import Recipe
 
 Costs = dict[str, dict[str, int]]
+
+_COUNTS: reading.Form = {"accuracy": float, "correct": int, "total": int}
+_COST: reading.Form = {"parameters": float, "multiply_adds": float}
+SUMMARY: reading.Form = {
+    "framework": str,
+    "dataset": str,
+    "dataset_title": str,
+    "backbone": str,
+    "recipe": str,
+    "protocol": str,
+    "selected_on": str,
+    "seed": int,
+    "accuracy": {"test": _COUNTS, "validation?": _COUNTS, "train?": _COUNTS},
+    "nodes": {
+        str: {
+            "parameters": int,
+            "multiply_adds": int,
+            "test": {"accuracy": (float, None), "correct": int, "total": int},
+        }
+    },
+    "depth": int,
+    "paths": {"shortest": _COST, "longest": _COST, "mean": _COST},
+    "int8?": {"bytes": int, "test": _COUNTS},
+}
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The `summary.json` of a finished run. UserError if it is missing or something else."""
+    file = folder / "summary.json"
+    value = reading.json_of_form(file, SUMMARY, "a run's summary")
+    try:
+        reading.need(value["accuracy"], {str: _COUNTS}, "accuracy")
+        reading.need(value["paths"], {str: _COST}, "paths")
+        for part, counts in value["accuracy"].items():
+            if not 0 <= counts["correct"] <= counts["total"] or counts["total"] < 1:
+                raise ValueError(f"accuracy.{part} counts what cannot be")
+    except ValueError as error:
+        raise UserError(f"{file} is not a run's summary ({error})") from None
+    return value
 
 
 def summary(

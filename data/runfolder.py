@@ -27,13 +27,34 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from data import hierarchy, recipe
+from data import hierarchy, reading, recipe
 from data.errors import UserError
 from data.hierarchy import Tree
 from data.recipe import Recipe
 
 FORMAT = 1
-_MOST_JSON = 64 * 2**20  # bytes; the largest file of ours is far below
+# What is read of `manifest.json`; what is only kept may be anything.
+MANIFEST: reading.Form = {
+    "started": str,
+    "command": [str],
+    "flags": {str: Any},
+    "python": str,
+    "packages": {str: str},
+    "device": {"kind": str},
+    "machine": {"system": str, "processor": str, "cores": int},
+    "git": ({"commit": str, "modified": bool}, None),
+    "dataset": {
+        "version": str,
+        "title": str,
+        "data_dir": (str, None),
+        "sha256": str,
+        "images": {"train": int, "validation": int, "test": int},
+    },
+    "seconds?": float,
+    "resumed?": [str],
+    "converted?": [Any],
+}
+_MOST_METRICS = 64 * 2**20  # bytes; 200,000 epochs
 
 
 @contextmanager
@@ -65,6 +86,21 @@ def write_bytes(path: Path, content: bytes) -> None:
             raise
 
 
+def reserve(folder: Path, size: int) -> None:
+    """UserError if the folder, which is made, has no room for so many bytes more.
+
+    For what a library writes, which may not say plainly that the disk is full.
+    """
+    aside = folder / f".{os.getpid()}.tmp"
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(aside, "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON, whole or not at all."""
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
@@ -72,14 +108,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Read JSON; UserError if the file is missing, too large or not JSON."""
-    try:
-        if path.stat().st_size > _MOST_JSON:
-            raise UserError(f"{path} is larger than {_MOST_JSON >> 20} MiB; not a file of ours")
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from None
+    return reading.json_file(path)
 
 
 def create(path: Path, config: dict[str, Any], resume: bool) -> bool:
@@ -127,6 +156,22 @@ def lock(path: Path) -> Iterator[None]:
         foreign = any(not entry.name.startswith(".") for entry in path.iterdir())
         if foreign and not (path / "config.json").exists():
             raise UserError(f"{path} exists and is no run folder; choose another --out")
+    with hold(path):
+        for leftover in path.rglob(".*.tmp"):  # of a process that was killed as it wrote
+            if leftover.is_file():
+                leftover.unlink()
+        yield
+
+
+@contextmanager
+def hold(path: Path) -> Iterator[None]:
+    """Hold a folder, made if it is not there, against other processes of ours.
+
+    UserError if another holds it. The kernel lets go of it however we end.
+    """
+    with _writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        reading.need_inside(path)
         file = open(path / ".lock", "w")  # noqa: SIM115 (closed below)
     with file:
         try:
@@ -142,6 +187,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no run folder: there is no such folder")
     if not (path / "config.json").exists():
         raise UserError(f"{path} is no run folder: it has no config.json")
+    reading.need_inside(path)
     config = read_json(path / "config.json")
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise UserError(f"{path / 'config.json'} is not a run's configuration")
@@ -163,7 +209,15 @@ def data_dir(path: Path) -> str | None:
     value = read_json(file) if file.exists() else {}
     about = value.get("dataset") if isinstance(value, dict) else None
     folder = about.get("data_dir") if isinstance(about, dict) else None
-    return folder if isinstance(folder, str) and Path(folder).is_dir() else None
+    try:
+        return folder if isinstance(folder, str) and Path(folder).is_dir() else None
+    except (OSError, ValueError):  # too long, a NUL in it
+        return None
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The run's `manifest.json`. UserError if it is missing or something else."""
+    return reading.json_of_form(path / "manifest.json", MANIFEST, "a run's manifest")
 
 
 def write_tree(path: Path, tree: Tree) -> None:
@@ -227,8 +281,9 @@ def read_weights(path: Path, node: str) -> dict[str, np.ndarray]:
 
 def read_safetensors(file: Path) -> dict[str, np.ndarray]:
     """All tensors of a safetensors file. UserError if damaged or not finite."""
+    content = reading.content(file, reading.MOST_WEIGHTS)
     try:
-        weights = load_safetensors(file.read_bytes())
+        weights = load_safetensors(content)
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{file} is not a whole safetensors file ({error})") from None
     for name, array in weights.items():
@@ -243,10 +298,16 @@ def append_metrics(path: Path, row: dict[str, Any]) -> None:
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
     }
     file = path / "metrics.jsonl"
+    end = file.stat().st_size if file.exists() else 0
     with _writing(file), open(file, "a") as lines:
-        lines.write(json.dumps(clean) + "\n")
-        lines.flush()
-        os.fsync(lines.fileno())
+        try:
+            lines.write(json.dumps(clean) + "\n")
+            lines.flush()
+            os.fsync(lines.fileno())
+        except OSError:
+            with suppress(OSError):
+                os.truncate(file, end)
+            raise
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -255,12 +316,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     rows = []
-    for line in file.read_bytes().splitlines():
+    for line in reading.content(file, _MOST_METRICS).splitlines():
         try:
-            rows.append(json.loads(line))
+            row = reading.json_text(line)
         except (ValueError, RecursionError):
             break
-    return [row for row in rows if isinstance(row, dict)]
+        if isinstance(row, dict) and type(row.get("epoch", 0)) is int:
+            rows.append(row)
+    return rows
 
 
 def forget_metrics(path: Path, node: str, phase: str, after: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from data import hierarchy, runfolder
+from data import hierarchy, interrupts, runfolder
 from data.hierarchy import Path, Tree
 from data.recipe import NodeRecipe, Phase, Recipe
 
@@ -73,6 +73,7 @@ def reporter(folder: FilePath, stage: Stage, report: Callable[..., None]) -> Cal
 
     def call(row: dict[str, Any] | None = None, **progress: Any) -> None:
         nonlocal resumed
+        interrupts.check()
         if row is not None:
             if not resumed:
                 runfolder.forget_metrics(folder, stage.name, stage.phase, row["epoch"] - 1)

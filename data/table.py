@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data import runfolder
+from data import results, runfolder
 from data.errors import UserError, run_command
 from data.options import Parser
 
@@ -42,11 +42,7 @@ def table(runs: list[Path]) -> str:
     """The table of the runs. UserError for one that is not finished."""
     rows = []
     for run in runs:
-        summary = runfolder.read_json(run / "summary.json")
-        try:
-            rows.append(row(summary))
-        except (KeyError, TypeError):
-            raise UserError(f"{run / 'summary.json'} is not a run's summary") from None
+        rows.append(row(results.read_summary(run)))
     return "\n".join([HEADER, *rows])
 
 

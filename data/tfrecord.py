@@ -13,6 +13,8 @@ import numpy as np
 _POLYNOMIAL = 0x82F63B78  # CRC-32C (Castagnoli), reflected
 _MASK_DELTA = 0xA282EAD8
 _BATCH = 4096  # records whose checksums are computed side by side
+_LARGEST = 2**20  # bytes of a record; one of ours is an image of a few thousand
+_BLOCK = 2**26  # bytes of such records, each counted as the longest of them
 
 
 def _crc_table() -> np.ndarray:
@@ -56,6 +58,8 @@ def read_records(path: Path) -> list[bytes]:
         if len(head) < 12:
             raise ValueError("the file is truncated")
         length, head_sum = struct.unpack("<QI", head)
+        if length > _LARGEST:
+            raise ValueError("it is damaged: a record is too long")
         end = at + 12 + length
         if end + 4 > len(data):
             raise ValueError("the file is truncated or damaged")
@@ -63,8 +67,10 @@ def read_records(path: Path) -> list[bytes]:
         heads.append(head[:8])
         sums.append((head_sum, *struct.unpack_from("<I", data, end)))
         at = end + 4
-    for start in range(0, len(records), _BATCH):
-        part = slice(start, start + _BATCH)
+    longest = max(map(len, records), default=1)
+    batch = max(1, min(_BATCH, _BLOCK // max(longest, 1)))
+    for start in range(0, len(records), batch):
+        part = slice(start, start + batch)
         expected = np.array(sums[part], np.uint32)
         found = np.stack([masked_crc32c(heads[part]), masked_crc32c(records[part])], axis=1)
         if not np.array_equal(found, expected):

@@ -4,10 +4,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data import datasets, results, runfolder
+from data import datasets, reading, results, runfolder
 from data.datasets import Dataset
 from data.errors import UserError
-from data.framework import Framework, Grown
+from data.framework import Framework, Grown, within_memory
 from data.manifest import manifest
 from data.options import TrainOptions
 from data.progress import Reporter
@@ -31,8 +31,10 @@ def train(framework: Framework, options: TrainOptions) -> None:
     with runfolder.lock(folder), framework.exact():
         runfolder.create(folder, _config(framework.name, options, dataset), options.resume)
         if not (folder / "summary.json").exists():
-            _grow_and_evaluate(framework, options, dataset, splits)
-        summary = runfolder.read_json(folder / "summary.json")
+            with within_memory(framework, "use a smaller --batch-size, or free memory; --resume "
+                               "goes on with what is saved"):  # fmt: skip
+                _grow_and_evaluate(framework, options, dataset, splits)
+        summary = results.read_summary(folder)
     print(*results.lines(summary), f"  run folder {folder}", sep="\n")
     if options.json:
         runfolder.write_json(options.json, summary)
@@ -68,11 +70,12 @@ def _continued(file: Path, about: dict[str, Any]) -> dict[str, Any]:
     """The manifest of a run that goes on: when it was started, and when resumed."""
     if not file.exists():
         return about
-    before = runfolder.read_json(file)
-    if not isinstance(before, dict) or not isinstance(before.get("resumed", []), list):
+    form = {"started": str}
+    before = reading.json_of_form(file, form, "a run's file; remove it to go on without its dates")
+    if not isinstance(before.get("resumed", []), list):
         raise UserError(f"{file} is not a run's file; remove it to go on without its dates")
     resumed = [*before.get("resumed", []), about["started"]]
-    return about | {"started": before.get("started", about["started"]), "resumed": resumed}
+    return about | {"started": before["started"], "resumed": resumed}
 
 
 def _grow(framework: Framework, options: TrainOptions, dataset: Dataset, splits: Splits) -> Grown:
@@ -81,12 +84,7 @@ def _grow(framework: Framework, options: TrainOptions, dataset: Dataset, splits:
         report.note(f"{dataset.spec.name}: {dataset.source}")
         if recipe.protocol == "published":
             report.note("protocol published: epochs are selected on the TEST split")
-        try:
-            return framework.grow(recipe, splits, classes, options.out, report)
-        except RuntimeError as error:
-            if not framework.out_of_memory(error):
-                raise
-            raise UserError("out of memory; use a smaller --batch-size") from error
+        return framework.grow(recipe, splits, classes, options.out, report)
 
 
 def _evaluate(

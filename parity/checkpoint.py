@@ -25,7 +25,7 @@ def check_checkpoint(folder: Path, data_dir: str | None) -> list[Check]:
     shape = datasets.spec(recipe.dataset).image_shape
     ours = trunk_jax.run.load_networks(folder, recipe, tree, shape)
     theirs = trunk_torch_ref.run.load_networks(folder, recipe, tree, shape)
-    dataset = datasets.load(recipe.dataset, data_dir or runfolder.data_dir(folder))
+    dataset = datasets.load_of_run(folder, recipe.dataset, data_dir)
     test = split(dataset, recipe.protocol, recipe.seed, recipe.limit).test
     checks = []
     for node, network in ours.items():

@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -25,7 +24,7 @@ import trunk_jax.exchange
 import trunk_jax.run
 import trunk_torch_ref.exchange
 import trunk_torch_ref.run
-from data import datasets, hierarchy, runfolder
+from data import datasets, hierarchy, results, runfolder
 from data.errors import UserError, run_command
 from data.options import Parser
 from trunk_jax.network import Network
@@ -98,9 +97,9 @@ def convert_run(folder: Path, to: str, out: Path) -> dict[str, int]:
         raise UserError(f"{out} exists; remove it, or choose another --out")
     if not (folder / "summary.json").exists():
         raise UserError(f"{folder} is not finished (go on with train --resume)")
-    changed = {"config.json": config, "summary.json": _object(folder / "summary.json")}
+    changed = {"config.json": config, "summary.json": results.read_summary(folder)}
     if (folder / "manifest.json").exists():
-        about = _object(folder / "manifest.json")
+        about = runfolder.read_manifest(folder)
         entry = {
             "from": origin,
             "run": str(folder.absolute()),
@@ -132,13 +131,6 @@ def convert_run(folder: Path, to: str, out: Path) -> dict[str, int]:
         shutil.rmtree(aside, ignore_errors=True)
     values = sum(array.size for state in states.values() for array in state.values())
     return {"nodes": len(hierarchy.nodes(tree)), "values": values}
-
-
-def _object(file: Path) -> dict[str, Any]:
-    value = runfolder.read_json(file)
-    if not isinstance(value, dict):
-        raise UserError(f"{file} is not a run's file: it holds no JSON object")
-    return value
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -34,7 +34,7 @@ from parity.families import FAMILIES, Family, build
 from parity.nodes import check_in_float32, check_in_float64
 from parity.routing import check_routing
 from trunk_jax import conv, exchange, fit, grow, layers, network, objective
-from trunk_jax.conv import _general
+from trunk_jax.conv import general
 from trunk_jax.nodes import mobilenet
 from trunk_torch_ref import grow as torch_grow
 
@@ -191,7 +191,7 @@ def _rounded(x, kernel, stride, padding, groups=1):
     """Products as if in bfloat16, in float32 alone: what a fast mode left on would do."""
     if x.dtype == jnp.float32:
         x, kernel = (lax.reduce_precision(a, 8, 7) for a in (x, kernel))
-    return _general(x, kernel, stride, padding, groups)
+    return general(x, kernel, stride, padding, groups)
 
 
 def _dropout(*, always: bool = False, unscaled: bool = False) -> Callable[[], Any]:
@@ -291,7 +291,7 @@ class Fault:
 
 def faults() -> list[Fault]:
     """All of them."""
-    residual = mobilenet._InvertedResidual
+    residual = mobilenet.InvertedResidual
     return [
         Fault("kernel axes swapped", _layout(layers.Conv, "weight", (3, 2, 1, 0)), vgg_node),
         Fault("Linear transposed", _layout(layers.Linear, "weight", (0, 1)), vgg_node),
@@ -310,7 +310,7 @@ def faults() -> list[Fault]:
         Fault("shortcut left out", _replace(
             residual, "__call__", lambda self, x, mode: self.inverted_residual(x, mode)),
             mobilenet_child),
-        Fault("convolution in bfloat16", _replace(conv, "_general", _rounded),
+        Fault("convolution in bfloat16", _replace(conv, "general", _rounded),
               vgg_node_in_float32),
         Fault("dropout left on in eval mode", _dropout(always=True), vgg_node),
         Fault("dropout not scaled", _dropout(unscaled=True), vgg_node),

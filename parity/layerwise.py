@@ -1,6 +1,7 @@
 """Each layer of a network by itself: the same input and output gradient in both frameworks."""
 
 import copy
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from flax import nnx
 
+from parity import cancellation
 from parity.passes import (
     DEVICE,
     DTYPES,
@@ -140,8 +142,11 @@ def _layers(module: nnx.Module) -> dict[str, layers.Layer]:
     }
 
 
-def accumulated(layer: torch.nn.Module, given: Arrays) -> dict[str, int]:
-    """How many terms are summed for each value of a layer's results; 1 where nothing is."""
+def accumulated(layer: torch.nn.Module, given: Arrays) -> dict[str, float]:
+    """How many terms are summed for each value of a layer's results; 1 where nothing is.
+
+    For sums one after another the square of the sum of the roots.
+    """
     x, dy = given["x"].shape, given["dy"].shape
     batch = x[0]
     if isinstance(layer, torch.nn.Conv2d):
@@ -170,19 +175,20 @@ def accumulated(layer: torch.nn.Module, given: Arrays) -> dict[str, int]:
             "gradient of bias": rows,
         }
     if isinstance(layer, SelfAttention | ScaledDotProduct):
-        # one sum after another: projections, scores over a head's features, values over tokens;
-        # backward as many again, and softmax's gradient is a difference of two of them
+        # one sum after another: scores over a head's features, values over tokens, and before
+        # and after them projections; backward as many, on terms that cancel
         tokens, width = x[1], dy[2]
         packed = isinstance(layer, SelfAttention)
-        steps = [width // layer.heads if not packed else layer.head_dim, tokens]
-        steps += [width, width] if packed else []
-        terms = int(sum(np.sqrt(steps)) ** 2)
+        inner = math.sqrt(layer.head_dim if packed else width // layer.heads) + math.sqrt(tokens)
+        outer = 2 * math.sqrt(width) if packed else 0.0
+        lost = cancellation.of_attention(layer, given["x"], given["dy"])
+        backward = (lost * inner + outer) ** 2
         return {
-            "output": terms,
-            "gradient of input": 16 * terms,
-            "gradient of in_proj_weight": 16 * terms + batch * tokens,
-            "gradient of in_proj_bias": 16 * terms + batch * tokens,
-            "gradient of out_proj.weight": terms + batch * tokens,
+            "output": (inner + outer) ** 2,
+            "gradient of input": backward,
+            "gradient of in_proj_weight": backward + batch * tokens,
+            "gradient of in_proj_bias": backward + batch * tokens,
+            "gradient of out_proj.weight": (inner + outer) ** 2 + batch * tokens,
             "gradient of out_proj.bias": batch * tokens,
         }
     if isinstance(layer, torch.nn.GELU):

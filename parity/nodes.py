@@ -1,6 +1,7 @@
 """Checks of node networks: whole in float64, forward and layer by layer in float32."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -21,43 +22,57 @@ class Subject(Protocol):
     loss: str
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A network in both frameworks, one batch for it, and what PyTorch makes of it in float64.
+
+    `x`: [b, c, h, w]; `truth` and the dropout `masks` are `torch_pass`'s.
+    """
+
+    name: str
+    loss: str
+    both: Pair
+    x: np.ndarray
+    targets: np.ndarray
+    seed: int
+    truth: Arrays
+    masks: Arrays
+
+    @cached_property
+    def layers(self) -> layerwise.Passes:
+        """What each layer is given in that pass: its input, and the gradient of its output."""
+        return layerwise.truth(self.both, self.x, self.targets, self.seed, self.loss)[0]
+
+
+def trial(subject: Subject, both: Pair, x: np.ndarray, targets: np.ndarray, seed: int) -> Trial:
+    """The trial of a subject's networks on images `x` [b, c, h, w] and `targets` [b]."""
+    truth, masks = torch_pass(both, "float64", x, targets, seed, subject.loss)
+    return Trial(subject.name, subject.loss, both, x, targets, seed, truth, masks)
+
+
 def check_node(family: Family, seed: int) -> list[Check]:
     """Everything that a pass through a node computes, in both frameworks and both types."""
-    return check_pair(*_case(family, seed))
+    return check_trial(_trial_of(family, seed))
 
 
-def check_pair(
-    family: Subject,
-    both: Pair,
-    x: np.ndarray,
-    targets: np.ndarray,
-    seed: int,
-    truth: Arrays,
-    masks: Arrays,
-) -> list[Check]:
-    """As `check_node`, of a pair that is already built; `truth` and `masks` from `torch_pass`."""
-    case = (family, both, x, targets, seed, truth, masks)
-    checks = _in_float64(*case) + _forward_in_float32(*case)
-    layers = check_layers(*case)
-    return checks + [replace(check, part="each layer, forward and backward") for check in layers]
+def check_trial(of: Trial) -> list[Check]:
+    """As `check_node`, of any network."""
+    layers = [replace(check, part="each layer, forward and backward") for check in _layers(of)]
+    return _in_float64(of) + _forward_in_float32(of) + layers
 
 
 def check_in_float64(family: Family, seed: int) -> list[Check]:
     """The float64 part of `check_node`."""
-    return _in_float64(*_case(family, seed))
+    return _in_float64(_trial_of(family, seed))
 
 
 def check_in_float32(family: Family, seed: int) -> list[Check]:
     """The forward float32 part of `check_node`."""
-    return _forward_in_float32(*_case(family, seed))
+    return _forward_in_float32(_trial_of(family, seed))
 
 
-def _case(family: Family, seed: int):
-    """(family, network, images, targets, seed, the float64 truth, dropout masks)."""
-    both = build(family, seed)
-    x, targets = inputs(family, seed)
-    truth = torch_pass(both, "float64", x, targets, seed, family.loss)
-    return family, both, x, targets, seed, *truth
+def _trial_of(family: Family, seed: int) -> Trial:
+    return trial(family, build(family, seed), *inputs(family, seed), seed)
 
 
 def inputs(family: Family, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -69,19 +84,12 @@ def inputs(family: Family, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (x if family.node == "root" else np.abs(x)), targets
 
 
-def _in_float64(
-    family: Subject,
-    both: Pair,
-    x: np.ndarray,
-    targets: np.ndarray,
-    seed: int,
-    truth: Arrays,
-    masks: Arrays,
-) -> list[Check]:
-    ours = jax_pass(both, "float64", x, targets, masks, family.loss)
+def _in_float64(of: Trial) -> list[Check]:
+    truth = of.truth
+    ours = jax_pass(of.both, "float64", of.x, of.targets, of.masks, of.loss)
     if ours.keys() != truth.keys():
         odd = sorted(ours.keys() ^ truth.keys())
-        return [compare.equal(family.name, "names", odd, [])]
+        return [compare.equal(of.name, "names", odd, [])]
     groups = {
         "eval": ("features and scores in eval mode", compare.VALUE_64),
         "train": ("features and scores in train mode", compare.VALUE_64),
@@ -92,7 +100,7 @@ def _in_float64(
     checks = []
     for prefix, (what, bound) in groups.items():
         rows = [
-            compare.close(family.name, key, ours[key], truth[key], bound, scale=_scale(truth, key))
+            compare.close(of.name, key, ours[key], truth[key], bound, scale=_scale(truth, key))
             for key in truth
             if key.startswith(prefix)
         ]
@@ -102,14 +110,14 @@ def _in_float64(
         detail = f"worst: {worst.what}"
         failed = not all(row.passed for row in rows)
         if failed and prefix in ("eval", "train"):
-            detail = f"first at {first_difference(both, x, seed, prefix == 'train')}"
+            detail = f"first at {first_difference(of.both, of.x, of.seed, prefix == 'train')}"
         elif failed and prefix == "gradient":
             # the backward pass meets the last layer first
             order = [row.what for row in rows if not row.passed and "input" not in row.what]
             detail = f"first at {order[-1].removeprefix('gradient of ')}" if order else detail
         checks.append(
             Check(
-                family.name, what, "float64", worst.max_abs, worst.max_rel, worst.tolerance,
+                of.name, what, "float64", worst.max_abs, worst.max_rel, worst.tolerance,
                 not failed, detail,
             )
         )  # fmt: skip
@@ -137,31 +145,22 @@ def first_difference(both: Pair, x: np.ndarray, seed: int, train: bool) -> str:
     return "no single layer"
 
 
-def _forward_in_float32(
-    family: Subject,
-    both: Pair,
-    x: np.ndarray,
-    targets: np.ndarray,
-    seed: int,
-    truth: Arrays,
-    masks: Arrays,
-) -> list[Check]:
-    theirs, same = torch_pass(both, "float32", x, targets, seed, family.loss)
-    ours = jax_pass(both, "float32", x, targets, masks, family.loss, gradients=False)
-    given, _ = layerwise.truth(both, x, targets, seed, family.loss)
-    modules = layerwise.leaves(both.torch)
+def _forward_in_float32(of: Trial) -> list[Check]:
+    theirs, same = torch_pass(of.both, "float32", of.x, of.targets, of.seed, of.loss)
+    ours = jax_pass(of.both, "float32", of.x, of.targets, of.masks, of.loss, gradients=False)
+    modules = layerwise.leaves(of.both.torch)
     growth = sum(
         np.sqrt(layerwise.accumulated(modules[name], values).get("output", 1))
-        for name, values in given.items()
+        for name, values in of.layers.items()
     )
     checks = [
-        compare.equal(family.name, f"dropout mask of {name}", same[name], masks[name], "float32")
-        for name in masks
+        compare.equal(of.name, f"dropout mask of {name}", same[name], of.masks[name], "float32")
+        for name in of.masks
     ]
     for key in ours:
         if key.endswith("num_batches_tracked"):
             continue
-        checks.append(compare.fair(family.name, key, ours[key], theirs[key], truth[key], growth))
+        checks.append(compare.fair(of.name, key, ours[key], theirs[key], of.truth[key], growth))
     return [replace(check, part="whole node, forward") for check in checks]
 
 
@@ -176,22 +175,20 @@ def _is_plain_sum(layer: torch.nn.Module, key: str) -> bool:
     return isinstance(layer, summed) and key in ("gradient of bias", "gradient of weight")
 
 
-def check_layers(
-    family: Subject, both: Pair, x: np.ndarray, targets: np.ndarray, seed: int, *_: Arrays
-) -> list[Check]:
+def _layers(of: Trial) -> list[Check]:
     """Each layer alone, forward and backward, in float32 against the float64 truth."""
-    given, masks = layerwise.truth(both, x, targets, seed, family.loss)
-    truth = layerwise.torch_passes(both, "float64", given, masks)
-    theirs = layerwise.torch_passes(both, "float32", given, masks)
-    ours = layerwise.jax_passes(both, "float32", given, masks)
-    modules = layerwise.leaves(both.torch)
+    given = of.layers
+    truth = layerwise.torch_passes(of.both, "float64", given, of.masks)
+    theirs = layerwise.torch_passes(of.both, "float32", given, of.masks)
+    ours = layerwise.jax_passes(of.both, "float32", given, of.masks)
+    modules = layerwise.leaves(of.both.torch)
     checks = []
     for name in truth:
         terms = layerwise.accumulated(modules[name], given[name])
         for key in truth[name]:
             if key.endswith(STATISTICS[2]):
                 checks.append(
-                    compare.equal(family.name, f"{name}: {key}", ours[name][key], theirs[name][key])
+                    compare.equal(of.name, f"{name}: {key}", ours[name][key], theirs[name][key])
                 )
                 continue
             known = None
@@ -199,7 +196,7 @@ def check_layers(
                 known = ("its kernel is a plain float32 sum", terms[key])
             checks.append(
                 compare.fair(
-                    family.name,
+                    of.name,
                     f"{name}: {key}",
                     ours[name][key],
                     theirs[name][key],

@@ -29,6 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     add("name", metavar="NAME", help=f"one of {', '.join(SOURCES)}")
     add("--file", metavar="FILE", help="the published file, downloaded elsewhere (default: none, "
         "download it)")  # fmt: skip
+    add("--sha256", metavar="DIGEST", help="that the file must have; needed where its publisher "
+        "states none (default: the one in its published name)")  # fmt: skip
     add("--out", metavar="FILE", help="the safetensors to write (default: NAME.safetensors in the "
         "cache, where train looks for it)")  # fmt: skip
     add("--seed", type=int, default=0, help="of the images (default: %(default)s)")
@@ -44,8 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"{file} is missing")
     file = file or fetch(name, cache_root() / "downloads")
     digest = check_digest(name, file)
-    if not SOURCES[name].sha256:
-        print(f"note: no SHA-256 is published for {file.name}; this one's is {digest}")
+    if options.sha256 is None and not SOURCES[name].sha256:
+        raise UserError(
+            f"no SHA-256 is published for {file.name}; that of {file} is {digest}: compare it with "
+            f"a source that you trust, and pass --sha256 {digest}"
+        )
+    if options.sha256 is not None and options.sha256.lower() != digest:
+        raise UserError(f"the SHA-256 of {file} is {digest}, not that of --sha256; remove the file")
     # after the download: both frameworks take seconds to load
     from parity import report
     from parity.pretrained_check import check, read

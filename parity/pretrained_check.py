@@ -12,7 +12,7 @@ import torch
 
 from data.architectures import Architecture, Dinov2, architecture
 from data.errors import UserError
-from parity import compare
+from parity import compare, published_files
 from parity.check import prepare_process
 from parity.compare import Check
 from parity.passes import DTYPES, cast, leaves
@@ -30,11 +30,7 @@ def read(name: str, file: Path) -> dict[str, np.ndarray]:
 
     UserError if PyTorch cannot read it without running code, or if it holds something else.
     """
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # each way to be damaged raises a different type
-        reason = (str(error) or type(error).__name__).splitlines()[0][:160]
-        raise UserError(f"{file} is no file of weights ({reason})") from None
+    content = published_files.read_tensors(file)
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]  # DeiT's is wrapped
     tensors = isinstance(content, Mapping) and all(
@@ -42,7 +38,7 @@ def read(name: str, file: Path) -> dict[str, np.ndarray]:
     )
     if not tensors or not content:
         raise UserError(f"{file} holds no state_dict")
-    return complete({str(key): value.numpy() for key, value in content.items()}, name)
+    return complete(published_files.arrays({str(k): v for k, v in content.items()}, file), name)
 
 
 def complete(weights: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ rest before anything of it is called; `tree.pkl` is never opened.
 import pickle
 import warnings
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import hierarchy, runfolder
+from data import hierarchy, reading, runfolder
 from data.errors import UserError
 from data.hierarchy import Groups, Tree
 
@@ -39,6 +40,7 @@ def read_layout(folder: Path) -> Layout:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no published folder: there is no such folder")
+    reading.need_inside(folder)
     models_file = _find(folder, "inputs_to_models.json")
     models = runfolder.read_json(models_file)
     target_map = runfolder.read_json(_find(folder, "target_map.json"))
@@ -112,7 +114,18 @@ def read_weights(folder: Path, node: str) -> dict[str, np.ndarray]:
     whole = isinstance(value, dict) and value
     if not whole or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()):
         raise UserError(f"{file} holds no state_dict (tensors by name)")
-    return {key: _array(tensor, file) for key, tensor in value.items()}
+    return arrays(value, file)
+
+
+def arrays(tensors: Mapping[str, Tensor], file: Path) -> dict[str, np.ndarray]:
+    """Tensors of a file as NumPy's. UserError for such as NumPy does not have.
+
+    A view that repeats its numbers may claim any size, so it is refused too.
+    """
+    for key, tensor in tensors.items():
+        if tensor.layout == torch.strided and tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise UserError(f"{file}: {key:.80} repeats its numbers; it was not loaded")
+    return {key: _array(tensor, file) for key, tensor in tensors.items()}
 
 
 def _array(tensor: Tensor, file: Path) -> np.ndarray:
@@ -130,11 +143,10 @@ def read_tensors(file: Path) -> Any:
     if not file.is_file():
         raise UserError(f"{file} is missing")
     try:
+        if file.stat().st_size > reading.MOST_WEIGHTS:
+            raise ValueError(f"it is larger than {reading.MOST_WEIGHTS >> 20} MiB")
         if zipfile.is_zipfile(file):
-            # torch.load notices a truncated file but not a changed byte; the zip's checksums do.
-            with zipfile.ZipFile(file) as archive:
-                if (damaged := archive.testzip()) is not None:
-                    raise ValueError(f"{damaged} has a wrong checksum")
+            reading.need_plain_archive(file)
         with warnings.catch_warnings(action="ignore"):  # about odd files, which are refused below
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:

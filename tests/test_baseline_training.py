@@ -71,7 +71,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, monkeypatch):
     from trunk_jax import checkpoint, fit
 
     monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", -1.0)
-    original, calls = fit._train_epoch, []
+    original, calls = fit.train_epoch, []
 
     def stop_in_the_second(*arguments):
         calls.append(1)
@@ -79,10 +79,10 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(fit, "_train_epoch", stop_in_the_second)
+    monkeypatch.setattr(fit, "train_epoch", stop_in_the_second)
     with pytest.raises(KeyboardInterrupt):
         trained(train, "vgg16_bn_pruned", "--out", "cut")
-    monkeypatch.setattr(fit, "_train_epoch", original)
+    monkeypatch.setattr(fit, "train_epoch", original)
     trained(train, "vgg16_bn_pruned", "--out", "cut", "--resume")
     whole, cut = (runfolder.read_weights(tmp_path / name, "root") for name in ("whole", "cut"))
     assert all(np.array_equal(whole[key], cut[key]) for key in whole)

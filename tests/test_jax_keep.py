@@ -67,3 +67,12 @@ def test_short_memory_is_said_and_training_goes_on(monkeypatch):
     assert found.above == (ABOVE,)
     assert len(told) == 1
     assert "inputs not kept" in told[0]
+
+
+def test_on_a_cpu_no_more_is_kept_however_much_is_free(monkeypatch):
+    needed = 128 * 4 * 4 * 32 * 4
+    told = []
+    monkeypatch.setattr(memory, "available", lambda: 2**50)
+    monkeypatch.setattr(keep, "MOST", needed - 1)
+    assert (kept(told=told).kept is None) == (keep.jax.default_backend() == "cpu")
+    assert "a CPU may use" in told[0]

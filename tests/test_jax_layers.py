@@ -24,6 +24,8 @@ from trunk_jax.layers import (
     Relu6,
 )
 from trunk_jax.network import apply, merge, split
+from trunk_jax.norm import normalise
+from trunk_jax.pool import max_pool
 
 TRAIN = Mode(train=True)
 
@@ -374,3 +376,44 @@ def test_initial_weights_are_uniform_within_the_root_of_the_fan_in(layer, fan_in
         assert np.abs(values).max() <= np.float32(bound)
         # fixed seeds; a true uniform sample scores below this once in 1,000 seeds
         assert kstest(values, uniform(-bound, 2 * bound).cdf).pvalue > 1e-3
+
+
+def test_batch_norms_written_gradient_is_that_of_its_definition(x64):
+    """The one place where a gradient is written by hand for a layer with parameters."""
+    x, dy = rng(0).normal(size=(2, 5, 3, 4, 6)) * 2 + 1
+    scale, bias = rng(1).normal(size=(2, 6))
+    valid = np.array([True, True, False, True, True])
+
+    def written(x, scale, bias):
+        return (normalise(x, scale, bias, 1e-5, jnp.asarray(valid))[0] * dy)[valid].sum()
+
+    def defined(x, scale, bias):
+        own = x[valid]
+        mean = own.mean((0, 1, 2))
+        var = ((own - mean) ** 2).mean((0, 1, 2))
+        return (((own - mean) / jnp.sqrt(var + 1e-5) * scale + bias) * dy[valid]).sum()
+
+    found = jax.grad(written, (0, 1, 2))(x, scale, bias)
+    wanted = jax.grad(defined, (0, 1, 2))(x, scale, bias)
+    for mine, true in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(mine, true, rtol=1e-10, atol=1e-12)
+
+
+def test_max_pool_alone_and_with_its_gradient():
+    """The pool has two forms; each of a window's four pixels can be the largest."""
+    x = np.random.default_rng(1).permutation(2 * 6 * 4 * 3).reshape(2, 6, 4, 3).astype(np.float32)
+    windows = x.reshape(2, 3, 2, 2, 2, 3)
+    largest = windows.max((2, 4))
+    np.testing.assert_array_equal(max_pool(x), largest)
+    value, pull = jax.vjp(max_pool, jnp.asarray(x))
+    np.testing.assert_array_equal(value, largest)
+    dy = np.arange(largest.size, dtype=np.float32).reshape(largest.shape) + 1
+    wanted = np.where(windows == largest[:, :, None, :, None], dy[:, :, None, :, None], 0)
+    np.testing.assert_array_equal(pull(dy)[0], wanted.reshape(x.shape))
+
+
+def test_linear_by_hand():
+    layer = Linear(2, 3, rng=rng())
+    layer.kernel.set_value(jnp.array([[1.0, 2, 3], [4, 5, 6]]))
+    layer.bias.set_value(jnp.array([10.0, 20, 30]))
+    np.testing.assert_array_equal(layer(jnp.array([[1.0, -1]])), [[7, 17, 27]])

@@ -149,7 +149,8 @@ def test_help_gives_each_default(capsys):
     entries = re.split(r" (?=--[a-z-]+ )", flags)[1:]
     described = {entry.split()[0]: entry for entry in entries if not entry.startswith("--help")}
     assert {name.removeprefix("--").replace("-", "_") for name in described} == {
-        *options.DEFAULTS, "data_dir", "out", "resume", "json",
+        *options.DEFAULTS, *options.LATER, "siblings", "data_dir", "out", "resume", "json",
+        "devices", "distributed",
     }  # fmt: skip
     for entry in described.values():
         assert re.search(r"\(default: .+\)$", entry)

@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
-from parity import check, compare, faults, optimisers, report
+from parity import cancellation, check, compare, faults, optimisers, report
 from parity.compare import CONSTANT, UNIT, Check
 from parity.families import FAMILIES, build
 from parity.nodes import check_node, first_difference, inputs
 from trunk_jax import layers
+from trunk_torch_ref.baselines.layers import ScaledDotProduct
 
 rng = np.random.default_rng(0)
 TRUTH = rng.normal(size=200)
@@ -74,6 +76,24 @@ def test_a_known_weakness_excuses_pytorch_alone_and_up_to_its_bound():
     assert judge(3, 90, known=known).passed
     assert not judge(3, 110, known=known).passed
     assert not judge(13, 3, known=known).passed
+
+
+def test_attentions_cancellation_grows_with_what_keys_have_in_common():
+    """A part that all keys share leaves every gradient as it is, and is summed all the same."""
+    rng = np.random.default_rng(0)
+    x, dy = rng.normal(size=(2, 9, 24)), rng.normal(size=(2, 9, 8))
+    layer = ScaledDotProduct(heads=2)
+    lost = []
+    for common in (0.0, 30.0):
+        shifted = x.copy()
+        shifted[:, :, 8:16] += common  # the keys
+        image = torch.tensor(shifted, requires_grad=True)
+        layer(image).backward(torch.tensor(dy))
+        lost.append((cancellation.of_attention(layer, shifted, dy), image.grad))
+    (small, before), (large, after) = lost
+    torch.testing.assert_close(before, after, rtol=0, atol=1e-12)
+    assert 1 <= small < 4
+    assert large > 10 * small
 
 
 def test_a_node_passes_in_every_part():

@@ -254,7 +254,7 @@ def test_a_converted_run_works_in_the_other_framework(runs, tmp_path, capsys, or
     np.testing.assert_allclose(their_confidence, confidence, atol=1e-5, rtol=0)
 
     main([str(out), "--to", origin, "--out", str(back)])
-    assert {p.name for p in back.iterdir()} == {p.name for p in out.iterdir()}
+    assert {p.name for p in back.glob("[!.]*")} == {p.name for p in out.glob("[!.]*")}
     assert (back / "config.json").read_bytes() == (run / "config.json").read_bytes()
     for node, state in states(run).items():
         assert_same_state(state, states(back)[node])

@@ -2,6 +2,8 @@
 
 import itertools
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -158,6 +160,16 @@ def test_the_ring_is_at_the_epoch_that_was_kept(ties, kept):
     assert_nothing_overlaps(drawing)
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 30])
+def test_epochs_are_whole_numbers(epochs):
+    drawing = training_curves(rows_of("root", "class", [0.5] * epochs), "first", "t")
+    for axes in drawing.axes:
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        assert ticks
+        assert all(tick == int(tick) for tick in ticks)
+
+
 def test_numbers_are_readable_on_every_colour():
     assert (over("#ffffff"), over("#2b8a57"), over("#e8b04b"), over("#b42318")) == (
         "#000000", "#ffffff", "#000000", "#ffffff"
@@ -276,3 +288,42 @@ def test_what_is_missing_is_named(finished, tmp_path):
     with pytest.raises(UserError, match="no run folder"):
         report.main([str(tmp_path / "none")])
     assert pictures.__doc__
+
+
+# --- the page in a real browser
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+# The page at both widths, each beside a script that asks what sticks out of it.
+FRAMES = """<!doctype html><body><script>
+onload = () => { for (const frame of document.querySelectorAll("iframe")) {
+  const page = frame.contentDocument, root = page.documentElement
+  const beside = [...page.querySelectorAll("body *")].filter(e => !e.closest(".scroll, pre, svg")
+    && e.getBoundingClientRect().right > root.clientWidth + 1)
+  const colour = frame.contentWindow.getComputedStyle(page.body).backgroundColor
+  const fetched = frame.contentWindow.performance.getEntriesByType("resource").length
+  const over = root.scrollWidth - root.clientWidth
+  document.body.append(`[${frame.width} ${over} ${beside.length} ${fetched} ${colour}]`) } }
+</script>
+<iframe width="1280" height="900" frameborder="0" src="PAGE"></iframe>
+<iframe width="390" height="800" frameborder="0" src="PAGE"></iframe>"""
+
+
+@pytest.mark.skipif(not BROWSER, reason="no Chromium is installed")
+@pytest.mark.parametrize(("scheme", "back"), [(1, "255, 255, 255"), (0, "18, 21, 26")])
+def test_the_page_fits_and_is_silent(finished, tmp_path, scheme, back):
+    page = tmp_path / "report.html"
+    report.main([str(finished), "--out", str(page)])
+    frames = tmp_path / "frames.html"
+    frames.write_text(FRAMES.replace("PAGE", page.as_uri()))
+    ran = subprocess.run(
+        [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+         "--allow-file-access-from-files", f"--blink-settings=preferredColorScheme={scheme}",
+         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom",
+         frames.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "CONSOLE" not in ran.stderr
+    found = re.findall(r"\[(\d+) (\d+) (\d+) (\d+) rgb\((.*?)\)\]", ran.stdout)
+    assert found == [(width, "0", "0", "0", back) for width in ("1280", "390")]

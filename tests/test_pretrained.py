@@ -113,6 +113,17 @@ def test_a_file_with_another_digest_is_refused(monkeypatch, server, tiny, tmp_pa
         command.main(["mobilenet_v2", "--file", str(given)])
 
 
+def test_a_file_without_a_published_digest_needs_one(monkeypatch, server, tiny, tmp_path):
+    publish(monkeypatch, server, tiny[1], digest="")
+    digest = hashlib.sha256(tiny[1]).hexdigest()
+    with pytest.raises(UserError, match=f"no SHA-256 is published .* --sha256 {digest}"):
+        command.main(["mobilenet_v2"])
+    with pytest.raises(UserError, match="not that of --sha256"):
+        command.main(["mobilenet_v2", "--sha256", "0" * 64])
+    assert not pretrained.file_of("mobilenet_v2").exists()
+    assert command.main(["mobilenet_v2", "--sha256", digest]) == 0
+
+
 def test_without_a_connection_the_message_says_how_to_do_without(monkeypatch, tiny):
     # nothing listens on port 9
     source = Source("http://127.0.0.1:9/mobilenet_v2-00000000.pth", "00000000")
@@ -138,7 +149,7 @@ def test_code_in_a_file_is_not_run(tmp_path):
 
     file = tmp_path / "harm.pth"
     torch.save({"conv": Harm()}, file)
-    with pytest.raises(UserError, match="is no file of weights"):
+    with pytest.raises(UserError, match="holds objects other than tensors"):
         read("mobilenet_v2", file)
     torch.save([1, 2], file)
     with pytest.raises(UserError, match="holds no state_dict"):

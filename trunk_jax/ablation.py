@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data import runfolder, tables
+from data import results, runfolder, tables
 from data.errors import UserError, run_command
 from data.options import DEFAULTS, Parser, TrainOptions, train_options
 from trunk_jax.pictures import style
@@ -124,7 +124,7 @@ def grow_tree(options: TrainOptions, others: list[Path]) -> dict[str, Any]:
 
     with redirect_stdout(io.StringIO()):  # one table for all of them comes at the end
         train(dataclasses.replace(FRAMEWORK, grow=grow), options)
-    return runfolder.read_json(options.out / "summary.json")
+    return results.read_summary(options.out)
 
 
 def write(out: Path, rows: list[dict[str, Any]], title: str) -> None:
@@ -157,6 +157,12 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Grow all trees. UserError for anything a user can put right."""
     options = options_of(arguments)
+    with runfolder.hold(options.out):
+        ablate(options)
+
+
+def ablate(options: Options) -> None:
+    """Grow all trees, and show and write what came of them."""
     rows, finished, title = [], [], ""
     for count, (volatility, run) in enumerate(options.runs.items(), 1):
         print(f"volatility {volatility:g}, {count} of {len(options.runs)}", file=sys.stderr)

@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from data import baselines as recipes
-from data import comparison, datasets, hierarchy, runfolder
+from data import comparison, datasets, hierarchy, results, runfolder
 from data.comparison import Row
 from data.errors import UserError, run_command
 from data.framework import Networks
@@ -73,7 +73,7 @@ def from_run(folder: Path, images: np.ndarray, labels: np.ndarray) -> Row:
     """A finished run: its accuracy on test as it recorded it, its costs measured now."""
     recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
     networks = run.load_networks(folder, recipe, tree, images.shape[1:])
-    summary = runfolder.read_json(folder / "summary.json")
+    summary = results.read_summary(folder)
     return measure(
         recipe, tree, networks, images, labels,
         name=recipe.backbone, source=str(folder), accuracy=summary["accuracy"]["test"]["accuracy"],

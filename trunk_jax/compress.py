@@ -56,7 +56,7 @@ def compress(folder: Path, how: Compression, out: Path, data_dir: str | None) ->
     if not (folder / "summary.json").exists():
         raise UserError(f"{folder} is not finished (go on with train --resume)")
     recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
-    dataset = datasets.load(recipe.dataset, data_dir or runfolder.data_dir(folder))
+    dataset = datasets.load_of_run(folder, recipe.dataset, data_dir)
     splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit)
     parts = {name: getattr(splits, name) for name in ("validation", "test")}
 
@@ -87,7 +87,7 @@ def compress(folder: Path, how: Compression, out: Path, data_dir: str | None) ->
             aside, "test", dataset, parts["test"], found["test"].labels, found["test"].confidence
         )
         if (folder / "manifest.json").exists():
-            about = runfolder.read_json(folder / "manifest.json")
+            about = runfolder.read_manifest(folder)
             made = {"run": str(folder.absolute()), "time": _now(), **entry}
             runfolder.write_json(aside / "manifest.json", about | {"compressed": made})
         runfolder.write_json(aside / "summary.json", after)

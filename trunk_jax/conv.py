@@ -40,19 +40,20 @@ def conv(
             x,
             kernel,
             cpu=lambda x, k: _depthwise(x, k[:, :, 0], stride, padding),
-            default=lambda x, k: _general(x, k, stride, padding, groups),
+            default=lambda x, k: general(x, k, stride, padding, groups),
         )
     if groups > 1:
-        return _general(x, kernel, stride, padding, groups)
+        return general(x, kernel, stride, padding, groups)
     return lax.platform_dependent(
         x,
         kernel,
         cpu=lambda x, k: _dense(x, k, stride, padding),
-        default=lambda x, k: _general(x, k, stride, padding),
+        default=lambda x, k: general(x, k, stride, padding),
     )
 
 
-def _general(x: Images, kernel: Array, stride: int, padding: int, groups: int = 1) -> Images:
+def general(x: Images, kernel: Array, stride: int, padding: int, groups: int = 1) -> Images:
+    """XLA's own convolution, with XLA's own gradients."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -106,14 +107,14 @@ def _spread(dy: Images, kernel: Array, size: tuple[int, int], stride: int, paddi
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _dense(x: Images, kernel: Array, stride: int, padding: int) -> Images:
-    return _general(x, kernel, stride, padding)
+    return general(x, kernel, stride, padding)
 
 
 def _dense_forward(x, kernel, stride, padding):
     kh, kw, channels, _ = kernel.shape
     saved = (x, kernel)
     if stride > 1 or channels < 32 or x.size * kh * kw < WINDOWS_IN_CACHE:
-        return _general(x, kernel, stride, padding), saved
+        return general(x, kernel, stride, padding), saved
     rows = kernel.reshape(kh, kw * channels, -1)
 
     def some_images(carry, x):

@@ -111,8 +111,9 @@ def from_state_dict(network: Network, weights: Mapping[str, np.ndarray]) -> Netw
 
     UserError listing every missing, extra or misshapen tensor.
     """
-    check_fit(shapes(network), weights)
     module = merge(network)
+    types = {key: np.dtype(variable.dtype) for key, variable, _ in _entries(module)}
+    check_fit(shapes(network), weights, types)
     for key, variable, axes in _entries(module):
         array = np.asarray(weights[key]).transpose(np.argsort(axes).tolist())
         integer = jnp.issubdtype(variable.dtype, jnp.integer)

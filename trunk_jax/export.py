@@ -1,5 +1,6 @@
 """`python -m trunk_jax.export RUN FOLDER`: a finished run as a folder to hand on."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -22,8 +23,8 @@ def export(run: Path, folder: Path, data_dir: str | None) -> None:
     if folder.exists():
         raise UserError(f"{folder} exists; choose another folder")
     recipe, tree = runfolder.read_recipe(run), runfolder.read_tree(run)
-    summary = runfolder.read_json(run / "summary.json")
-    dataset = datasets.load(recipe.dataset, data_dir or runfolder.data_dir(run))
+    summary = results.read_summary(run)
+    dataset = datasets.load_of_run(run, recipe.dataset, data_dir)
     test = split(dataset, recipe.protocol, recipe.seed, recipe.limit).test
     import orbax.checkpoint as ocp  # after what can be a user's mistake: they take seconds to load
 
@@ -38,7 +39,7 @@ def export(run: Path, folder: Path, data_dir: str | None) -> None:
         raise UserError(
             f"{run}: {correct:,} test images are right here, and {stated:,} in summary.json"
         )
-    aside = folder.with_name(f".{folder.name}.tmp")
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)

@@ -1,7 +1,7 @@
 """Training one node: compiled epochs over data that stays on the device."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int, UInt8
 
 from data import epochs, metrics
@@ -17,7 +18,7 @@ from data.augmentation import Augmentation
 from data.batches import Plan, pad
 from data.epochs import Pass, Position, metrics_row
 from data.recipe import Phase, Recipe
-from trunk_jax import memory
+from trunk_jax import devices, hosts, memory
 from trunk_jax.augment import prepare
 from trunk_jax.layers import Mode
 from trunk_jax.network import Network, apply, dtype_of, features
@@ -28,13 +29,14 @@ Draws = dict[str, Array]
 
 @dataclass(frozen=True)
 class Program:
-    """What a compiled pass depends on besides arrays."""
+    """What a compiled pass depends on besides arrays. `mesh`: its devices; None: the only one."""
 
     phase: Phase
     loss: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
     dtype: str
+    mesh: Mesh | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -72,15 +74,34 @@ class Result:
     epoch: int
 
 
+@dataclass(frozen=True)
+class EpochTraining:
+    """A training pass that a fit asks for. `rates`: the learning rate of each step."""
+
+    program: Program
+    padded: bool
+    state: State
+    source: Source
+    run: Pass
+    rates: np.ndarray
+    report: Callable[..., None]
+
+
+Trained = tuple[State, float, int]  # after a pass; sum of loss times images, right answers
+Fitting = Generator[EpochTraining, Trained, Result]
+
+
 def program_of(recipe: Recipe, phase: Phase, network: Network) -> Program:
-    """The program of a phase, in the type of the network's parameters."""
-    return Program(phase, recipe.loss, recipe.mean, recipe.std, str(dtype_of(network)))
+    """The program of a phase, in the type of the network's parameters, on the devices in use."""
+    kind = str(dtype_of(network))
+    return Program(phase, recipe.loss, recipe.mean, recipe.std, kind, devices.mesh())
 
 
 def inputs(
     program: Program, source: Source, policy: Augmentation, index: Int[Array, " b"], draws: Draws
 ) -> Array:
     """What the node is given for the images at `index`: augmented, normalised, through `above`."""
+    index = devices.split(program.mesh, index)
     if source.kept is not None:
         return source.kept[source.rows[index]]
     mine = {name: values[index] for name, values in draws.items()}
@@ -88,6 +109,13 @@ def inputs(
     for network in source.above:
         x = features(network, x)
     return x
+
+
+def _rounded(values):
+    """In bfloat16, whole numbers as they are; gradients come back in the values' own type."""
+    return jax.tree.map(
+        lambda v: v.astype(jnp.bfloat16) if jnp.issubdtype(v.dtype, jnp.floating) else v, values
+    )
 
 
 def train_step(
@@ -99,9 +127,12 @@ def train_step(
     learning_rate: Array,
 ) -> tuple[State, Array, Array]:
     """One step on one batch: (state, loss, number of right answers)."""
+    lower = program.phase.precision == "bfloat16"
 
     def objective(params):
-        (_, scores), stats = apply(replace(state.network, params=params), x, mode)
+        network = replace(state.network, params=_rounded(params) if lower else params)
+        (_, scores), stats = apply(network, _rounded(x) if lower else x, mode)
+        scores = scores.astype(program.dtype)
         smoothing = program.phase.label_smoothing
         return loss(scores, targets, mode.valid, program.loss, smoothing), (scores, stats)
 
@@ -148,7 +179,8 @@ def train_steps(
         x = inputs(program, source, policy, rows, draws)
         targets = jnp.maximum(source.targets[rows], 0)
         state, value, correct = train_step(program, state, x, targets, mode, rates[step])
-        return state, (total + value * real.sum().astype(value.dtype), right + correct)
+        sums = (total + value * real.sum().astype(value.dtype), right + correct)
+        return devices.whole(program.mesh, (state, sums))
 
     return jax.lax.fori_loop(start, stop, body, (state, sums))
 
@@ -179,7 +211,7 @@ def scores_of(
         return replace(network, stats=stats), scores
 
     network, scores = jax.lax.scan(body, network, jnp.arange(index.shape[0]))
-    return scores, network
+    return devices.whole(program.mesh, (scores, network))
 
 
 def evaluate(
@@ -193,10 +225,8 @@ def evaluate(
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray, Network]:
     """(scores [n, outputs], targets [n], network) over the images of a plan, in its order."""
-    scores, network = scores_of(
-        program, policy, train, network, source, batches.index, batches.valid,
-        draws, jax.random.key(seed),
-    )  # fmt: skip
+    arguments = (network, source, batches.index, batches.valid, draws, jax.random.key(seed))
+    scores, network = scores_of(program, policy, train, *devices.put(program.mesh, arguments))
     targets = np.asarray(source.targets)[batches.index]
     return np.asarray(scores)[batches.valid], targets[batches.valid], network
 
@@ -208,7 +238,17 @@ def one_shape(plans: list[Plan]) -> list[Plan]:
     return [pad(batches, steps, width) for batches in plans]
 
 
-def fit(
+def fit(*arguments, **more) -> Result:
+    """Train a network for a phase and return its best epoch; the arguments are `fitting`'s."""
+    steps, trained = fitting(*arguments, **more), None
+    while True:
+        try:
+            trained = train_epoch(steps.send(trained))
+        except StopIteration as end:
+            return end.value
+
+
+def fitting(
     recipe: Recipe,
     phase: Phase,
     stage: str,
@@ -219,8 +259,11 @@ def fit(
     restore: Callable[[State, Network], tuple[State, Network, Position] | None],
     save: Callable[[State, Network, Position, bool], None],
     report: Callable[..., None],
-) -> Result:
-    """Train `network` for a phase and return its best epoch.
+) -> Fitting:
+    """The course of training `network` for a phase; it returns the best epoch.
+
+    A generator: it asks for each epoch's training pass, so that several can be run together
+    (`trunk_jax.siblings`).
 
     Args:
       stage: names the random streams, e.g. `sg1/class`.
@@ -246,13 +289,14 @@ def fit(
     restored = restore(state, best)
     if restored is not None:
         state, best, position = restored
+    state, train, validation = devices.put(program.mesh, (state, train, validation))
     rates = learning_rates(phase, len(plans[0].index)).reshape(phase.epochs, -1)
     for epoch in range(position.epoch + 1, phase.epochs + 1):
         began = time.perf_counter()
         rate, batches = rates[epoch - 1], plans[epoch - 1]
         run = epochs.training(recipe, stage, epoch, batches, len(targets), size)
         tell = partial(report, epoch=epoch, epochs=phase.epochs)
-        state, total, right = _train_epoch(program, padded, state, train, run, rate, tell)
+        state, total, right = yield EpochTraining(program, padded, state, train, run, rate, tell)
         run = epochs.validation(recipe, stage, epoch, checks, len(check_targets), size)
         scores, truth, checked = evaluate(
             program, run.policy, run.train, state.network, validation, run.batches, run.draws,
@@ -269,40 +313,34 @@ def fit(
         )
         tell(share=1.0, row=row)
         save(state, best, position, epoch == phase.epochs)
-    return Result(best, position.best_accuracy, position.best_epoch)
+    return Result(devices.here(best), position.best_accuracy, position.best_epoch)
 
 
-def _train_epoch(
-    program: Program,
-    padded: bool,
-    state: State,
-    source: Source,
-    run: Pass,
-    rates: np.ndarray,
-    report: Callable[..., None],
-) -> tuple[State, float, int]:
-    """A training pass: (state, sum of loss times images, right answers)."""
-    batches = run.batches
+def train_epoch(epoch: EpochTraining) -> Trained:
+    """A training pass."""
+    program, batches, state = epoch.program, epoch.run.batches, epoch.state
     sums = (jnp.zeros((), program.dtype), jnp.zeros((), jnp.int32))
-    key, rates = jax.random.key(run.seed), jnp.asarray(rates, program.dtype)
-    arguments = (source, batches.index, batches.valid, run.draws, key, rates)
+    key, rates = jax.random.key(epoch.run.seed), jnp.asarray(epoch.rates, program.dtype)
+    arguments = (epoch.source, batches.index, batches.valid, epoch.run.draws, key, rates)
+    sums, arguments = devices.put(program.mesh, (sums, arguments))
     compiled = memory.compile_within(
-        train_steps, program, run.policy, padded, state, sums, *arguments, 0, 0
+        train_steps, program, epoch.run.policy, epoch.padded, state, sums, *arguments, 0, 0
     )
     steps = int(batches.valid.any(1).sum())
     for start, stop in slices(steps):
         state, sums = compiled(state, sums, *arguments, start, stop)
         jax.block_until_ready(sums)
-        report(share=stop / steps)
+        epoch.report(share=stop / steps)
     return state, float(sums[0]), int(sums[1])
 
 
 def slices(steps: int, target: float = 0.5) -> Iterator[tuple[int, int]]:
     """(start, stop) of the calls that make up an epoch: one on an accelerator.
 
-    On a CPU they grow until a call takes about `target` seconds.
+    On a CPU they grow until a call takes about `target` seconds; with several processes, whose
+    clocks differ, there is one as well.
     """
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or hosts.several():
         yield 0, steps
         return
     start, size = 0, 1

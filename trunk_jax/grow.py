@@ -1,8 +1,10 @@
 """Growing a tree with this framework's networks, into a run folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path as FilePath
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -17,9 +19,10 @@ from trunk_jax import joint, nodes
 from trunk_jax.baselines import start as baselines
 from trunk_jax.checkpoint import Checkpoints
 from trunk_jax.exchange import to_state_dict
-from trunk_jax.fit import Program, Source, evaluate, fit, program_of
+from trunk_jax.fit import Fitting, Program, Source, evaluate, fitting, program_of
 from trunk_jax.keep import with_kept
 from trunk_jax.network import Network, feature_shape, split, warmed
+from trunk_jax.siblings import fit_all, wanted
 
 
 def grow(
@@ -30,13 +33,17 @@ def grow(
     report: Callable[..., None],
     *,
     start: Callable[..., Network] | None = None,
+    siblings: str = "auto",
 ) -> Grown:
     """Grow and train a tree; what the folder already holds is taken from there.
 
     `start`: makes a node's untrained network, with the arguments of `initial_network` (which
-    it is by default); its type is the one that the tree is computed in.
+    it is by default); its type is the one that the tree is computed in. `siblings`: whether the
+    children of a node are trained `together` or `alone` (`auto`: together on accelerators).
     """
     start = start or initial_network
+    if recipe.others.class_phase.precision == "bfloat16" and jax.default_backend() == "cpu":
+        report(note="bfloat16 is for GPUs; on a CPU it is slower than float32")
     networks: dict[Path, Network] = {}
     train = jnp.asarray(splits.train.images)
     validation = jnp.asarray(splits.validation.images)
@@ -46,8 +53,7 @@ def grow(
         above = tuple(networks[ancestor] for ancestor in hierarchy.ancestors(stage.node))
         return Source(images, jnp.asarray(stage.targets(labels)), above)
 
-    def fit_node(stage: Stage) -> None:
-        checkpoints = Checkpoints(stages.checkpoint_folder(folder, stage))
+    def fitting_of(stage: Stage, checkpoints: Checkpoints) -> Fitting:
         phase, tell = stage.settings(recipe), stages.reporter(folder, stage, report)
         network = start(recipe, stage.tree, stage.node, stage.phase, networks, image_shape)
         program = program_of(recipe, phase, network)
@@ -58,7 +64,7 @@ def grow(
                 (validation, splits.validation.labels, recipe.eval_augment),
             )
         )
-        result = fit(
+        return fitting(
             recipe,
             phase,
             str(stage),
@@ -68,8 +74,24 @@ def grow(
             save=checkpoints.save,
             report=tell,
         )
-        checkpoints.close()
-        networks[stage.node] = result.network
+
+    done: set[str] = set()
+
+    def fit_node(stage: Stage) -> None:
+        if str(stage) not in done:
+            fit_nodes([stage])
+
+    def fit_nodes(mine: Sequence[Stage]) -> None:
+        tell = stages.reporter(folder, mine[0], report)
+        with ExitStack() as opened:
+            fittings = []
+            for stage in mine:
+                checkpoints = Checkpoints(stages.checkpoint_folder(folder, stage))
+                fittings.append(fitting_of(stage, opened.enter_context(checkpoints)))
+            results = fit_all(fittings, tell)
+        for stage, result in zip(mine, results, strict=True):
+            networks[stage.node] = result.network
+            done.add(str(stage))
 
     def likelihood(stage: Stage) -> np.ndarray:
         program = program_of(recipe, stage.settings(recipe), networks[stage.node])
@@ -77,9 +99,8 @@ def grow(
         return average_likelihood(recipe, program, networks[stage.node], mine, stage.name)
 
     def fit_tree(stage: Stage) -> None:
-        checkpoints = Checkpoints(stages.checkpoint_folder(folder, stage))
-        networks.update(
-            joint.fit_tree(
+        with Checkpoints(stages.checkpoint_folder(folder, stage)) as checkpoints:
+            trained = joint.fit_tree(
                 recipe,
                 stage.settings(recipe),
                 str(stage),
@@ -90,8 +111,7 @@ def grow(
                 save=checkpoints.save,
                 report=stages.reporter(folder, stage, report),
             )
-        )
-        checkpoints.close()
+        networks.update(trained)
 
     tree = growth.grow_into(
         folder,
@@ -101,6 +121,7 @@ def grow(
         likelihood=likelihood,
         weights=lambda node: to_state_dict(networks[node]),
         joint=fit_tree,
+        ahead=fit_nodes if wanted(siblings) else None,
     )
     return Grown(tree, networks)
 

@@ -21,7 +21,7 @@ from data.hierarchy import Path, Tree
 from data.joint import Layout
 from data.recipe import Phase, Recipe
 from data.splits import Splits
-from trunk_jax import memory, route
+from trunk_jax import devices, memory, route
 from trunk_jax.augment import prepare
 from trunk_jax.fit import Program, program_of, slices
 from trunk_jax.layers import Mode
@@ -59,6 +59,7 @@ def objective(
         if share.parent >= 0:
             above = layout.shares[share.parent]
             x = seen[share.parent][share.start - above.start : share.stop - above.start]
+            x = devices.split(program.mesh, x)  # a part of the batch, evenly split again
         own = replace(mode, key=None if mode.key is None else jax.random.fold_in(mode.key, place))
         (features, scores), stats[share.name] = apply(networks[share.name], x, own)
         seen.append(features)
@@ -122,14 +123,14 @@ def train_steps(
 
     def body(step, carry):
         state, (total, right) = carry
-        rows = index[step]
+        rows = devices.split(program.mesh, index[step])
         mine = {name: values[rows] for name, values in draws.items()}
         x = prepare(images[rows], mine, policy, program.mean, program.std, program.dtype)
         mode = Mode(True, None, jax.random.fold_in(key, step))
         state, value, correct = train_step(
             program, layout, state, x, labels[rows], mode, rates[step]
         )
-        return state, (total + value * layout.width, right + correct)
+        return devices.whole(program.mesh, (state, (total + value * layout.width, right + correct)))
 
     return jax.lax.fori_loop(start, stop, body, (state, sums))
 
@@ -167,6 +168,7 @@ def fit_tree(
     restored = restore(state, best)
     if restored is not None:
         state, best, position = restored
+    state, images, targets = devices.put(program.mesh, (state, images, targets))
     for epoch in range(position.epoch + 1, phase.epochs + 1):
         began = time.perf_counter()
         batches = plans.batches(recipe, stage, epoch, tree, layout, labels)
@@ -175,7 +177,8 @@ def fit_tree(
         state, total, right = _train_epoch(
             program, layout, state, (images, targets), run, rates[epoch - 1], tell
         )
-        accuracy = _accuracy(recipe, tree, {names[n]: v for n, v in state.networks.items()}, splits)
+        reached = {names[n]: v for n, v in devices.here(state.networks).items()}
+        accuracy = _accuracy(recipe, tree, reached, splits)
         position = position.after(accuracy, recipe.ties)
         if position.improved:
             best = jax.tree.map(jnp.copy, state.networks)  # the state's own are donated
@@ -186,7 +189,7 @@ def fit_tree(
         )  # fmt: skip
         tell(share=1.0, row=row)
         save(state, best, position, epoch == phase.epochs)
-    return {names[name]: network for name, network in best.items()}
+    return {names[name]: network for name, network in devices.here(best).items()}
 
 
 def _train_epoch(
@@ -202,6 +205,7 @@ def _train_epoch(
     sums = (jnp.zeros((), program.dtype), jnp.zeros((), jnp.int32))
     key, rates = jax.random.key(run.seed), jnp.asarray(rates, program.dtype)
     arguments = (*source, run.batches.index, run.draws, key, rates)
+    sums, arguments = devices.put(program.mesh, (sums, arguments))
     compiled = memory.compile_within(
         train_steps, program, run.policy, layout, state, sums, *arguments, 0, 0
     )
@@ -215,5 +219,6 @@ def _train_epoch(
 
 def _accuracy(recipe: Recipe, tree: Tree, networks: dict[Path, Network], splits: Splits) -> float:
     """The share of validation images that reach their own leaf, as the recipe counts them."""
-    found = route.predict(recipe, tree, networks, splits.validation.images).labels
+    follow = partial(route.predict, recipe, tree)
+    found = devices.predict(follow, networks, splits.validation.images, route.BATCH).labels
     return metrics.accuracy(splits.validation.labels, found, recipe.balanced)

@@ -2,7 +2,8 @@
 
 A node's ancestors are frozen. Where no random augmentation comes before them they give the
 same features for an image in every epoch, so those are computed once, if they fit into
-`SHARE` of the memory that is free. Otherwise the ancestors run inside each training step.
+`SHARE` of the memory that is free, and on a CPU into `MOST`. Otherwise the ancestors run
+inside each training step.
 """
 
 from collections.abc import Callable
@@ -16,10 +17,11 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from data.augmentation import Augmentation
-from trunk_jax import memory
+from trunk_jax import devices, memory
 from trunk_jax.fit import Program, Source, inputs, slices
 
 SHARE = 0.25
+MOST = 2**32  # bytes: with it a training of SVHN stays below 8 GiB, however much is free
 BATCH = 128
 
 
@@ -50,10 +52,15 @@ def with_kept(
     )
     count = -(-len(mine) // BATCH) * BATCH
     needed, room = count * one.size * one.dtype.itemsize, memory.available()
-    if room is not None and needed > SHARE * room:
+    limits = (
+        [] if room is None else [(SHARE * room, f"{SHARE:.0%} of the {room / 1e9:.1f} GB free")]
+    )
+    if jax.default_backend() == "cpu":
+        limits.append((MOST, f"the {MOST / 1e9:.1f} GB that a CPU may use for it"))
+    if limits and needed > min(limits)[0]:
         report(
-            note=f"inputs not kept: {needed / 1e9:.1f} GB is more than {SHARE:.0%} of the "
-            f"{room / 1e9:.1f} GB free; the ancestors run in every step"
+            note=f"inputs not kept: {needed / 1e9:.1f} GB is more than {min(limits)[1]}; the "
+            "ancestors run in every step"
         )
         return source
     index = np.zeros(count, np.int32)
@@ -68,6 +75,7 @@ def _compute(
     program: Program, source: Source, index: Int[np.ndarray, "steps b"], one: jax.ShapeDtypeStruct
 ) -> Float[Array, "n h w c"]:
     kept = jnp.zeros((index.size, *one.shape[1:]), one.dtype)
+    kept, source = devices.put(program.mesh, (kept, source))
     for start, stop in slices(len(index)):
         kept = _fill(program, kept, source, index, start, stop)
         jax.block_until_ready(kept)
@@ -85,6 +93,7 @@ def _fill(
 ) -> Float[Array, "n h w c"]:
     def body(step, kept):
         x = inputs(program, source, Augmentation(), index[step], {})
-        return lax.dynamic_update_slice_in_dim(kept, x, step * index.shape[1], 0)
+        kept = lax.dynamic_update_slice_in_dim(kept, x, step * index.shape[1], 0)
+        return devices.whole(program.mesh, kept)
 
     return lax.fori_loop(start, stop, body, kept)

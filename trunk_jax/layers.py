@@ -107,6 +107,11 @@ def _uniform(rng: np.random.Generator | None, shape: tuple[int, ...], fan_in: in
     return jnp.asarray(rng.uniform(-bound, bound, shape).astype(np.float32))
 
 
+def _wide(x: Array) -> Array:
+    """float32 of half precision, whose sums would lose digits; other types as they are."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 class Conv(Layer):
     """torch.nn.Conv2d with a square kernel; kernel [k, k, in / groups, out], bias [out]."""
 
@@ -167,16 +172,17 @@ class BatchNorm(Layer):
         self.eps, self.momentum = eps, momentum
 
     def apply(self, x: Float[Array, "b h w c"], mode: Mode) -> Float[Array, "b h w c"]:
+        x, dtype = _wide(x), x.dtype
         if mode.train:
-            scale, bias = self.scale[...], self.bias[...]
+            scale, bias = _wide(self.scale[...]), _wide(self.bias[...])
             y, mean, var, n = normalise(x, scale, bias, self.eps, mode.valid)
             m = self.momentum
             self.mean[...] = (1 - m) * self.mean[...] + m * mean
             self.var[...] = (1 - m) * self.var[...] + m * var * (n / (n - 1))
             self.count[...] = self.count[...] + 1
-            return y
+            return y.astype(dtype)
         gain = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.eps)
-        return (x - self.mean[...]) * gain + self.bias[...]
+        return ((x - self.mean[...]) * gain + self.bias[...]).astype(dtype)
 
 
 class Relu(Layer):
@@ -252,4 +258,4 @@ class LogSoftmax(Layer):
     """torch.nn.LogSoftmax over channels."""
 
     def apply(self, x: Float[Array, "... c"], mode: Mode) -> Float[Array, "... c"]:
-        return jax.nn.log_softmax(x, axis=-1)
+        return jax.nn.log_softmax(_wide(x), axis=-1)

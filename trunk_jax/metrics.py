@@ -253,7 +253,7 @@ def main(arguments: list[str] | None = None) -> None:
     recipe = runfolder.read_recipe(folder)
     names = datasets.spec(recipe.dataset).class_names
     of = None if options.membership is None else label_of(options.membership, names)
-    dataset = datasets.load(recipe.dataset, options.data_dir or runfolder.data_dir(folder))
+    dataset = datasets.load_of_run(folder, recipe.dataset, options.data_dir)
     splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit)
     value = measure(folder, dataset, recipe, splits, options.repeats)
     runfolder.write_json(folder / FILE, value)

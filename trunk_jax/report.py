@@ -12,13 +12,41 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from data import datasets, runfolder, tables
+from data import datasets, reading, results, runfolder, tables
 from data.errors import UserError, run_command
 from data.options import Parser
 from trunk_jax.pictures.run import drawings
 from trunk_jax.pictures.style import inline
 
 TEMPLATE = "report.html"
+# What the page shows of the files that trunk_jax.metrics and parity.check write.
+_COST = {
+    "parameters": float,
+    "weight_bytes": float,
+    "peak_activation_bytes": float,
+    "multiply_adds": float,
+    "flops": float,
+}
+_TIMES = {"latency_ms": float, "latency_ms_p10": float, "latency_ms_p90": float}
+_TIMED = (_COST | _TIMES | {"images_per_second?": float}, _COST | {"latency_ms?": ()})
+_PATH = {"nodes": [str], "classes": [str], "images": int}
+_MEASURED: reading.Form = {
+    "device": {"kind": str},
+    "paths": [tuple(_PATH | each for each in _TIMED)],
+    "depths": [{"depth": int, "decided": int, "accuracy": (float, None), "on_path": float}],
+    "shortest": _TIMED,
+    "longest": _TIMED,
+    "mean": _TIMED,
+    "images_per_second?": float,
+    "energy?": ({"joules_per_image": {str: float}}, {"reason": str}),
+}
+_PARITY: reading.Form = {
+    "passed": bool,
+    "about": {"made": str},
+    "checks": [
+        {"name": str, "what": str, "passed": bool, "max_abs": (float, None), "tolerance": str}
+    ],
+}
 _SHOWN = 40  # parity checks in the page; failed ones come first
 
 
@@ -31,12 +59,12 @@ def content(folder: Path, parity: Path | None, data_dir: str | None) -> dict[str
         name: Markup(inline(drawing, f"p{place}", name))
         for place, (name, drawing) in enumerate(drawings(folder, data_dir=data_dir).items())
     }
-    recipe = config["recipe"]
+    recipe, manifest = config["recipe"], (folder / "manifest.json").exists()
     return {
         "name": folder.resolve().name,
-        "summary": _optional(folder / "summary.json"),
-        "measured": _optional(folder / "measurements.json"),
-        "manifest": _optional(folder / "manifest.json"),
+        "summary": results.read_summary(folder),
+        "measured": _measured(folder / "measurements.json"),
+        "manifest": runfolder.read_manifest(folder) if manifest else None,
         "config": json.dumps(config, indent=1),
         "recipe": recipe,
         "licence": datasets.spec(recipe["dataset"]).licence,
@@ -46,8 +74,11 @@ def content(folder: Path, parity: Path | None, data_dir: str | None) -> dict[str
     }
 
 
-def _optional(file: Path) -> Any:
-    return runfolder.read_json(file) if file.exists() else None
+def _measured(file: Path) -> Any:
+    if not file.exists():
+        return None
+    value = reading.json_of_form(file, _MEASURED, "what trunk_jax.metrics writes")
+    return value | {"energy": value.get("energy", {"reason": "not known"})}
 
 
 def _parity(folder: Path, asked: bool) -> dict[str, Any] | None:
@@ -55,19 +86,15 @@ def _parity(folder: Path, asked: bool) -> dict[str, Any] | None:
     file = folder / "report.json"
     if not asked and not file.exists():
         return None
-    value = runfolder.read_json(file)
-    try:
-        checks = sorted(value["checks"], key=lambda check: check["passed"])
-        passed = sum(bool(check["passed"]) for check in checks)
-        return {
-            "passed": bool(value["passed"]),
-            "right": passed,
-            "total": len(checks),
-            "checks": checks[:_SHOWN],
-            "about": value["about"],
-        }
-    except (KeyError, TypeError):
-        raise UserError(f"{file} is not the report of a parity check") from None
+    value = reading.json_of_form(file, _PARITY, "the report of a parity check")
+    checks = sorted(value["checks"], key=lambda check: check["passed"])
+    return {
+        "passed": value["passed"],
+        "right": sum(check["passed"] for check in checks),
+        "total": len(checks),
+        "checks": checks[:_SHOWN],
+        "about": value["about"],
+    }
 
 
 def page(value: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """What the commands need of this framework: its device, a finished tree read back, costs."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from data.framework import Framework, Predictions
 from data.hierarchy import Path as NodePath
 from data.hierarchy import Tree
 from data.recipe import Recipe
-from trunk_jax import grow, nodes, route
+from trunk_jax import devices, grow, nodes, route
 from trunk_jax.augment import prepare
 from trunk_jax.baselines import int8
 from trunk_jax.baselines import start as baselines
@@ -34,7 +35,8 @@ def device() -> dict[str, Any]:
     return {
         "platform": first.platform,
         "kind": first.device_kind,
-        "count": jax.device_count(),
+        "count": 1 if devices.mesh() is None else devices.mesh().size,
+        "processes": jax.process_count(),
         "matmul_precision": jax.config.jax_default_matmul_precision,
     }
 
@@ -90,7 +92,8 @@ def predict(
 ) -> Predictions:
     """`route.predict`; a monolith's batches are its recipe's, for its maps are large."""
     batch = recipe.eval_batch_size if recipe.monolith is not None else route.BATCH
-    return route.predict(recipe, tree, networks, images, batch)
+    follow = partial(route.predict, recipe, tree, batch=batch)
+    return devices.predict(follow, networks, images, batch)
 
 
 def as_int8(

@@ -1,5 +1,6 @@
 """One image through a whole tree as one compiled program: no Python between nodes."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -12,6 +13,7 @@ from data.augmentation import Augmentation
 from data.hierarchy import ROOT, Path, Tree
 from data.recipe import Recipe
 from trunk_jax.augment import prepare
+from trunk_jax.memory import compile_for_one_image
 from trunk_jax.network import Network, apply, dtype_of
 
 Answer = tuple[Int[Array, ""], Float[Array, ""], Int[Array, " depth"]]
@@ -27,11 +29,19 @@ def compile_single(
     stay on the device. With JAX's persistent compilation cache switched on
     (`jax_compilation_cache_dir`) a later process loads the program instead of compiling it.
     """
-    dtype = str(dtype_of(networks[ROOT]))
-    program = partial(_follow, tree, recipe.mean, recipe.std, dtype)
-    weights = {tree.names[node]: networks[node] for node in hierarchy.nodes(tree)}
+    program, weights = program_of(recipe, tree, networks)
     image = jax.ShapeDtypeStruct(shape, jnp.uint8)
-    return partial(jax.jit(program).lower(weights, image).compile(), jax.device_put(weights))
+    compiled = compile_for_one_image(jax.jit(program).lower(weights, image))
+    return partial(compiled, jax.device_put(weights))
+
+
+def program_of(
+    recipe: Recipe, tree: Tree, networks: dict[Path, Network]
+) -> tuple[Callable[[dict[str, Network], UInt8[Array, "h w c"]], Answer], dict[str, Network]]:
+    """(a function of weights and image, not yet compiled, and the weights)."""
+    weights = {tree.names[node]: networks[node] for node in hierarchy.nodes(tree)}
+    dtype = str(dtype_of(networks[ROOT]))
+    return partial(_follow, tree, recipe.mean, recipe.std, dtype), weights
 
 
 def _follow(

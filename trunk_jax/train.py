@@ -1,7 +1,10 @@
 """`python -m trunk_jax.train`: grow and train a tree, and evaluate it once on test."""
 
 import sys
+from dataclasses import replace
+from functools import partial
 
+from data import datasets
 from data.errors import run_command
 from data.options import train_options
 from data.training import train
@@ -10,9 +13,20 @@ from data.training import train
 def main(arguments: list[str] | None = None) -> None:
     """Train as the flags say. UserError for anything a user can put right."""
     options = train_options("jax", arguments)
-    from trunk_jax.run import FRAMEWORK  # after the flags are checked: JAX takes seconds to load
+    from trunk_jax import devices, hosts  # after the flags are checked: JAX takes seconds to load
+    from trunk_jax.run import FRAMEWORK
 
-    train(FRAMEWORK, options)
+    framework = replace(FRAMEWORK, grow=partial(FRAMEWORK.grow, siblings=options.siblings))
+
+    def fingerprint() -> str:
+        return datasets.load(options.recipe.dataset, options.data_dir).fingerprint
+
+    with devices.using(devices.choose(options.devices, options.distributed)):
+        hosts.agree("the flags", lambda: repr((options.flags, options.devices)))
+        hosts.agree("the dataset", fingerprint)
+        with hosts.share(options.out) as out:
+            report = options.json if hosts.first() else None
+            train(framework, replace(options, out=out, json=report))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ def from_state_dict(network: Node, weights: Mapping[str, np.ndarray]) -> Node:
 
     UserError listing every missing, extra or misshapen tensor.
     """
-    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    check_fit(expected, weights)
+    state = network.state_dict()
+    types = {key: value.numpy(force=True).dtype for key, value in state.items()}
+    check_fit({key: tuple(value.shape) for key, value in state.items()}, weights, types)
     network.load_state_dict({key: torch.tensor(value) for key, value in weights.items()})
     return network

@@ -72,19 +72,19 @@ def grow(
         return Source(images, targets, above)
 
     def fit_node(stage: Stage) -> None:
-        checkpoints = Checkpoints(stages.checkpoint_folder(folder, stage))
         network = start(recipe, stage.tree, stage.node, stage.phase, networks, image_shape)
-        result = fit(
-            recipe,
-            stage.settings(recipe),
-            str(stage),
-            network.to(device),
-            source(train, splits.train.labels, stage),
-            source(validation, splits.validation.labels, stage),
-            restore=checkpoints.restore,
-            save=checkpoints.save,
-            report=stages.reporter(folder, stage, report),
-        )
+        with Checkpoints(stages.checkpoint_folder(folder, stage)) as checkpoints:
+            result = fit(
+                recipe,
+                stage.settings(recipe),
+                str(stage),
+                network.to(device),
+                source(train, splits.train.labels, stage),
+                source(validation, splits.validation.labels, stage),
+                restore=checkpoints.restore,
+                save=checkpoints.save,
+                report=stages.reporter(folder, stage, report),
+            )
         networks[stage.node] = result.network
 
     def likelihood(stage: Stage) -> np.ndarray:
@@ -92,9 +92,8 @@ def grow(
         return average_likelihood(recipe, networks[stage.node], mine, stage.name)
 
     def fit_tree(stage: Stage) -> None:
-        checkpoints = Checkpoints(stages.checkpoint_folder(folder, stage))
-        networks.update(
-            joint.fit_tree(
+        with Checkpoints(stages.checkpoint_folder(folder, stage)) as checkpoints:
+            trained = joint.fit_tree(
                 recipe,
                 stage.settings(recipe),
                 str(stage),
@@ -106,7 +105,7 @@ def grow(
                 save=checkpoints.save,
                 report=stages.reporter(folder, stage, report),
             )
-        )
+        networks.update(trained)
 
     tree = growth.grow_into(
         folder,

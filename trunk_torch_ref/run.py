@@ -165,9 +165,13 @@ def grow_here(
     return grow.grow(recipe, splits, classes, folder, report, device=where())
 
 
+# The last are oneDNN's, of a convolution that has worked before.
+_NO_MEMORY = ("out of memory", "allocate memory", "could not create a primitive")
+
+
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether PyTorch says that memory ran out: a GPU and a CPU each in words of its own."""
-    return "out of memory" in str(error) or "allocate memory" in str(error)
+    return any(words in str(error) for words in _NO_MEMORY)
 
 
 FRAMEWORK = Framework(

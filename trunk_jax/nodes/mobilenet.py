@@ -56,7 +56,7 @@ class _Depthwise(nnx.Module):
         return self.depthwise_convolution_block(x, mode)
 
 
-class _InvertedResidual(nnx.Module):
+class InvertedResidual(nnx.Module):
     """Widen, filter depthwise, narrow; the input is added where shapes match."""
 
     def __init__(self, in_channels: int, spec: Residual, padding: int, rng: np.random.Generator):
@@ -100,7 +100,7 @@ class MobileNetNode(nnx.Module):
             ]
             channels = spec.stem
         for residual in spec.residuals:
-            layers.append(_InvertedResidual(channels, residual, pointwise_padding, rng))
+            layers.append(InvertedResidual(channels, residual, pointwise_padding, rng))
             channels = residual.out
         self.features = Sequential(layers)
         self.classifier = Sequential(

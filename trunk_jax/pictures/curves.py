@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from trunk_jax.pictures.style import BLUE, INK, LINE, ORANGE, figure, styled
 
@@ -64,7 +65,7 @@ def _panel(axes: Axes, rows: list[dict[str, Any]], kind: str, ties: str) -> None
         offset = int(epochs[-1])
     axes.set_xlim(0.5, offset + 0.5)
     axes.grid(axis="y", color=LINE, alpha=0.25, lw=0.6)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _kept(rows: list[dict[str, Any]], ties: str) -> int:

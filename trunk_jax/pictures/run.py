@@ -1,13 +1,14 @@
 """The pictures of a run, from the files in its folder."""
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from data import datasets, hierarchy, metrics, runfolder
+from data import datasets, hierarchy, metrics, reading, results, runfolder
 from data.datasets import Examples
 from data.errors import UserError
 from data.hierarchy import ROOT, Tree
@@ -15,6 +16,13 @@ from trunk_jax.pictures.confusion import confusion_matrix
 from trunk_jax.pictures.curves import training_curves
 from trunk_jax.pictures.likelihood import likelihoods
 from trunk_jax.pictures.tree import tree_picture
+
+_MOST_PREDICTIONS = 64 * 2**20  # bytes; 2 million images
+_EPOCH: reading.Form = {"node": str, "phase": str, "epoch": int} | {
+    f"{part}_{what}?": (float, None)
+    for part in ("train", "validation")
+    for what in ("accuracy", "loss")
+}
 
 
 def drawings(
@@ -28,12 +36,12 @@ def drawings(
     recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
     about = datasets.spec(recipe.dataset)
     names = about.class_names
-    summary = runfolder.read_json(folder / "summary.json")
+    summary = results.read_summary(folder)
     what = f"{summary['dataset_title']}, {recipe.backbone} nodes"
     labels, predicted = read_predictions(folder, split, len(names))
     samples = None
     if images:
-        data = datasets.load(recipe.dataset, data_dir or runfolder.data_dir(folder))
+        data = datasets.load_of_run(folder, recipe.dataset, data_dir)
         samples = first_of_each(data.test, recipe.dataset == "emnist")
     counts = metrics.confusion(labels, predicted, len(names))
     result = {
@@ -41,6 +49,10 @@ def drawings(
         f"confusion-{split}": confusion_matrix(counts, names, tree, f"{what}: {split}"),
     }
     rows = runfolder.read_metrics(folder)
+    try:
+        reading.need(rows, [_EPOCH])
+    except ValueError as error:
+        raise UserError(f"{folder / 'metrics.jsonl'} has other lines than ours ({error})") from None
     if rows:
         result["curves"] = training_curves(rows, recipe.ties, f"{what}: training")
     return result | asl_pictures(folder, tree, names)
@@ -86,15 +98,15 @@ def read_predictions(folder: Path, split: str, classes: int) -> tuple[np.ndarray
     file = folder / f"predictions-{split}.csv"
     if not file.exists():
         raise UserError(f"{file} is missing; write it with evaluate --split {split}")
+    text = reading.content(file, _MOST_PREDICTIONS)
     try:
-        with open(file, newline="") as lines:
-            rows: list[dict[str, Any]] = list(csv.DictReader(lines))
+        rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text.decode(), newline="")))
         labels = np.array([int(row["label"]) for row in rows])
         predicted = np.array([int(row["predicted"]) for row in rows])
         both = np.concatenate([labels, predicted])
         if not len(both) or both.min() < 0 or both.max() >= classes:
             raise ValueError
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError, csv.Error):
         raise UserError(f"{file} does not hold predictions of {classes} classes") from None
     return labels, predicted
 
