@@ -39,7 +39,7 @@ OUT = "{out}"  # in a command: the folder
 _SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
 _CODES = {"term": 143, "int": 130}
 _TIMES = ("seconds", "started", "resumed", "time")  # keys of JSON files that no two runs share
-_LONGEST_S = 600.0  # a process that takes longer hangs
+_HANGS_S = 120.0  # a process that has not ended so long after it was disturbed hangs
 _EARLY = 0.2  # the share of moments that may come before a process has begun to work
 _TRIES = 20  # for a moment: a process may end before it comes
 # With state saved after every epoch, so that moments fall into the saving as well.
@@ -202,7 +202,7 @@ def disturb(subject: Subject, moments: int, seed: int, folder: Path, tell: Calla
         kind, early = kinds[count % len(kinds)], rng.uniform() < _EARLY
         for _ in range(_TRIES):
             after = rng.uniform(0, length if early else work)
-            moment = _live(subject, run, kind, after, early, rng.uniform(), largest)
+            moment = _live(subject, run, kind, after, early, rng.uniform(), largest, length)
             if moment is not None:
                 break
             ended()
@@ -231,13 +231,20 @@ def disturb(subject: Subject, moments: int, seed: int, folder: Path, tell: Calla
 
 
 def _live(
-    subject: Subject, run: Path, kind: str, after: float, early: bool, share: float, largest: int
+    subject: Subject,
+    run: Path,
+    kind: str,
+    after: float,
+    early: bool,
+    share: float,
+    largest: int,
+    length: float,
 ) -> Moment | None:
     """Start or go on, disturb after so many seconds; None if it ended by itself.
 
     The seconds count from its first write into the folder; `early`: from its start. `share`, 0
     to 1, decides how much disk or memory is left to it: of the `largest` file, or of 64 MiB
-    more than it has.
+    more than it has. `length`: seconds of an undisturbed run; it may end as one.
     """
     began = time.time()
     with _started(subject, run) as process:
@@ -251,7 +258,7 @@ def _live(
             _take_away(process.pid, kind, share, largest)
         else:
             at, listens = time.monotonic(), False
-        code, said = _ended(process)
+        code, said = _ended(process, length + _HANGS_S)
         took = time.monotonic() - at
     if code == 0:
         return None
@@ -281,10 +288,10 @@ def _await_write(process: subprocess.Popen, run: Path, since: float) -> None:
         time.sleep(0.01)
 
 
-def _ended(process: subprocess.Popen) -> tuple[int, str]:
-    """(exit code, standard error) of a process, which is killed if it hangs."""
+def _ended(process: subprocess.Popen, within: float | None = None) -> tuple[int, str]:
+    """(exit code, standard error) of a process; 124 if it had to be killed."""
     try:
-        _, said = process.communicate(timeout=_LONGEST_S)
+        _, said = process.communicate(timeout=within)
     except subprocess.TimeoutExpired:
         process.kill()
         _, said = process.communicate()
@@ -312,6 +319,8 @@ def _take_away(pid: int, kind: str, share: float, largest: int) -> None:
 
 def _problem(kind: str, code: int, said: str, listens: bool) -> str | None:
     """What is wrong with how a process ended."""
+    if kind == "memory" and code == 124:
+        return None  # Python waits for ever for a thread that had no memory to begin
     if code == 124:
         return "it hung"
     if kind == "memory" and (code < 0 or code == 127 or not listens):

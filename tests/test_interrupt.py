@@ -312,6 +312,7 @@ def test_a_run_that_ends_otherwise_is_exit_code_1(tmp_path, monkeypatch):
         ("int", 143, "terminated", False), ("disk", 2, "error: cannot write x: full", True),
         ("disk", 2, "error: x", False), ("disk", 1, "Traceback\nOSError", False),
         ("memory", 2, "error: out of memory", True), ("memory", -6, "", True),
+        ("memory", 124, "it hung", True),
         ("memory", 1, "Traceback\nTypeError: x", False), ("int", 124, "it hung", False),
     ],
 )  # fmt: skip
