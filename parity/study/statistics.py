@@ -25,7 +25,8 @@ class Comparison:
       p_difference: of Welch's t-test, that the means are equal.
       margin: the largest difference that counts as none.
       p_equivalence: of two one-sided tests (TOST), that they differ by the margin or more.
-      p_variance: of the Brown-Forsythe test, that the variances are equal; None if neither varies.
+      p_variance: of the Brown-Forsythe test, that the variances are equal; None if neither varies,
+        or of fewer than three runs a framework, whose deviations are all the same.
       seeds_equivalence: runs a framework with which the TOST would succeed with the power asked,
         if the true means were equal and the spreads as measured; None: more than 100,000.
       seeds_difference: the same, for Welch's test to notice a true difference of the margin.
@@ -77,7 +78,7 @@ def compare(a: Sequence[float], b: Sequence[float], margin: float, power: float)
         float(welch.pvalue),
         margin,
         tost(x, y, margin),
-        float(stats.levene(x, y, center="median").pvalue),
+        float(stats.levene(x, y, center="median").pvalue) if min(len(x), len(y)) > 2 else None,
         seeds_needed(lambda n: power_of_equivalence(spreads, n, margin), power),
         seeds_needed(lambda n: power_of_difference(spreads, n, margin), power),
         power,

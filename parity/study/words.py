@@ -18,7 +18,10 @@ def headline(value: dict[str, Any]) -> str:
         parts.append(f"coupled, no difference beyond rounding was found in {kinds}")
     if both := value["independent"]:
         c = both["comparison"]
-        size = f"{c['difference']:+.2f} points ({c['interval'][0]:+.2f} to {c['interval'][1]:+.2f})"
+        size = (
+            f"JAX {c['difference']:+.2f} points ({c['interval'][0]:+.2f} to "
+            f"{c['interval'][1]:+.2f})"
+        )
         if c["equivalent"]:
             parts.append(f"mean accuracies are equivalent within {c['margin']:g} points: {size}")
         elif c["different"]:
