@@ -173,6 +173,10 @@ def test_a_flip_is_one_bit_of_one_weight():
     bits = {key: (state[key].view(np.uint32) ^ other[key].view(np.uint32)) for key in state}
     assert sum(int(np.bitwise_count(value).sum()) for value in bits.values()) == 1
     assert bits["a.weight"].max() == 1
+    every = flipped(state, 0, "root/class", 2)[0]
+    changed = np.concatenate([(state[key] != every[key]).ravel() for key in state])
+    assert 2 <= changed.sum() <= 7  # of 9, each with one chance in two
+    assert max(int((state[k].view(np.uint32) ^ every[k].view(np.uint32)).max()) for k in state) == 1
 
 
 # --- coupled runs

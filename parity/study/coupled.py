@@ -1,8 +1,8 @@
 """The coupled design: both frameworks, and their controls, trained in lockstep.
 
 All start from PyTorch's initial weights, see the same batches with the same augmentation and drop
-the same units. A control is a framework's own run with one bit of one weight flipped at the start
-of each stage.
+the same units. A control is a framework's own run with bits of weights flipped at the start of
+each stage.
 """
 
 from collections.abc import Callable
@@ -71,7 +71,7 @@ def coupled(
 ) -> dict[str, Any]:
     """Train a root (`nodes` "root") or a whole tree in both frameworks; all that was seen.
 
-    `controls`: runs of each framework with a flipped bit. UserError if the recipe trains the
+    `controls`: runs of each framework with flipped bits. UserError if the recipe trains the
     tree jointly, which this design does not follow, and a whole tree is asked for.
     """
     if recipe.joint is not None and nodes == "tree":

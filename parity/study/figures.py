@@ -96,7 +96,7 @@ def _one(axes: Any, coupled: dict[str, Any], kind: str) -> None:
         steps = np.array(series["step"]) + start
         low, high = (_drawn([pair[i] for pair in series["control"][kind]]) for i in (0, 1))
         axes.fill_between(steps, low, high, color=ORANGE, alpha=0.3, lw=0,
-                          label="control: one framework, one bit flipped")  # fmt: skip
+                          label="control: one framework, bits flipped")  # fmt: skip
         axes.plot(steps, high, color=ORANGE, lw=0.7)
         axes.plot(steps, _drawn(series["distance"][kind]), color=BLUE, lw=1.4,
                   label="JAX against PyTorch")  # fmt: skip

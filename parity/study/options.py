@@ -21,7 +21,7 @@ class Settings:
     """All that decides what is computed.
 
     `recipe` has seed 0; a seed's runs use theirs. `nodes`: `root`, the root's class phase alone,
-    or `tree`. `controls`: flipped bits a framework. `fault`: planted in JAX, or None.
+    or `tree`. `controls`: runs with flipped bits a framework. `fault`: planted in JAX, or None.
     """
 
     recipe: Recipe
@@ -77,7 +77,7 @@ def parser() -> Parser:
         "batches and masks; independent: each framework's own (default: %(default)s)")  # fmt: skip
     add("--dtype", choices=(*DTYPES, "both"), default="both", help="of the coupled design "
         "(default: %(default)s)")  # fmt: skip
-    add("--controls", type=int, default=3, help="runs of each framework with a flipped bit, for "
+    add("--controls", type=int, default=3, help="runs of each framework with flipped bits, for "
         "the coupled design's control (default: %(default)s)")  # fmt: skip
     add("--margin", type=float, default=1.0, help="the largest difference of mean accuracy, in "
         "points, that counts as none (default: %(default)s)")  # fmt: skip

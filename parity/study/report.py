@@ -55,8 +55,8 @@ def rule() -> list[str]:
         "the largest difference that any control showed in it up to that step, and than "
         f"{floors['weight']:g} (gradients, weights) or {floors['mean']:g} (statistics, loss) in "
         "float64, 2^29 times that in float32.",
-        "A control is a framework against itself with the lowest bit of one weight flipped at the "
-        "start of each stage. Differences are shares of a tensor's length.",
+        "A control is a framework against itself with the lowest bit of one weight, or of half of "
+        "all weights, flipped at the start of each stage. Differences are shares of a tensor's length.",
     ]
 
 

@@ -35,17 +35,29 @@ def statistics(state: Arrays, name: str) -> Arrays:
 
 
 def flipped(state: Arrays, seed: int, stage: str, place: int) -> tuple[Arrays, str]:
-    """(the state with the lowest bit of one weight flipped, which weight).
+    """(the state with flipped lowest bits, which).
 
-    The first flip of a stage is in its first kernel, so that its effect runs through every
-    layer; later ones are in kernels chosen by a random stream. Never of a weight that is 0.
+    Flip 1 is of one weight in the first kernel, so that its effect runs through every layer.
+    Flip 2, 4, ... is of every other weight of the network, chosen by a random stream: a rounding
+    error almost everywhere. Flip 3, 5, ... is of one weight in any kernel. Never of a weight
+    that is 0.
     """
-    kernels = [key for key, value in state.items() if value.ndim > 1]
     draw = stream(seed, stage, "flip", place)
+    if place % 2 == 0:
+        changed = dict(state)
+        for key, value in weights(state).items():
+            changed[key] = _lowest_bit(value, np.flatnonzero(draw.random(value.size) < 0.5))
+        return changed, "half of all weights"
+    kernels = [key for key, value in state.items() if value.ndim > 1]
     key = kernels[0] if place == 1 else kernels[int(draw.integers(len(kernels)))]
-    array = state[key].copy()
-    candidates = np.flatnonzero(array)
+    candidates = np.flatnonzero(state[key])
     index = int(candidates[draw.integers(len(candidates))])
-    bits = array.reshape(-1).view({4: np.uint32, 8: np.uint64}[array.dtype.itemsize])
-    bits[index] ^= 1
-    return {**state, key: array}, f"{key}[{index}]"
+    return {**state, key: _lowest_bit(state[key], np.array([index]))}, f"{key}[{index}]"
+
+
+def _lowest_bit(array: np.ndarray, places: np.ndarray) -> np.ndarray:
+    array = array.copy()
+    flat = array.reshape(-1)
+    places = places[flat[places] != 0]
+    flat.view({4: np.uint32, 8: np.uint64}[array.dtype.itemsize])[places] ^= 1
+    return array
