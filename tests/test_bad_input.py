@@ -610,6 +610,8 @@ def try_but_missing(kind, file, contents, action, trap):
     assert run_quietly(action)[0] == 0
 
 
+# Orbax's readers are collected with errors that only pytest still hears of
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_training_state_of_jax(tmp_path):
     from test_jax_train import network, state
 
