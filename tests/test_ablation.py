@@ -59,7 +59,7 @@ def swept(tmp_path_factory):
     """Two trees, and the stages that were trained, in order."""
     out = tmp_path_factory.mktemp("ablation") / "out"
     trained = []
-    fit = grow.fit
+    fitting = grow.fitting
     with pytest.MonkeyPatch.context() as patch:
 
         def counted(recipe, phase, stage, *arguments, restore, **named):
@@ -68,9 +68,9 @@ def swept(tmp_path_factory):
                 trained.append((stage, found is None))
                 return found
 
-            return fit(recipe, phase, stage, *arguments, restore=restored, **named)
+            return fitting(recipe, phase, stage, *arguments, restore=restored, **named)
 
-        patch.setattr(grow, "fit", counted)
+        patch.setattr(grow, "fitting", counted)
         ablation.main(
             ["--volatility", "1.2", "1.6", "0.4", *FLAGS, "--out", str(out), "--json",
              str(out.parent / "rows.json")]

@@ -16,7 +16,9 @@ def main(arguments: list[str] | None = None) -> None:
     from trunk_jax import devices, hosts  # after the flags are checked: JAX takes seconds to load
     from trunk_jax.run import FRAMEWORK
 
-    framework = replace(FRAMEWORK, grow=partial(FRAMEWORK.grow, siblings=options.siblings))
+    framework = FRAMEWORK
+    if options.siblings != "auto":
+        framework = replace(FRAMEWORK, grow=partial(FRAMEWORK.grow, siblings=options.siblings))
 
     def fingerprint() -> str:
         return datasets.load(options.recipe.dataset, options.data_dir).fingerprint
