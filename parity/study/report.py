@@ -56,7 +56,8 @@ def rule() -> list[str]:
         f"{floors['weight']:g} (gradients, weights) or {floors['mean']:g} (statistics, loss) in "
         "float64, 2^29 times that in float32.",
         "A control is a framework against itself with the lowest bit of one weight, or of half of "
-        "all weights, flipped at the start of each stage. Differences are shares of a tensor's length.",
+        "all weights, flipped at the start of each stage. Differences are shares of a tensor's "
+        "length.",
     ]
 
 
