@@ -17,6 +17,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 	$(RUN) -m pytest -n 2
 
 # The stamps keep pip from running again until one of the files that decide what it does changes.
@@ -48,5 +49,5 @@ constraints:
 # Everything that the commands above made; other runs under runs/ stay.
 clean:
 	rm -rf $(VENV) $(VENV)-fresh constraints.new runs/demo build dist *.egg-info
-	rm -rf .pytest_cache .ruff_cache .hypothesis
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

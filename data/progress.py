@@ -58,7 +58,8 @@ class Reporter:
         `note`: instead of those, a line about the stage.
         """
         if note is not None:
-            return self.note(f"{stage}: {note}")
+            self.note(f"{stage}: {note}")
+            return
         done = epoch - 1 + share
         if stage != self._stage:
             self._stage, self._began, self._first = stage, time.monotonic(), done

@@ -123,9 +123,10 @@ def need(value: Any, form: Form, at: str = "") -> None:
     if isinstance(form, tuple):
         for each in form:
             try:
-                return need(value, each, at)
+                need(value, each, at)
             except ValueError:
                 continue
+            return
         raise ValueError(f"{where} is {value!r:.80}")
     if isinstance(form, list):
         if not isinstance(value, list):

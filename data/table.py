@@ -40,9 +40,7 @@ def row(summary: dict[str, Any]) -> str:
 
 def table(runs: list[Path]) -> str:
     """The table of the runs. UserError for one that is not finished."""
-    rows = []
-    for run in runs:
-        rows.append(row(results.read_summary(run)))
+    rows = [row(results.read_summary(run)) for run in runs]
     return "\n".join([HEADER, *rows])
 
 

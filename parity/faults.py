@@ -337,7 +337,7 @@ def faults() -> list[Fault]:
 
 
 def _module() -> Any:
-    import parity.faults
+    import parity.faults  # noqa: PLW0406, by its name, as others see it
 
     return parity.faults
 

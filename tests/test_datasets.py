@@ -493,7 +493,8 @@ def _write_tfrecord(path, records):
         for record in records:
             head = len(record).to_bytes(8, "little")
             for part in (head, record):
-                file.write(part + _slow_masked_crc(part).to_bytes(4, "little"))
+                file.write(part)
+                file.write(_slow_masked_crc(part).to_bytes(4, "little"))
 
 
 def _as_tfrecord(prepared_root, root, splits, name="svhn"):

@@ -405,7 +405,7 @@ MALFORMED = {
     "a bad path under a name of two lines": with_nodes(**{"sg\n1": 5}),
     "a name that ends its line": with_nodes(drop=["sg1"], **{"sg1\n": [0]}),
     "a name with NUL": with_nodes(drop=["sg1"], **{"sg\0": [0]}),
-    "a name in Greek": with_nodes(drop=["sg1"], **{"\u03c3": [0]}),
+    "a name in Greek": with_nodes(drop=["sg1"], σ=[0]),
     "an endless name": with_nodes(drop=["sg1"], **{"s" * 65: [0]}),
 }
 

@@ -14,11 +14,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Train as the flags say. UserError for anything a user can put right."""
     options = train_options("jax", arguments)
     from trunk_jax import devices, hosts  # after the flags are checked: JAX takes seconds to load
+    from trunk_jax.grow import grow
     from trunk_jax.run import FRAMEWORK
 
     framework = FRAMEWORK
     if options.siblings != "auto":
-        framework = replace(FRAMEWORK, grow=partial(FRAMEWORK.grow, siblings=options.siblings))
+        framework = replace(FRAMEWORK, grow=partial(grow, siblings=options.siblings))
 
     def fingerprint() -> str:
         return datasets.load(options.recipe.dataset, options.data_dir).fingerprint

@@ -198,6 +198,7 @@ def _fit(study: Study, stage: Stage) -> None:
 def _step_all(study: Study, number: int) -> list[Step]:
     """One step of every run, on the masks that PyTorch drew. Controls draw the same ones."""
     torch = study.members[1].runner
+    assert isinstance(torch, TorchRunner)
     theirs = torch.step(number)
     return [
         theirs if member.runner is torch else member.runner.step(number, torch.masks)

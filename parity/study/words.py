@@ -176,12 +176,12 @@ def of_devices(value: dict[str, Any]) -> list[str]:
         f"The trained root in float64 on the CPU has {value['truth']:,} of {value['images']:,} "
         "right."
     ]
-    for row in value["rows"]:
-        lines.append(
-            f"{NAMES[row['framework']]} in {row['mode']} on {value['device'][row['framework']]}: "
-            f"{row['right']:,} right, {row['changed']} decisions changed, error of scores "
-            f"{_size(row['error'])} of the largest."
-        )
+    lines += [
+        f"{NAMES[row['framework']]} in {row['mode']} on {value['device'][row['framework']]}: "
+        f"{row['right']:,} right, {row['changed']} decisions changed, error of scores "
+        f"{_size(row['error'])} of the largest."
+        for row in value["rows"]
+    ]
     return lines + ([f"{value['note'][0].upper()}{value['note'][1:]}."] if value["note"] else [])
 
 

@@ -1,5 +1,8 @@
 """The monolithic baselines, one file a family; each returns (features, scores) as nodes do."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from flax import nnx
 
@@ -22,7 +25,7 @@ from trunk_jax.baselines.resnet import ResNetModel
 from trunk_jax.baselines.vgg import VggModel
 from trunk_jax.baselines.vit import VitModel
 
-_FAMILIES: dict[type, type[nnx.Module]] = {
+_FAMILIES: dict[type, Callable[..., Any]] = {
     ResNet: ResNetModel,
     QuantResNet: QuantResNetModel,
     Vgg: VggModel,
