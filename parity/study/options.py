@@ -78,7 +78,7 @@ def parser() -> Parser:
     add("--dtype", choices=(*DTYPES, "both"), default="both", help="of the coupled design "
         "(default: %(default)s)")  # fmt: skip
     add("--controls", type=int, default=3, help="runs of each framework with flipped bits, for "
-        "the coupled design's control (default: %(default)s)")  # fmt: skip
+        "the coupled design's control, by turns of one weight and of half of them (default: %(default)s)")  # fmt: skip
     add("--margin", type=float, default=1.0, help="the largest difference of mean accuracy, in "
         "points, that counts as none (default: %(default)s)")  # fmt: skip
     add("--power", type=float, default=0.8, help="for which the number of seeds needed is stated "
@@ -103,7 +103,7 @@ def options_of(arguments: list[str]) -> Options:
         volatility=given.volatility,
     )  # fmt: skip
     _need(1 <= given.seeds <= 1000, "--seeds", given.seeds, "1 to 1000")
-    _need(1 <= given.controls <= 100, "--controls", given.controls, "1 to 100")
+    _need(2 <= given.controls <= 100, "--controls", given.controls, "2 to 100")
     _need(1 <= given.jobs <= 256, "--jobs", given.jobs, "1 to 256")
     _need(given.margin > 0 and math.isfinite(given.margin), "--margin", given.margin, "above 0")
     _need(0 < given.power < 1, "--power", given.power, "between 0 and 1")
