@@ -168,12 +168,12 @@ def test_a_flip_is_one_bit_of_one_weight():
         "a.bias": np.ones(2, np.float32),
         "b.weight": np.ones((1, 1), np.float32),
     }
-    other, where = flipped(state, 0, "root/class", 2)
+    other, where = flipped(state, 0, "root/class", 1)
     assert where.startswith("a.weight[")
     bits = {key: (state[key].view(np.uint32) ^ other[key].view(np.uint32)) for key in state}
     assert sum(int(np.bitwise_count(value).sum()) for value in bits.values()) == 1
     assert bits["a.weight"].max() == 1
-    every = flipped(state, 0, "root/class", 1)[0]
+    every = flipped(state, 0, "root/class", 2)[0]
     changed = np.concatenate([(state[key] != every[key]).ravel() for key in state])
     assert 2 <= changed.sum() <= 7  # of 9, each with one chance in two
     assert max(int((state[k].view(np.uint32) ^ every[k].view(np.uint32)).max()) for k in state) == 1
@@ -215,7 +215,7 @@ def test_without_a_fault_there_is_no_alarm(plain):
 def test_controls_differ_by_their_bit(plain):
     stage = plain[2]["coupled"][0]["stages"][0]
     assert set(stage["flips"]) == {"jax flip 1", "torch flip 1"}
-    assert stage["flips"]["torch flip 1"] == "half of all weights"
+    assert stage["flips"]["torch flip 1"].startswith("features.0.weight[")
     assert 0 < max(high for _, high in stage["series"]["control"]["weight"]) < 1e-11
 
 

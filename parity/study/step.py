@@ -37,18 +37,19 @@ def statistics(state: Arrays, name: str) -> Arrays:
 def flipped(state: Arrays, seed: int, stage: str, place: int) -> tuple[Arrays, str]:
     """(the state with flipped lowest bits, which).
 
-    Flip 1, 3, ... is of half of the network's weights, chosen by a random stream: a rounding
-    error almost everywhere. Flip 2 is of one weight in the first kernel, so that its effect runs
-    through every layer; 4, 6, ... of one weight in any kernel. Never of a weight that is 0.
+    Flip 1 is of one weight in the first kernel, so that its effect runs through every layer.
+    Flip 2, 4, ... is of every other weight of the network, chosen by a random stream: a rounding
+    error almost everywhere. Flip 3, 5, ... is of one weight in any kernel. Never of a weight
+    that is 0.
     """
     draw = stream(seed, stage, "flip", place)
-    if place % 2:
+    if place % 2 == 0:
         changed = dict(state)
         for key, value in weights(state).items():
             changed[key] = _lowest_bit(value, np.flatnonzero(draw.random(value.size) < 0.5))
         return changed, "half of all weights"
     kernels = [key for key, value in state.items() if value.ndim > 1]
-    key = kernels[0] if place == 2 else kernels[int(draw.integers(len(kernels)))]
+    key = kernels[0] if place == 1 else kernels[int(draw.integers(len(kernels)))]
     candidates = np.flatnonzero(state[key])
     index = int(candidates[draw.integers(len(candidates))])
     return {**state, key: _lowest_bit(state[key], np.array([index]))}, f"{key}[{index}]"
