@@ -16,7 +16,7 @@ from parity.study.options import options_of
 from parity.study.step import flipped
 from parity.study.trace import ALL
 
-TINY = ["--limit", "150", "--epochs", "1", "--controls", "1"]
+TINY = ["--limit", "150", "--epochs", "1", "--controls", "2"]
 
 # --- statistics
 
@@ -214,8 +214,9 @@ def test_without_a_fault_there_is_no_alarm(plain):
 
 def test_controls_differ_by_their_bit(plain):
     stage = plain[2]["coupled"][0]["stages"][0]
-    assert set(stage["flips"]) == {"jax flip 1", "torch flip 1"}
+    assert set(stage["flips"]) == {f"{name} flip {k}" for name in ("jax", "torch") for k in (1, 2)}
     assert stage["flips"]["torch flip 1"].startswith("features.0.weight[")
+    assert stage["flips"]["torch flip 2"] == "half of all weights"
     assert 0 < max(high for _, high in stage["series"]["control"]["weight"]) < 1e-11
 
 
@@ -351,7 +352,7 @@ def test_a_whole_tree_is_followed(tmp_path, monkeypatch):
         (["--margin", "-1"], "--margin"),
         (["--margin", "nan"], "--margin"),
         (["--power", "1"], "--power"),
-        (["--controls", "0"], "--controls"),
+        (["--controls", "1"], "--controls"),
         (["--fault", "none-such"], "the faults:"),
         (["--dataset", "none-such"], "none-such"),
         (["--recipe", "efficient", "--nodes", "tree"], "whole tree"),

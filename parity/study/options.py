@@ -78,7 +78,8 @@ def parser() -> Parser:
     add("--dtype", choices=(*DTYPES, "both"), default="both", help="of the coupled design "
         "(default: %(default)s)")  # fmt: skip
     add("--controls", type=int, default=3, help="runs of each framework with flipped bits, for "
-        "the coupled design's control, by turns of one weight and of half of them (default: %(default)s)")  # fmt: skip
+        "the coupled design's control, by turns of one weight and of half of all (default: "
+        "%(default)s)")  # fmt: skip
     add("--margin", type=float, default=1.0, help="the largest difference of mean accuracy, in "
         "points, that counts as none (default: %(default)s)")  # fmt: skip
     add("--power", type=float, default=0.8, help="for which the number of seeds needed is stated "
