@@ -1,6 +1,10 @@
 """Studies: statistics by hand, the rule, coupled runs with and without planted faults."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -272,6 +276,30 @@ def test_what_is_written(plain):
     stage = value["coupled"][0]["stages"][0]
     assert len(steps) == 1 + 4 * 5 * stage["steps"]  # two seeds, two types; five kinds
     assert len((folder / "independent.csv").read_text().splitlines()) == 5
+
+
+def ends(*_):
+    os._exit(9)
+
+
+def test_a_worker_that_is_killed_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, "perform", ends)
+    with pytest.raises(UserError, match=r"a process of the study was killed.*--jobs"):
+        command.main([*TINY, "--dtype", "float64", "--out", str(tmp_path / "study")])
+
+
+def test_ctrl_c_leaves_no_worker_and_one_word(tmp_path):
+    """Python's resource tracker warns of what a pool that was left behind still holds."""
+    words = [*TINY, "--design", "coupled", "--dtype", "float64", "--out", str(tmp_path / "study")]
+    line = [sys.executable, "-m", "parity.study", *words]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
+        said = process.stderr.readline()
+        while "weights apart" not in said:  # a worker's: it has begun to train
+            assert said, "it ended"
+            said = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()  # until the last process that holds it has ended
+    assert (process.returncode, rest.split()[-1]) == (130, "interrupted")
 
 
 def test_a_study_that_was_cut_off_goes_on(plain, tmp_path, monkeypatch):

@@ -6,12 +6,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from data import datasets, runfolder
+from data.errors import UserError
+from data.framework import within_memory
 from data.splits import split
 from parity.study import plants
 from parity.study.options import Settings
@@ -64,6 +67,8 @@ def perform(piece: Piece, settings: Settings, data_dir: str | None, folder: Path
     from parity.study.coupled import coupled
     from parity.study.devices import devices
     from parity.study.independent import independent, seed_of
+    from trunk_jax.run import FRAMEWORK as JAX
+    from trunk_torch_ref.run import FRAMEWORK as TORCH
 
     prepare_process()
     dataset = datasets.load(settings.recipe.dataset, data_dir)
@@ -73,7 +78,8 @@ def perform(piece: Piece, settings: Settings, data_dir: str | None, folder: Path
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    with plants.planted(settings.fault):
+    advice = "free some, or take a smaller --batch-size or fewer --jobs"
+    with plants.planted(settings.fault), within_memory(JAX, advice), within_memory(TORCH, advice):
         if piece.design == "coupled":
             parts = split(dataset, recipe.protocol, recipe.seed, recipe.limit)
             value = coupled(
@@ -124,8 +130,15 @@ def _in_processes(
             for count, future in enumerate(as_completed(futures), 1):
                 future.result()
                 print(f"{count} of {len(futures)} pieces", file=sys.stderr, flush=True)
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a process of the study was killed, most likely for want of memory; start it again "
+                "to go on, with fewer --jobs"
+            ) from error
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.kill()  # a piece may take minutes; its file is whole or absent
+            pool.shutdown(cancel_futures=True)
             raise
 
 
