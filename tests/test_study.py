@@ -5,8 +5,10 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
+import jax
 import numpy as np
 import pytest
 from conftest import fixed_groups
@@ -16,6 +18,7 @@ from data import grouping, runfolder
 from data.errors import UserError
 from parity.study import command, distances, pieces, plants, report, statistics, trees, verdict
 from parity.study.coupled import kappa
+from parity.study.jax_runner import JaxRunner
 from parity.study.options import options_of
 from parity.study.step import flipped
 from parity.study.trace import ALL
@@ -349,6 +352,36 @@ def test_a_planted_fault_is_found_where_it_is(fault, cause, layer, first, tmp_pa
     assert (finding["step"], finding["cause"], finding["layer"]) == (1, cause, layer)
     assert finding["first"].startswith(first)
     assert report.words.headline(value).startswith("The frameworks differ: root/class, step 1")
+
+
+@pytest.mark.parametrize("faulty_from", [None, 3])
+def test_a_jump_is_no_finding_and_hides_none(faulty_from, tmp_path, monkeypatch):
+    """JAX's weights are moved once, as if by a kink; its steps are right, or wrong from the 3rd."""
+    step = JaxRunner.step
+
+    def moved(self, number, masks):
+        if number + 1 == faulty_from:
+            self.rates = self.rates * (1 + 1e-8)
+        made = step(self, number, masks)
+        if number == 0:
+            network = self.state.network
+            params = jax.tree.map(lambda p: p * (1 + 1e-7), network.params)
+            self.state = replace(self.state, network=replace(network, params=params))
+        return made
+
+    monkeypatch.setattr(JaxRunner, "step", moved)
+    code, value = study(tmp_path, "--design", "coupled", "--dtype", "float64", "--batch-size", "32")
+    coupled = value["coupled"][0]
+    jump, finding = coupled["stages"][0]["jump"], coupled["finding"]
+    assert (jump["step"], jump["kind"]) == (2, "mean")
+    assert jump["difference"] > 1e-8 > 1e-12 > jump["same_state"]
+    if faulty_from is None:
+        assert (code, finding) == (0, None)
+        assert any("step 2" in line and "grew by a jump" in line
+                   for line in report.words.of_coupled(coupled))  # fmt: skip
+    else:
+        assert (code, finding["step"], finding["kind"]) == (1, faulty_from, "weight")
+        assert finding["cause"] == "update"
 
 
 def test_every_fault_that_is_offered_can_be_planted():

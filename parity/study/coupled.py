@@ -16,7 +16,7 @@ from sklearn.metrics import cohen_kappa_score
 from data import epochs, grouping, growth, hierarchy, metrics
 from data.epochs import Position
 from data.errors import UserError
-from data.hierarchy import Groups, Path, Tree
+from data.hierarchy import Groups, Path, Tree, ancestors
 from data.recipe import Recipe
 from data.splits import Splits
 from data.stages import Stage, row_of
@@ -24,9 +24,9 @@ from data.streams import stream
 from parity.passes import Pair, activations
 from parity.study import distances, jax_runner, torch_runner, trees, verdict
 from parity.study.jax_runner import JaxRunner
-from parity.study.step import Step, flipped
+from parity.study.step import Arrays, Step, flipped
 from parity.study.torch_runner import TorchRunner
-from parity.study.trace import Trace, digits
+from parity.study.trace import Trace, compare, digits
 from parity.study.verdict import Finding
 
 Runner = JaxRunner | TorchRunner
@@ -141,6 +141,7 @@ def _fit(study: Study, stage: Stage) -> None:
     order = list(initial)
     trace, rows, positions = Trace(), [], [Position()] * len(study.members)
     finding: Finding | None = None
+    jump: dict[str, Any] | None = None
     for epoch in range(1, phase.epochs + 1):
         batches = plans[epoch - 1]
         run = epochs.training(recipe, name, epoch, batches, len(targets["train"]), size)
@@ -151,11 +152,13 @@ def _fit(study: Study, stage: Stage) -> None:
             controls = zip(study.members[2:], made[2:], strict=True)
             trace.add(made[0], made[1], [(made[member.of], one) for member, one in controls])
             if finding is None:
-                finding = verdict.first_beyond(len(trace.losses), study.dtype, *trace.last(), order)
+                finding, leap = _judged(study, name, trace, number, before[1].state, made[1], order)
+                jump = jump or leap
                 if finding and study.finding is None:
                     study.finding = {"stage": name, **_plain(finding)} | _located(
                         study, number, before[1].state, finding
                     )
+                study.members[0].runner.follow(before[1].state, made[1].gradients)
             before = made[:2]
         check = epochs.validation(recipe, name, epoch, checks, len(checked), size)
         test = epochs.validation(recipe, name, epoch, tests, len(targets["test"]), size)
@@ -191,6 +194,7 @@ def _fit(study: Study, stage: Stage) -> None:
                 for member, position in zip(study.members, positions, strict=True)
             },
             "finding": None if finding is None else _plain(finding),
+            "jump": jump,
         }
     )
 
@@ -206,7 +210,41 @@ def _step_all(study: Study, number: int) -> list[Step]:
     ]
 
 
-def _located(study: Study, number: int, state: dict, finding: Finding) -> dict[str, Any]:
+def _judged(
+    study: Study,
+    name: str,
+    trace: Trace,
+    number: int,
+    state: Arrays,
+    theirs: Step,
+    order: list[str],
+) -> tuple[Finding | None, dict[str, Any] | None]:
+    """(what of the newest step is a finding, what went beyond the control without being one).
+
+    `state`: PyTorch's before the step, `theirs`: its step. Where something is beyond the
+    control, JAX takes the same step from PyTorch's state: see `verdict`.
+    """
+    differences, bands = trace.last()
+    beyond = verdict.first_beyond(len(trace.losses), study.dtype, differences, bands, order)
+    if beyond is None:
+        return None, None
+    ours, torch = (member.runner for member in study.members[:2])
+    above = [torch.weights(node) for node in ancestors(torch.stage.node)]
+    states = [state] + [flipped(state, study.recipe.seed, name, place)[0] for place in (1, 2)]
+    again, *flips = (ours.replay(number, torch.masks, one, above) for one in states)
+    alone, controls = compare(again, theirs)[0], [compare(again, flip)[0] for flip in flips]
+    bands = {
+        kind: {key: max(control[kind][key] for control in controls) for key in table}
+        for kind, table in alone.items()
+    }
+    step, floor = len(trace.losses), verdict.floor_of_a_step
+    finding = verdict.first_beyond(step, study.dtype, alone, bands, order, floor)
+    if finding is not None:
+        return finding, None
+    return None, _plain(beyond) | {"same_state": digits(alone[beyond.kind][beyond.tensor])}
+
+
+def _located(study: Study, number: int, state: Arrays, finding: Finding) -> dict[str, Any]:
     """Which layer gives another output for the same weights, batch and masks, if any does.
 
     Both networks are given PyTorch's weights from before the step, so nothing that has grown
@@ -273,7 +311,7 @@ def kappa(a: np.ndarray, b: np.ndarray) -> float | None:
 def _decide(study: Study, tree: Tree, node: Path, nodes: str) -> Groups:
     """The node's groups as each run sees them; the tree goes on where the frameworks agree.
 
-    A control whose groups are others is left out from here on: its tree is another one.
+    A control whose own groups are others goes on with the frameworks': it is there for their steps.
     """
     stage = Stage(tree, node, "class")
     row, name = row_of(study.recipe, node), tree.names[node]
@@ -305,9 +343,6 @@ def _decide(study: Study, tree: Tree, node: Path, nodes: str) -> Groups:
     whole = (tuple(range(len(hierarchy.members(tree, node)))),)
     if nodes == "root" or found[0] != found[1]:
         return whole
-    study.members = [
-        member for member, groups in zip(study.members, found, strict=True) if groups == found[0]
-    ]
     return found[0]
 
 

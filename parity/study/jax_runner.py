@@ -88,7 +88,9 @@ class JaxRunner:
         )
         network = exchange.from_state_dict(cast(template, self.dtype), state)
         self.program = fit.program_of(self.recipe, self.phase, network)
-        self.state = fit.State(network, fit.optimizer(self.phase).init(network.params))
+        self.optimizer = fit.optimizer(self.phase)
+        self.state = fit.State(network, self.optimizer.init(network.params))
+        self.followed = self.state.moments
         self.best, self.steps, self.done = network, steps, 0
         rates = objective.learning_rates(self.phase, steps)
         self.rates = rates.reshape(self.phase.epochs, steps)
@@ -103,16 +105,40 @@ class JaxRunner:
 
     def step(self, number: int, masks: Arrays) -> Step:
         """Train on a batch with the given dropout masks."""
-        rows, real = self.batches.index[number], self.batches.valid[number]
-        keep = by_stream(self.state.network, {k: _padded(m, len(rows)) for k, m in masks.items()})
-        rate = jnp.asarray(self.rates[self.done - 1, number], self.dtype)
-        self.state, loss = self._compiled()(
-            self.state, self.source["train"], rows, real, self.draws, keep, rate
+        self.state, made = self._step(number, masks, self.state, self.source["train"])
+        return made
+
+    def follow(self, state: Arrays, gradients: Arrays) -> None:
+        """Lead a second set of moments along PyTorch's: its state before a step, its gradients."""
+        network = exchange.from_state_dict(self.state.network, state)
+        taken = exchange.from_state_dict(self.state.network, state | gradients)
+        _, self.followed = self.optimizer.update(taken.params, self.followed, network.params)
+
+    def replay(self, number: int, masks: Arrays, state: Arrays, above: list[Arrays]) -> Step:
+        """The step that this framework takes from PyTorch's state; its own stays as it is.
+
+        `state`: PyTorch's before the step; `above`: its finished ancestors', root first. The
+        moments are those of `follow`.
+        """
+        nodes = ancestors(self.stage.node)
+        theirs = tuple(
+            exchange.from_state_dict(self.networks[node], weights)
+            for node, weights in zip(nodes, above, strict=True)
         )
-        gradients, network = self.state.moments[0], self.state.network
+        network = exchange.from_state_dict(self.state.network, state)
+        source = replace(self.source["train"], above=theirs)
+        return self._step(number, masks, fit.State(network, self.followed), source)[1]
+
+    def _step(
+        self, number: int, masks: Arrays, state: fit.State, source: fit.Source
+    ) -> tuple[fit.State, Step]:
+        rows, real = self.batches.index[number], self.batches.valid[number]
+        keep = by_stream(state.network, {k: _padded(m, len(rows)) for k, m in masks.items()})
+        rate = jnp.asarray(self.rates[self.done - 1, number], self.dtype)
+        state, loss = self._compiled()(state, source, rows, real, self.draws, keep, rate)
+        gradients, network = state.moments[0], state.network
         taken = exchange.to_state_dict(replace(network, params=gradients))
-        state = exchange.to_state_dict(network)
-        return Step(float(loss), weights(taken), state)
+        return state, Step(float(loss), weights(taken), exchange.to_state_dict(network))
 
     def _compiled(self) -> Callable[..., Any]:
         key = (self.program, self.policy, self.padded)

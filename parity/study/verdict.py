@@ -20,12 +20,22 @@ rounding (SVHN, mobilenet, 8.6e-4 against 6.9e-4 at step 2) one of the framework
 what `parity.check` allows between the frameworks (1e-12 for values, 1e-10 for gradients and for
 what follows from them); in float32 the same number of units in the last place, 2^29 times more.
 
+Amplification is not always smooth: one activation on the other side of a ReLU's kink moves a
+gradient at once, in one run steps before it does in another. So whatever is beyond the control is
+looked at once more: JAX takes that step from PyTorch's state before it (weights, statistics,
+finished ancestors, and moments that JAX's optimiser made of PyTorch's gradients), and again with
+lowest bits of these weights flipped. With no past to amplify, a tensor is still beyond the control
+if the frameworks' steps are further apart in it than K times what the flips did, and than K units
+in the last place. Then it is a *finding*. If none is, it was a *jump*, which the report states, and
+the steps that follow are looked at in the same way. (SVHN, mobilenet, float64: at step 8 of a phase
+one gradient was 1e-5 apart, the controls 8e-12.)
+
 The rule can only see what is larger than `max(K * band, floor)`: its *resolution*, which every
 report states. Where that has grown to 1, the runs are as far apart as any two runs could be, and
 coupled training in that type says nothing any more.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from parity.compare import GRADIENT_64, VALUE_64
@@ -39,6 +49,7 @@ FLOORS = {
     "gradient": GRADIENT_64,
     "weight": GRADIENT_64,
 }
+EPSILON = 2.0**-52  # the unit in the last place, as a share, in float64
 UNITS = {"float64": 1.0, "float32": 2.0**29}
 # Within a step things follow each other: forward with its batch statistics, the loss, backward,
 # the update. What comes first is named.
@@ -51,6 +62,9 @@ WORDS = {
     "gradient": "gradient",
     "weight": "weight after the update",
 }
+
+
+Floor = Callable[[str, str], float]  # (kind, dtype) to a relative difference
 
 
 @dataclass(frozen=True)
@@ -74,7 +88,13 @@ def floor(kind: str, dtype: str) -> float:
     return FLOORS[kind] * UNITS[dtype]
 
 
-def allowed(kind: str, dtype: str, band: float) -> float:
+def floor_of_a_step(kind: str, dtype: str) -> float:
+    """The same where a single step is judged whose control has reached every tensor."""
+    del kind
+    return K * EPSILON * UNITS[dtype]
+
+
+def allowed(kind: str, dtype: str, band: float, floor: Floor = floor) -> float:
     """The largest relative difference that the control explains."""
     return max(K * band, floor(kind, dtype))
 
@@ -85,6 +105,7 @@ def first_beyond(
     differences: Mapping[str, Mapping[str, float]],
     bands: Mapping[str, Mapping[str, float]],
     order: Sequence[str],
+    floor: Floor = floor,
 ) -> Finding | None:
     """The first tensor of a step whose difference is beyond the control, or None.
 
@@ -96,7 +117,7 @@ def first_beyond(
     for kind in ORDER:
         keys = sorted(differences[kind], key=lambda key: places.get(key, 0))
         for key in reversed(keys) if kind == "gradient" else keys:
-            most = allowed(kind, dtype, bands[kind].get(key, 0.0))
+            most = allowed(kind, dtype, bands[kind].get(key, 0.0), floor)
             value = differences[kind][key]
             if not value <= most:  # also if it is not a number
                 return Finding(step, kind, key, layer_of(key), value, most)

@@ -82,6 +82,8 @@ def of_coupled(coupled: dict[str, Any]) -> list[str]:
             + " "
             + _agreement(stage["epochs"][-1]["test"])
         )
+        if stage.get("jump"):
+            lines.append(_jump(stage))
     for name, row in coupled["groups"].items():
         lines.append(_grouping(name, row))
     if coupled["predictions"]:
@@ -97,6 +99,17 @@ def _reach(stage: dict[str, Any], dtype: str) -> str:
             f"pass for rounding: by then {dtype} can show nothing."
         )
     return f"A difference of more than {_size(reach)} in any tensor's weights would have been seen."
+
+
+def _jump(stage: dict[str, Any]) -> str:
+    jump = stage["jump"]
+    named = f"{WORDS[jump['kind']]} {jump['tensor']}".strip(" *")
+    return (
+        f"{stage['stage']}, step {jump['step']}: {named} came {_size(jump['difference'])} apart "
+        f"where the control allows {_size(jump['allowed'])}. It is rounding that grew by a jump: "
+        f"from the same state the two frameworks take this step {_size(jump['same_state'])} apart, "
+        "no further than lowest bits of the weights explain."
+    )
 
 
 def _agreement(row: dict[str, Any]) -> str:
