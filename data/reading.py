@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from data.errors import UserError
 
-MOST_JSON = 16 * 2**20  # bytes; the largest file of ours is far below
+MOST_JSON = 16 * 2**20  # bytes; the files of runs are far below
 MOST_WEIGHTS = 4 * 2**30  # bytes; the largest public model has an eighth of that
 _DEEPEST = 32  # lists and objects in each other; ours have 6
 _LONGEST_INTEGER = 40  # digits

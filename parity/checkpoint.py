@@ -7,6 +7,7 @@ import numpy as np
 import trunk_jax.run
 import trunk_torch_ref.run
 from data import datasets, runfolder
+from data.errors import UserError
 from data.framework import Grown
 from data.splits import split
 from parity import compare
@@ -19,9 +20,15 @@ from trunk_torch_ref import exchange as torch_exchange
 def check_checkpoint(folder: Path, data_dir: str | None) -> list[Check]:
     """Weights carried across bit for bit; the decisions of both frameworks on every test image.
 
-    UserError if the folder is no finished run, or its data is not there.
+    UserError if the folder is no finished run, its data is not there, or it is one of
+    `resnet50_qat`: PyTorch's imitation of int8 has no float64, so there is no truth to hold it to.
     """
     recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
+    if recipe.backbone == "resnet50_qat":
+        raise UserError(
+            f"{folder} is a resnet50_qat, which cannot be computed in float64; tests/test_qat.py "
+            "holds both frameworks against PyTorch's own"
+        )
     shape = datasets.spec(recipe.dataset).image_shape
     ours = trunk_jax.run.load_networks(folder, recipe, tree, shape)
     theirs = trunk_torch_ref.run.load_networks(folder, recipe, tree, shape)

@@ -41,6 +41,7 @@ _CODES = {"term": 143, "int": 130}
 _TIMES = ("seconds", "started", "resumed", "time")  # keys of JSON files that no two runs share
 _HANGS_S = 120.0  # a process that has not ended so long after it was disturbed hangs
 _EARLY = 0.2  # the share of moments that may come before a process has begun to work
+_DEAF_S = 10.0  # a process that works on for so long after a signal has not heard it
 _TRIES = 20  # for a moment: a process may end before it comes
 # With state saved after every epoch, so that moments fall into the saving as well.
 _START = """
@@ -244,7 +245,8 @@ def _live(
 
     The seconds count from its first write into the folder; `early`: from its start. `share`, 0
     to 1, decides how much disk or memory is left to it: of the `largest` file, or of 64 MiB
-    more than it has. `length`: seconds of an undisturbed run; it may end as one.
+    more than it has. `length`: seconds of an undisturbed run; it may end as one, within
+    `_DEAF_S` of a signal.
     """
     began = time.time()
     with _started(subject, run) as process:
@@ -260,8 +262,9 @@ def _live(
             at, listens = time.monotonic(), False
         code, said = _ended(process, length + _HANGS_S)
         took = time.monotonic() - at
-    if code == 0:
-        return None
+    ignored = kind in _CODES and listens and took > _DEAF_S
+    if code == 0 and not ignored:
+        return None  # it was over before it could know
     problem = _problem(kind, code, said, listens)
     verdict = None
     if subject.evaluate is not None and run.exists():

@@ -1,11 +1,19 @@
-"""Checks of optimisers and schedules: every phase of every recipe, step by step, to its end."""
+"""Checks of optimisers and schedules: every phase of every recipe, step by step, to its end.
+
+The recipes of trees and of the monolithic baselines.
+"""
+
+import contextlib
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 
+from data import baselines, datasets
 from data import recipe as recipes
+from data.errors import UserError
 from data.recipe import Phase
 from parity import compare
 from parity.compare import Check
@@ -30,6 +38,11 @@ def phases() -> dict[Phase, str]:
                     found.setdefault(phase, f"{name} {dataset} {backbone} {row} {kind}")
             if recipe.joint is not None:
                 found.setdefault(recipe.joint, f"{name} {dataset} {backbone} joint")
+    for model, name in itertools.product(baselines.MODELS, baselines.RECIPES):
+        for dataset in datasets.SPECS:
+            with contextlib.suppress(UserError):  # not every model has a recipe for each
+                recipe = baselines.load(model, dataset, name, weights=baselines.NO_WEIGHTS)
+                found.setdefault(recipe.root.class_phase, f"{name} {dataset} {model}")
     return found
 
 

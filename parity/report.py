@@ -1,6 +1,7 @@
 """The outcome of a check: a table on the terminal, `report.json` and a self-contained page."""
 
 import html
+import math
 import platform
 import time
 from collections.abc import Sequence
@@ -111,11 +112,13 @@ def about(seed: int) -> dict[str, Any]:
 
 
 def as_json(checks: Sequence[Check], seed: int, costs: Sequence[Cost] = ()) -> dict[str, Any]:
-    """The content of `report.json`. Infinite differences become null."""
+    """The content of `report.json`. Differences that are not finite become null."""
 
     def plain(check: Check) -> dict[str, Any]:
         row = asdict(check)
-        return {k: None if v in (float("inf"), float("-inf")) else v for k, v in row.items()}
+        return {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
+        }
 
     return {
         "passed": all(check.passed for check in checks),

@@ -101,12 +101,15 @@ def truth_of(
     truth = np.full(len(images), -1)
     close = np.zeros(len(images), bool)
     largest = [0.0, 0.0]
+    device = next(theirs.networks[ROOT].parameters()).device
+    # a baseline's maps may be large
+    batch = recipe.eval_batch_size if recipe.monolith else BATCH
 
     def visit(node: Path, x64, x32, ours_x, places: np.ndarray) -> None:
         with torch.no_grad():
             f64, s64 = exact[node](x64)
             f32, s32 = theirs.networks[node].eval()(x32)
-        padded = np.zeros((route.bucket(len(places), BATCH), *ours_x.shape[1:]), np.float32)
+        padded = np.zeros((route.bucket(len(places), batch), *ours_x.shape[1:]), np.float32)
         padded[: len(places)] = ours_x
         our_f, our_s = (
             np.asarray(a)[: len(places)] for a in _jax_node(ours.networks[node], padded)
@@ -127,9 +130,9 @@ def truth_of(
                 rows = torch.tensor(mine)
                 visit(child, f64[rows], f32[rows], our_f[mine], places[mine])
 
-    for start in range(0, len(images), BATCH):
-        part = images[start : start + BATCH]
-        pixels = torch.tensor(np.ascontiguousarray(part.transpose(0, 3, 1, 2)))
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        pixels = torch.tensor(np.ascontiguousarray(part.transpose(0, 3, 1, 2)), device=device)
         mean, std = recipe.mean, recipe.std
         x64, x32 = (
             torch_prepare(pixels, {}, Augmentation(), mean, std, kind)

@@ -296,6 +296,18 @@ def test_any_command_can_be_disturbed(tmp_path, monkeypatch, capsys):
     assert "8 moments" in capsys.readouterr().out
 
 
+def test_a_process_that_goes_on_after_a_signal_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(interrupt, "_DEAF_S", 0.05)
+    monkeypatch.setattr(sys.modules[__name__], "SUBJECT", SUBJECT.replace(
+        "run_command(main)", "import signal\nsignal.signal(15, lambda *_: None)\nmain()"
+    ))  # fmt: skip
+    code, report = harness(tmp_path, False, "--moments", "2", "--kinds", "term", "--seed", "1")
+    found = report["subjects"]["command"]["moments"]
+    assert code == 1
+    assert "exit code 0" in [moment["problem"] for moment in found]
+
+
 def test_a_run_that_ends_otherwise_is_exit_code_1(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     code, report = harness(tmp_path, True, "--moments", "1", "--kinds", "kill")

@@ -126,8 +126,11 @@ def test_the_report_names_the_first_layer_that_differs(monkeypatch):
 def test_every_phase_of_every_recipe_is_checked_once():
     names = list(optimisers.phases().values())
     assert len(names) == len(set(names))
-    for wanted in ("svhn mobilenet root class", "cifar10 vgg others group", "emnist mobilenet"):
+    trees = ("svhn mobilenet root class", "cifar10 vgg others group", "emnist mobilenet")
+    for wanted in trees:
         assert any(name.startswith(f"published {wanted}") for name in names)
+    # the baselines' optimisers: Adam with a beta of its own, SGD with milestones
+    assert {"default svhn resnet50", "default digits vgg16_bn_pruned"} <= set(names)
 
 
 def test_tasks_cover_every_family_and_both_trees():

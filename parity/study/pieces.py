@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data import datasets, runfolder
+from data import datasets, reading, runfolder
 from data.errors import UserError
 from data.framework import within_memory
 from data.splits import split
 from parity.study import plants
 from parity.study.options import Settings
 
+MOST = 2**31  # bytes of a piece: some 20 for each tensor, step and kind of a coupled training
 # A thread each: results then depend neither on the machine's cores nor on --jobs. To be set
 # before a worker loads JAX and PyTorch.
 ENVIRONMENT = {
@@ -114,7 +115,7 @@ def compute(
             perform(piece, settings, data_dir, folder)
     elif missing:
         _in_processes(missing, settings, data_dir, folder, jobs)
-    return {piece: runfolder.read_json(piece.file(folder)) for piece in work}
+    return {piece: reading.json_file(piece.file(folder), MOST) for piece in work}
 
 
 def _in_processes(
