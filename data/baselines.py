@@ -90,7 +90,7 @@ def load(
     monolith = Monolith(
         size=own if size is None else size,
         weights=_weights(model, (NO_WEIGHTS if random else None) if weights is None else weights),
-        speed_up=(speed_up or 2.0) if model in PRUNED else 1.0,
+        speed_up=(2.0 if speed_up is None else speed_up) if model in PRUNED else 1.0,
     )
     node = NodeRecipe(1.0, phase, phase)
     coloured = {} if dataset in ("emnist", "digits") else _NORMALISED

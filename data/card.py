@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from data import datasets, results, runfolder
+from data.options import DEFAULTS
 from data.table import interval
 
-NAME = "README.md"  # a folder that has one is finished, and is not written to any more
+NAME = "README.md"  # a folder that has one is handed on: evaluate leaves it as it is
 
 
 def card(folder: Path, name: Path) -> str:
@@ -34,7 +35,7 @@ def _text(folder: Path, name: Path, summary: dict[str, Any], about: dict[str, An
     given += [
         f"--{key.replace('_', '-')} {value}"
         for key, value in flags.items()
-        if key not in ("dataset", "backbone") and value not in (None, 0, "threshold")
+        if key not in ("dataset", "backbone") and value != DEFAULTS.get(key)
     ]
     package = "trunk_jax" if summary["framework"] == "jax" else "trunk_torch_ref"
     lines = [

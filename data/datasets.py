@@ -135,8 +135,15 @@ def spec(name: str) -> Spec:
 
 
 def data_root(data_dir: str | Path | None = None) -> Path:
-    """TFDS's data folder: `data_dir`, else TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    """TFDS's data folder: `data_dir`, else TFDS_DATA_DIR, else ~/tensorflow_datasets.
+
+    UserError if it begins with the home folder of a user that there is not.
+    """
+    folder = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError:  # ~ of a user that there is not
+        raise UserError(f"--data-dir {folder}: no such home folder") from None
 
 
 def prepared_folder(spec: Spec, root: Path) -> Path | None:

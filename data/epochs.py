@@ -5,6 +5,7 @@ see the same images in the same batches with the same augmentation.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,8 +163,14 @@ def metrics_row(
     """An epoch's numbers as `metrics.jsonl` has them.
 
     `train`: loss summed over images, right answers, images; `validation`: (accuracy, loss).
+    UserError if the training has diverged: what is not a number stays none.
     """
     loss, right, images = train
+    if math.isnan(loss):
+        raise UserError(
+            f"training diverged in epoch {epoch}: the loss is not a number; take a lower learning "
+            "rate (a recipe of your own) or another --precision"
+        )
     return {
         "epoch": epoch,
         "lr": rate,

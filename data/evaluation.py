@@ -40,7 +40,7 @@ def _evaluate(framework: Framework, options: EvaluateOptions, shipped: bool) -> 
         f"({value['correct']:,} of {value['total']:,})"
         + (
             ", epochs selected on TEST (protocol published)"
-            if value["protocol"] != "holdout"
+            if results.selected_on(recipe) == "test"
             else ""
         )
     )

@@ -92,11 +92,6 @@ def class_targets(tree: Tree, node: Path) -> np.ndarray:
     return result
 
 
-def by_name(tree: Tree) -> dict[str, Path]:
-    """The paths of all nodes and named leaves."""
-    return {name: path for path, name in tree.names.items()}
-
-
 def name_order(names: Iterable[str]) -> list[str]:
     """Sorted with numbers by value: sg2 before sg10. The order in which siblings are grown."""
     parts = re.compile(r"(\d+)")
@@ -186,15 +181,6 @@ def from_published(target_map: Any, models: Any) -> Tree:
             f"{len(order)}"
         )
     return Tree(paths, dict(zip(order, models, strict=True)))
-
-
-def group_paths(tree: Tree, node: Path) -> Groups:
-    """The groups of local class indices that `node`'s outputs stand for."""
-    labels = members(tree, node)
-    outputs: dict[int, list[int]] = {}
-    for index, label in enumerate(labels):
-        outputs.setdefault(tree.paths[label][len(node)], []).append(index)
-    return tuple(tuple(outputs[output]) for output in sorted(outputs))
 
 
 def _paths_by_label(targets: Mapping[str, Any]) -> tuple[Path, ...]:

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from data import datasets
 from data.datasets import Dataset
 from data.options import TrainOptions
 
@@ -49,7 +50,9 @@ def manifest(
             "name": dataset.spec.name,
             "version": dataset.version,
             "title": dataset.title,
-            "data_dir": str(Path(options.data_dir).absolute()) if options.data_dir else None,
+            "data_dir": None
+            if dataset.spec.tfds_name is None
+            else (str(datasets.data_root(options.data_dir).absolute())),
             "sha256": dataset.fingerprint,
             "images": {
                 part: len(getattr(splits, part).labels) for part in ("train", "validation", "test")

@@ -71,7 +71,7 @@ def summary(
         "backbone": recipe.backbone,
         "recipe": recipe.name,
         "protocol": recipe.protocol,
-        "selected_on": _selected_on(recipe),
+        "selected_on": selected_on(recipe),
         "seed": recipe.seed,
         "accuracy": {
             part: _counts(examples.labels, labels) for part, (examples, labels) in parts.items()
@@ -85,7 +85,8 @@ def summary(
     }
 
 
-def _selected_on(recipe: Recipe) -> str:
+def selected_on(recipe: Recipe) -> str:
+    """What chooses epochs: `validation`, `test`, or `nothing` (the last is kept)."""
     if recipe.ties == "final":
         return "nothing"
     return "test" if recipe.protocol == "published" else "validation"

@@ -10,13 +10,14 @@
 | `weights/<node>.safetensors` | final weights, with PyTorch's names and layouts |
 | `metrics.jsonl` | a line an epoch |
 | `summary.json` | accuracy by split and node, costs; present when the run is finished |
-| `predictions-<split>.csv`, `confusion-<split>.csv` | written by evaluate |
+| `predictions-<split>.csv`, `confusion-<split>.csv` | written by train (test) and evaluate |
 """
 
 import fcntl
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -106,6 +107,14 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder of ours to where there is none. UserError if that cannot be done."""
+    try:
+        shutil.copytree(source, target)
+    except shutil.Error as error:  # it has neither a number nor a name, and a list of reasons
+        raise UserError(f"cannot copy {source} to {target} ({error.args[0][0][2]})") from None
+
+
 def read_json(path: Path) -> Any:
     """Read JSON; UserError if the file is missing, too large or not JSON."""
     return reading.json_file(path)
@@ -160,6 +169,8 @@ def lock(path: Path) -> Iterator[None]:
         for leftover in path.rglob(".*.tmp"):  # of a process that was killed as it wrote
             if leftover.is_file():
                 leftover.unlink()
+            elif leftover.is_dir():
+                shutil.rmtree(leftover)
         yield
 
 
@@ -201,6 +212,15 @@ def read_recipe(path: Path) -> Recipe:
         return recipe.from_json(config.get("recipe"))
     except UserError as error:
         raise UserError(f"{path / 'config.json'}: {error}") from None
+
+
+def read_recipe_of_tree(path: Path) -> Recipe:
+    """`read_recipe`; UserError if the run is a monolithic baseline, which has nothing of a tree."""
+    chosen = read_recipe(path)
+    if chosen.monolith is not None:
+        raise UserError(f"{path} is a baseline ({chosen.backbone}), and this is for trees; "
+                        "evaluate and compare take baselines")  # fmt: skip
+    return chosen
 
 
 def data_dir(path: Path) -> str | None:

@@ -108,7 +108,7 @@ def _copy(source: FilePath, folder: FilePath, stage: Stage) -> None:
     aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        shutil.copytree(checkpoint_folder(source, stage), aside)
+        runfolder.copy_folder(checkpoint_folder(source, stage), aside)
         aside.rename(target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

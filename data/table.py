@@ -28,7 +28,7 @@ def row(summary: dict[str, Any]) -> str:
     """A line of the table, from a run's `summary.json`."""
     counts, mean = summary["accuracy"]["test"], summary["paths"]["mean"]
     low, high = interval(counts["correct"], counts["total"])
-    chosen = "" if summary["protocol"] == "holdout" else ", selected on TEST"
+    chosen = ", selected on TEST" if summary["selected_on"] == "test" else ""
     return (
         f"| {summary['dataset_title']} | {summary['recipe']} {summary['backbone']}{chosen} "
         f"| {len(summary['nodes'])} "

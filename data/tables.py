@@ -30,7 +30,7 @@ def percent(share: float | None) -> str:
 
 
 def mb(count: float) -> str:
-    """Bytes as MB (1e6 bytes), three significant digits at least."""
+    """Bytes as MB (1e6 bytes), to the thousand bytes."""
     return f"{count / 1e6:.3f}"
 
 

@@ -83,7 +83,11 @@ def _grow(framework: Framework, options: TrainOptions, dataset: Dataset, splits:
     with Reporter() as report:
         report.note(f"{dataset.spec.name}: {dataset.source}")
         if recipe.protocol == "published":
-            report.note("protocol published: epochs are selected on the TEST split")
+            chosen = {
+                "test": "epochs are selected on the TEST split",
+                "nothing": "the last epoch is kept; validation is on the test split",
+            }
+            report.note(f"protocol published: {chosen[results.selected_on(recipe)]}")
         return framework.grow(recipe, splits, classes, options.out, report)
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import Phase, settings
 
+from data import hierarchy
+
 # The same examples on every machine and in every run, however slow the machine is.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 # The same, but a failing example is not made smaller: mutation testing only asks whether one fails.
@@ -38,3 +40,17 @@ def fixed_groups(asl, *_):
     if len(asl) == 10:
         return ((0, 6), (1,), (2, 3, 5), (4,), (7,), (8, 9))
     return tuple((index,) for index in range(len(asl)))
+
+
+def by_name(tree):
+    """The paths of all nodes and named leaves."""
+    return {name: path for path, name in tree.names.items()}
+
+
+def group_paths(tree, node):
+    """The groups of local class indices that `node`'s outputs stand for."""
+    labels = hierarchy.members(tree, node)
+    outputs = {}
+    for index, label in enumerate(labels):
+        outputs.setdefault(tree.paths[label][len(node)], []).append(index)
+    return tuple(tuple(outputs[output]) for output in sorted(outputs))

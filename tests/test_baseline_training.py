@@ -13,7 +13,7 @@ from data.epochs import Position
 from data.errors import UserError
 from data.options import train_options
 from data.recipe import Phase
-from trunk_jax import evaluate, objective, train
+from trunk_jax import compress, evaluate, export, metrics, objective, train
 from trunk_jax.baselines.start import start
 from trunk_jax.exchange import to_state_dict
 from trunk_torch_ref import objective as torch_objective
@@ -64,6 +64,12 @@ def test_a_run_is_a_trees_run(tmp_path, capsys):
         assert json.load(file)["correct"] == summary["accuracy"]["test"]["correct"]
     # going on with a finished run changes nothing
     train.main(["--model", "mobilenet_v2", "--out", "run", *FEW, "--size", "16", "--resume"])
+    # what is of trees alone says so before it takes time
+    for command, words in (
+        (metrics, ["run"]), (export, ["run", "out"]), (compress, ["run", "--prune", "0.2"]),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=r"is a baseline \(mobilenet_v2\)"):
+            command.main(words)
 
 
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, monkeypatch):
@@ -202,6 +208,7 @@ BAD = {
     "--weights x": "--weights needs --model",
     "--model vgg16 --recipe scratch --speed-up 2": "--speed-up is for vgg16_pruned",
     "--model vgg16_pruned --recipe scratch --speed-up 0.5": "--speed-up 0.5",
+    "--model vgg16_pruned --recipe scratch --speed-up 0": "--speed-up 0",
     "--model vgg16 --recipe best": "no recipe 'best'",
     "--model vgg16 --recipe published": "has none for vgg16 on digits; it has: cifar10",
     "--model vgg16 --recipe default --dataset cifar10 --weights nowhere": "parity.pretrained vgg16",

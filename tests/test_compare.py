@@ -65,3 +65,9 @@ def test_nothing_to_compare_is_one_line():
         rows("--models", "none")
     with pytest.raises(UserError, match="no model 'vgg17'"):
         rows("--models", "vgg17")
+
+
+def test_a_size_that_a_model_cannot_take_is_said_first(tmp_path):
+    with pytest.raises(UserError, match="--size 32: vit_b_16 takes 224"):
+        compare.main(["--dataset", "digits", "--size", "32", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import by_name
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -68,7 +69,7 @@ def test_the_published_tensors_give_the_published_tree(published):
         finish=lambda tree, node: None,
     )
     assert regrouped == ["root"]
-    assert hierarchy.by_name(tree) == CIFAR10_NAMES
+    assert by_name(tree) == CIFAR10_NAMES
     assert tree.paths == CIFAR10_PATHS
 
 

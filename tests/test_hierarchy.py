@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import by_name, group_paths
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -102,7 +103,7 @@ def test_targets_agree_with_members_and_paths(tree):
             assert (label in members) == belongs
             assert targets[label] == (path[len(node)] if belongs else -1)
             assert ranks[label] == (sum(m < label for m in members) if belongs else -1)
-        groups = hierarchy.group_paths(tree, node)
+        groups = group_paths(tree, node)
         for output, group in enumerate(groups):
             assert [members[index] for index in group] == np.flatnonzero(targets == output).tolist()
 
@@ -127,8 +128,8 @@ def test_names_are_unique_and_belong_to_nodes_with_classes(tree):
     assert len(set(tree.names.values())) == len(tree.names)
     assert all(hierarchy.members(tree, path) for path in tree.names)
     assert set(hierarchy.nodes(tree)) <= set(tree.names)
-    assert hierarchy.by_name(tree)["root"] == ROOT
-    assert {tree.names[path]: path for path in tree.names} == hierarchy.by_name(tree)
+    assert by_name(tree)["root"] == ROOT
+    assert {tree.names[path]: path for path in tree.names} == by_name(tree)
 
 
 @given(trees)
@@ -154,7 +155,7 @@ def test_regrouping_changes_the_node_alone(history):
     after = hierarchy.regroup(before, node, groups)
     labels = hierarchy.members(before, node)
     assert hierarchy.members(after, node) == labels
-    assert hierarchy.group_paths(after, node) == groups
+    assert group_paths(after, node) == groups
     for label, path in enumerate(after.paths):
         if label not in labels:
             assert path == before.paths[label]
@@ -237,7 +238,7 @@ def cifar10():
 
 def test_cifar10_names():
     tree = cifar10()
-    assert hierarchy.by_name(tree) == CIFAR10_NAMES
+    assert by_name(tree) == CIFAR10_NAMES
     assert tree.paths == CIFAR10_PATHS
     names = [tree.names[node] for node in hierarchy.nodes(tree)]
     assert names == ["root", "sg1", "sg3", "sg5", "sg7"]
@@ -266,13 +267,13 @@ def test_svhn_target_map():
 def test_a_deeper_regrouping_by_hand():
     first = hierarchy.regroup(hierarchy.bare(6), ROOT, ((0, 1, 2, 3), (4,), (5,)))
     # sg1's first leaf would be sg1 again: taken, so one above the highest, and so on
-    assert hierarchy.by_name(first) == {
+    assert by_name(first) == {
         "root": (), "sg1": (0,), "sg2": (0, 0), "sg3": (0, 1), "sg4": (0, 2), "sg5": (0, 3),
         "sg6": (1,), "sg7": (2,),
     }  # fmt: skip
     second = hierarchy.regroup(first, (0,), ((0, 2), (1,), (3,)))
     assert second.paths == ((0, 0, 0), (0, 1), (0, 0, 1), (0, 2), (1,), (2,))
-    assert hierarchy.by_name(second) == {
+    assert by_name(second) == {
         "root": (), "sg1": (0,),
         "sg2": (0, 0),  # an old leaf is now a supergroup and keeps its name
         "sg8": (0, 0, 0), "sg9": (0, 0, 1),  # sg1 and sg2 are taken: one above the highest
@@ -285,14 +286,14 @@ def test_a_deeper_regrouping_by_hand():
 
 def test_a_second_regrouping_of_the_root():
     flat = hierarchy.regroup(hierarchy.bare(4), ROOT, ((0, 1), (2, 3)))
-    assert hierarchy.by_name(flat) == {
+    assert by_name(flat) == {
         "root": (), "sg1": (0,), "sg2": (0, 0), "sg3": (0, 1), "sg4": (1,), "sg5": (1, 0),
         "sg6": (1, 1),
     }  # fmt: skip
     # the root's outputs 0 and 1 keep their names, (1, 0) and (1, 1) go, 2 is new: k = 3 of
     # 3 children at that moment is sg3, still in the tree as the old leaf (0, 1)
     again = hierarchy.regroup(flat, ROOT, ((0, 3), (1,), (2,)))
-    assert hierarchy.by_name(again) == {
+    assert by_name(again) == {
         "root": (), "sg1": (0,), "sg2": (0, 0), "sg3": (0, 1), "sg4": (1,), "sg7": (2,),
     }  # fmt: skip
 

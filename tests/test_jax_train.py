@@ -14,6 +14,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import group_paths
 
 from data import datasets, hierarchy, recipe, runfolder
 from data.datasets import Examples
@@ -21,7 +22,7 @@ from data.epochs import Position
 from data.errors import UserError
 from data.recipe import Phase
 from data.splits import split as split_dataset
-from trunk_jax import evaluate, nodes, run, train
+from trunk_jax import evaluate, fit, grow, nodes, objective, run, train
 from trunk_jax.checkpoint import Checkpoints
 from trunk_jax.exchange import to_state_dict
 from trunk_jax.fit import State
@@ -157,6 +158,20 @@ def test_a_finished_run_prints_its_summary_again(finished, monkeypatch, capsys, 
     assert str(finished) in out
 
 
+def test_a_finished_stage_is_not_prepared_again(copy, monkeypatch):
+    """Keeping a stage's inputs takes all images through all ancestors: for epochs to come only."""
+    monkeypatch.setattr(grow, "with_kept", lambda *_: pytest.fail("its inputs were computed"))
+    (copy / "summary.json").unlink()
+    train.main(["--out", str(copy), "--resume"])
+    runfolder.read_json(copy / "summary.json")
+
+
+def test_a_training_that_diverges_is_one_line(tmp_path, monkeypatch):
+    rates = objective.learning_rates
+    monkeypatch.setattr(fit, "learning_rates", lambda *of: rates(*of) * np.inf)
+    refused(lambda: train.main([*FLAGS, "--out", str(tmp_path / "run")]), "training diverged in")
+
+
 def test_resume_without_out_finds_the_default_folder(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folder = Path("runs") / f"digits-vgg-default-seed{recipe.load('default', 'digits').seed}-jax"
@@ -196,7 +211,7 @@ def test_a_run_grows_a_tree(finished):
 def test_the_groups_are_those_of_the_asl(finished):
     tree = runfolder.read_tree(finished)
     asl, groups = runfolder.read_asl(finished, "root", 10)
-    assert groups == hierarchy.group_paths(tree, ())
+    assert groups == group_paths(tree, ())
     np.testing.assert_allclose(asl.sum(1), 1, rtol=1e-6)  # float32 scores, softmax in float64
     alike = np.argwhere(np.triu(asl > 1.2 / 10, 1))
     assert all(any({i, j} <= set(group) for group in groups) for i, j in alike.tolist())

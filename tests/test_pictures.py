@@ -150,13 +150,13 @@ def rows_of(node, phase, accuracies):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("ties", "kept"), [("first", 2), ("last", 4)])
+@pytest.mark.parametrize(("ties", "kept"), [("first", 2), ("last", 4), ("final", 4)])
 def test_the_ring_is_at_the_epoch_that_was_kept(ties, kept):
     rows = rows_of("root", "class", [0.1, 0.8, 0.2, 0.8]) + rows_of("root", "group", [0.9, 0.5])
     drawing = training_curves(rows, ties, "t")
     axes = drawing.axes[0]
     rings = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
-    assert rings == [kept, 4 + 1]
+    assert rings == [kept, 4 + (2 if ties == "final" else 1)]
     assert_nothing_overlaps(drawing)
 
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data import options, recipe
+from data import options, recipe, runfolder
 from data.errors import UserError
 from tests.test_jax_fit import RECIPE, SHORT, one_step
-from trunk_jax import fit, nodes
+from trunk_jax import fit, nodes, train
 from trunk_jax.exchange import to_state_dict
 from trunk_jax.layers import BatchNorm, LogSoftmax, Mode
 from trunk_jax.network import split
@@ -55,6 +55,13 @@ def test_the_flag_is_kept_only_where_it_is_given():
     assert recipe.from_json(recipe.to_json(chosen.recipe)) == chosen.recipe
     with pytest.raises(UserError, match="unrecognized"):
         options.train_options("torch", ["--precision", "bfloat16"])
+
+
+def test_on_a_cpu_a_line_says_that_it_is_slow(tmp_path, capsys):
+    flags = "--precision bfloat16 --epochs 1 --limit 100 --volatility 1e-9"
+    train.main([*flags.split(), "--out", str(tmp_path / "run")])
+    assert "bfloat16 is for GPUs" in capsys.readouterr().err
+    runfolder.read_json(tmp_path / "run" / "summary.json")
 
 
 def test_sums_over_many_values_stay_in_float32():

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -484,3 +485,22 @@ def test_forgetting_a_stage_after_an_epoch(tmp_path):
     assert runfolder.read_metrics(tmp_path) == rows[:4] + rows[6:]
     runfolder.forget_metrics(tmp_path, "sg1", "class", 0)
     assert runfolder.read_metrics(tmp_path) == rows[:4]
+
+
+def test_a_copy_that_fails_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    (tmp_path / "source" / "inner").mkdir(parents=True)
+    (tmp_path / "source" / "inner" / "file").write_text("x")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil.copytree, "__defaults__", (False, None, full, False, False))
+        with pytest.raises(UserError, match=r"cannot copy .*source to .*No space left"):
+            runfolder.copy_folder(tmp_path / "source", tmp_path / "target")
+    # what a killed process left in a run folder goes when the next one holds it
+    run = tmp_path / "run"
+    runfolder.create(run, {"format": runfolder.FORMAT}, resume=False)
+    shutil.copytree(tmp_path / "source", run / ".class.7.tmp")
+    with runfolder.lock(run):
+        assert not (run / ".class.7.tmp").exists()

@@ -63,7 +63,8 @@ def options_of(arguments: list[str] | None) -> Options:
     out = Path(given.out or f"runs/ablation-{given.dataset or DEFAULTS['dataset']}")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another --out")
-    if out.exists() and any(out.iterdir()) and not given.resume:
+    begun = out.exists() and any(not entry.name.startswith(".") for entry in out.iterdir())
+    if begun and not given.resume:
         raise UserError(f"{out} exists; add --resume to go on with it, or choose another --out")
     words = [
         f"--{name.replace('_', '-')}={getattr(given, name)}"
@@ -72,7 +73,7 @@ def options_of(arguments: list[str] | None) -> Options:
     ]
     runs = {
         value: train_options(
-            "jax", [*words, f"--volatility={value}", f"--out={out / f'v{value:g}'}", "--resume"]
+            "jax", [*words, f"--volatility={value}", f"--out={out / f'v{value!r}'}", "--resume"]
         )
         for value in volatilities(*given.volatility)
     }

@@ -104,11 +104,14 @@ class Checkpoints:
 
     def _save_all(self, epoch: int, arguments: ocp.args.Composite) -> None:
         """Orbax's own save. UserError if it cannot be written: nothing of it is left then."""
+        with _quiet():
+            self._save_with_orbax(epoch, arguments)
+
+    def _save_with_orbax(self, epoch: int, arguments: ocp.args.Composite) -> None:
         try:
-            with _quiet():
-                self._open().save(epoch, args=arguments, force=True)
+            self._open().save(epoch, args=arguments, force=True)
         except Exception as error:  # Orbax raises a different type in each of its threads
-            with _quiet(), suppress(Exception):  # it would fail once more, and the first is told
+            with suppress(Exception):  # it would fail once more, and the first is told
                 self.close()
             self._manager = None
             self._clear(epoch - 1)
@@ -170,19 +173,27 @@ class Checkpoints:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what Orbax's threads print of an error, which is raised in ours as well."""
+    """Without what Orbax's threads print of an error, which is raised in ours as well.
+
+    After LibraryFailed they are not heard again: the command ends, and they may still be running.
+    """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio", "concurrent.futures")]
     levels = [logger.level for logger in loggers]
     hooks = threading.excepthook, sys.unraisablehook
     threading.excepthook = sys.unraisablehook = lambda _: None
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)  # absl's takes no notice of `disabled`
+    failed = False
     try:
         yield
+    except LibraryFailed:
+        failed = True
+        raise
     finally:
         threading.excepthook, sys.unraisablehook = hooks
         for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+            if not failed:
+                logger.setLevel(level)
 
 
 def _forget_threads() -> None:

@@ -80,12 +80,17 @@ def from_run(folder: Path, images: np.ndarray, labels: np.ndarray) -> Row:
     )  # fmt: skip
 
 
+def recipe_of(model: str, dataset: str, size: int | None) -> Recipe:
+    """An untrained baseline's recipe. UserError for a size that it cannot take."""
+    name = "scratch" if dataset == "digits" else "default"  # nobody fine-tunes on digits
+    return recipes.load(model, dataset, name, size=size, weights=recipes.NO_WEIGHTS)
+
+
 def untrained(
     model: str, dataset: str, images: np.ndarray, labels: np.ndarray, size: int | None
 ) -> Row:
     """A baseline as its recipe trains it, for its costs; its weights do not matter for them."""
-    name = "scratch" if dataset == "digits" else "default"  # nobody fine-tunes on digits
-    recipe = recipes.load(model, dataset, name, size=size, weights="none")
+    recipe = recipe_of(model, dataset, size)
     classes = len(datasets.spec(dataset).class_names)
     networks = {ROOT: start.empty(recipe, images.shape[1:], classes)}
     tree = hierarchy.bare(classes)
@@ -123,6 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
     for model in models:
         if model not in recipes.MODELS:
             raise UserError(f"no model {model!r}; the models: {', '.join(recipes.MODELS)}")
+        recipe_of(model, options.dataset, options.size)  # what cannot be is said before hours pass
     dataset = datasets.load(options.dataset, options.data_dir)
     images = np.ascontiguousarray(dataset.test.images[: options.images])
     labels = dataset.test.labels

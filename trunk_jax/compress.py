@@ -55,7 +55,7 @@ def compress(folder: Path, how: Compression, out: Path, data_dir: str | None) ->
         raise UserError(f"{out} exists; remove it, or choose another --out")
     if not (folder / "summary.json").exists():
         raise UserError(f"{folder} is not finished (go on with train --resume)")
-    recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
+    recipe, tree = runfolder.read_recipe_of_tree(folder), runfolder.read_tree(folder)
     dataset = datasets.load_of_run(folder, recipe.dataset, data_dir)
     splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit)
     parts = {name: getattr(splits, name) for name in ("validation", "test")}

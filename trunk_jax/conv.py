@@ -89,7 +89,7 @@ def _shifted_products(x: Images, kernel: Float[Array, "kh kw c"], stride: int) -
 
 
 def _spread(dy: Images, kernel: Array, size: tuple[int, int], stride: int, padding: int) -> Images:
-    """The gradient of the output, ready for the gradient of the input as a plain convolution.
+    """The gradient of the output, ready for that of the input as a sum over plain windows.
 
     Its values are set `stride` apart and framed by zeros, such that windows of stride 1
     over it meet the input's pixels. Rows and columns of the padded input that no window

@@ -22,7 +22,7 @@ def export(run: Path, folder: Path, data_dir: str | None) -> None:
     """
     if folder.exists():
         raise UserError(f"{folder} exists; choose another folder")
-    recipe, tree = runfolder.read_recipe(run), runfolder.read_tree(run)
+    recipe, tree = runfolder.read_recipe_of_tree(run), runfolder.read_tree(run)
     summary = results.read_summary(run)
     dataset = datasets.load_of_run(run, recipe.dataset, data_dir)
     test = split(dataset, recipe.protocol, recipe.seed, recipe.limit).test
@@ -46,7 +46,7 @@ def export(run: Path, folder: Path, data_dir: str | None) -> None:
         for name in KEPT:
             shutil.copyfile(run / name, aside / name)
         for name in ("asl", "weights"):
-            shutil.copytree(run / name, aside / name)
+            runfolder.copy_folder(run / name, aside / name)
         arrays = {
             tree.names[node]: {"params": network.params, "stats": network.stats}
             for node, network in networks.items()

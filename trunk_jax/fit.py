@@ -259,6 +259,7 @@ def fitting(
     restore: Callable[[State, Network], tuple[State, Network, Position] | None],
     save: Callable[[State, Network, Position, bool], None],
     report: Callable[..., None],
+    keep: Callable[[Source, Augmentation], Source] = lambda source, policy: source,
 ) -> Fitting:
     """The course of training `network` for a phase; it returns the best epoch.
 
@@ -270,6 +271,7 @@ def fitting(
       restore: given templates, the (state, best network, position) of an interrupted run.
       save: called after each epoch with the same; its last argument tells the final one.
       report: called with the epoch's numbers, and during it with how far it is.
+      keep: makes a source ready that epochs are to come from; not called if there are none.
 
     An epoch: train, validate, keep if best, then the next learning rate. The network's type
     is the one that all is computed in.
@@ -278,9 +280,6 @@ def fitting(
     program = program_of(recipe, phase, network)
     targets, check_targets = np.asarray(train.targets), np.asarray(validation.targets)
     size = train.images.shape[1:3]
-    plans = one_shape(epochs.training_batches(recipe, stage, phase.epochs, targets))
-    padded = not all(batches.valid.all() for batches in plans)
-    checks = epochs.validation_batches(recipe, stage, check_targets)
 
     # The state is donated to each step; the caller's network stays the caller's.
     state = State(jax.tree.map(jnp.copy, network), optimizer(phase).init(network.params))
@@ -289,6 +288,12 @@ def fitting(
     restored = restore(state, best)
     if restored is not None:
         state, best, position = restored
+    if position.epoch == phase.epochs:
+        return Result(devices.here(best), position.best_accuracy, position.best_epoch)
+    train, validation = keep(train, recipe.augment), keep(validation, recipe.eval_augment)
+    plans = one_shape(epochs.training_batches(recipe, stage, phase.epochs, targets))
+    padded = not all(batches.valid.all() for batches in plans)
+    checks = epochs.validation_batches(recipe, stage, check_targets)
     state, train, validation = devices.put(program.mesh, (state, train, validation))
     rates = learning_rates(phase, len(plans[0].index)).reshape(phase.epochs, -1)
     for epoch in range(position.epoch + 1, phase.epochs + 1):

@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 
 from data import epochs, grouping, growth, hierarchy, metrics, stages, streams
+from data.augmentation import Augmentation
 from data.framework import Grown
 from data.hierarchy import Path, Tree
 from data.recipe import Recipe
@@ -43,7 +44,7 @@ def grow(
     """
     start = start or initial_network
     if recipe.others.class_phase.precision == "bfloat16" and jax.default_backend() == "cpu":
-        report(note="bfloat16 is for GPUs; on a CPU it is slower than float32")
+        report(stage="training", note="bfloat16 is for GPUs; on a CPU it is slower than float32")
     networks: dict[Path, Network] = {}
     train = jnp.asarray(splits.train.images)
     validation = jnp.asarray(splits.validation.images)
@@ -57,19 +58,18 @@ def grow(
         phase, tell = stage.settings(recipe), stages.reporter(folder, stage, report)
         network = start(recipe, stage.tree, stage.node, stage.phase, networks, image_shape)
         program = program_of(recipe, phase, network)
-        sources = (
-            with_kept(program, source(images, labels, stage), policy, phase.epochs, tell)
-            for images, labels, policy in (
-                (train, splits.train.labels, recipe.augment),
-                (validation, splits.validation.labels, recipe.eval_augment),
-            )
-        )
+
+        def kept(images: Source, policy: Augmentation) -> Source:
+            return with_kept(program, images, policy, phase.epochs, tell)
+
         return fitting(
             recipe,
             phase,
             str(stage),
             network,
-            *sources,
+            source(train, splits.train.labels, stage),
+            source(validation, splits.validation.labels, stage),
+            keep=kept,
             restore=checkpoints.restore,
             save=checkpoints.save,
             report=tell,

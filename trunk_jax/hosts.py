@@ -132,7 +132,8 @@ def _gather(values: np.ndarray) -> np.ndarray:
 
 def _broadcast(content: bytes) -> bytes:
     """Process 0's bytes."""
-    size = int(multihost.broadcast_one_to_all(np.int32(len(content))))
+    digits = np.frombuffer(len(content).to_bytes(8, "little"), np.uint8)
+    size = int.from_bytes(multihost.broadcast_one_to_all(digits).tobytes(), "little")
     array = np.frombuffer(content.ljust(size), np.uint8)
     return multihost.broadcast_one_to_all(array).tobytes()
 

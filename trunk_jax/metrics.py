@@ -250,7 +250,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure as the flags say. UserError for anything a user can put right."""
     options = options_of(arguments)
     folder = options.run
-    recipe = runfolder.read_recipe(folder)
+    recipe = runfolder.read_recipe_of_tree(folder)
     names = datasets.spec(recipe.dataset).class_names
     of = None if options.membership is None else label_of(options.membership, names)
     dataset = datasets.load_of_run(folder, recipe.dataset, options.data_dir)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data import epochs, grouping, growth, hierarchy, metrics, stages, streams
+from data.errors import UserError
 from data.framework import Grown
 from data.hierarchy import Path, Tree
 from data.recipe import Recipe
@@ -58,9 +59,15 @@ def grow(
 ) -> Grown:
     """Grow and train a tree; what the folder already holds is taken from there.
 
+    UserError for a recipe whose nodes train in bfloat16: this port does so in joint training only.
+
     `start`: makes a node's untrained network, with the arguments of `initial_network`; its
     type is the one that the tree is computed in.
     """
+    phases = (getattr(node, kind) for node in (recipe.root, recipe.others)
+              for kind in ("class_phase", "group_phase"))  # fmt: skip
+    if any(phase.precision != "float32" for phase in phases):
+        raise UserError("PyTorch's nodes train in float32 here; bfloat16 is for joint training")
     networks: dict[Path, Node] = {}
     train = as_images(splits.train.images, device)
     validation = as_images(splits.validation.images, device)

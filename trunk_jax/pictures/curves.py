@@ -69,7 +69,12 @@ def _panel(axes: Axes, rows: list[dict[str, Any]], kind: str, ties: str) -> None
 
 
 def _kept(rows: list[dict[str, Any]], ties: str) -> int:
-    """The place of the epoch with the best validation accuracy; of equal ones as `ties` says."""
+    """The place of the epoch with the best validation accuracy; of equal ones as `ties` says.
+
+    The last one for `final`.
+    """
+    if ties == "final":
+        return len(rows) - 1
     accuracy = [row.get("validation_accuracy") or 0 for row in rows]
     if ties == "first":
         return int(np.argmax(accuracy))

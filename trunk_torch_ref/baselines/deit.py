@@ -119,9 +119,11 @@ class Dinov2Model(DeitModel):
         if rows == columns == self.side:
             return self.pos_embed
         first, rest = self.pos_embed[:, :1], self.pos_embed[:, 1:]
-        grid = rest.unflatten(1, (self.side, self.side)).permute(0, 3, 1, 2)
-        grid = functional.interpolate(grid, (rows, columns), mode="bicubic", antialias=True)
-        return torch.cat([first, grid.flatten(2).transpose(1, 2)], dim=1)
+        # interpolation as a matrix: the gradient of interpolate itself repeats on no GPU
+        each = torch.eye(self.side**2, dtype=rest.dtype, device=rest.device)
+        each = each.unflatten(1, (self.side, self.side))[None]
+        moved = functional.interpolate(each, (rows, columns), mode="bicubic", antialias=True)
+        return torch.cat([first, moved[0].flatten(1).T @ rest], dim=1)
 
     def tokens(self, x: Tensor) -> Tensor:
         tokens = super().tokens(x)
