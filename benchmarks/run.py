@@ -120,7 +120,9 @@ def markdown(rows: Sequence[dict[str, Any]], where: dict[str, Any]) -> str:
     lines = [
         "# Speed, measured",
         "",
-        f"{where['cpus']} cores of {where['processor']} and {where['device']}, {packages}; written "
+        f"{where['cpus']} cores of {where['processor']}"
+        + ("" if where["device"] == "cpu" else f" and {where['device']}")
+        + f", {packages}; written "
         "by `python -m benchmarks.run`. Times are medians, an image; ratio is ours / theirs; a "
         "bar that is missed has an `x`.",
         "",

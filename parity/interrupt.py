@@ -312,12 +312,24 @@ def _listens(pid: int) -> bool:
 def _take_away(pid: int, kind: str, share: float, largest: int) -> None:
     if kind in _SIGNALS:
         os.kill(pid, _SIGNALS[kind])
-    elif kind == "disk":  # every file that grows beyond it is as on a full disk
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (int(share**3 * largest),) * 2)
-    else:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
-        room = pages * resource.getpagesize() + int(share**2 * 2**26)
-        resource.prlimit(pid, resource.RLIMIT_AS, (room, room))
+        return
+    for each in _family(pid):
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it has ended meanwhile
+            if kind == "disk":  # every file that grows beyond it is as on a full disk
+                resource.prlimit(each, resource.RLIMIT_FSIZE, (int(share**3 * largest),) * 2)
+            else:
+                pages = int(Path(f"/proc/{each}/statm").read_text().split()[0])
+                room = pages * resource.getpagesize() + int(share**2 * 2**26)
+                resource.prlimit(each, resource.RLIMIT_AS, (room, room))
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all that it has started, and these."""
+    found = [pid]
+    for each in found:  # grows meanwhile
+        with contextlib.suppress(FileNotFoundError):
+            found += map(int, Path(f"/proc/{each}/task/{each}/children").read_text().split())
+    return found
 
 
 def _problem(kind: str, code: int, said: str, listens: bool) -> str | None:

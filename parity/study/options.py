@@ -1,6 +1,7 @@
 """The flags of `python -m parity.study`, and what they decide."""
 
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,8 @@ def options_of(arguments: list[str]) -> Options:
     designs = DESIGNS if given.design == "both" else (given.design,)
     if "independent" in designs and given.seeds < 2 and given.design != "both":
         raise UserError("--design independent needs --seeds 2 or more: one run has no spread")
+    if given.seeds < 2 and given.design == "both":
+        print("one seed: the independent design, which needs two, is left out", file=sys.stderr)
     if given.seeds < 2:
         designs = ("coupled",)
     if chosen.joint is not None and "coupled" in designs and given.nodes == "tree":

@@ -105,7 +105,7 @@ def _independent(values: list[dict[str, Any]], options: Options) -> dict[str, An
         "comparison": {key: _rounded(value) for key, value in asdict(compared).items()}
         | {"equivalent": compared.equivalent, "different": compared.different},
         "agreement": _agreement(values),
-        "trees": _trees(values),
+        "trees": _trees(values, options.settings.nodes),
     }  # fmt: skip
 
 
@@ -131,15 +131,22 @@ def _agreement(values: list[dict[str, Any]]) -> dict[str, Any]:
     return rows
 
 
-def _trees(values: list[dict[str, Any]]) -> dict[str, Any]:
-    """By kind of pair: how often the root's groups, and whole trees, are equal; mean ARI."""
+def _trees(values: list[dict[str, Any]], nodes: str) -> dict[str, Any]:
+    """By kind of pair: how often the root's groups, and whole trees, are equal; mean ARI.
+
+    `same_trees` is None where only roots were trained; `split`: in how many pairs both roots
+    have more than one group.
+    """
     rows = {}
     for name, pairs in _pairs(values).items():
         index = [trees.adjusted_rand(a["groups"], b["groups"]) for a, b in pairs]
         rows[name] = {
             "pairs": len(pairs),
             "same_groups": sum(a["groups"] == b["groups"] for a, b in pairs),
-            "same_trees": sum(a["paths"] == b["paths"] for a, b in pairs),
+            "split": sum(min(len(a["groups"]), len(b["groups"])) > 1 for a, b in pairs),
+            "same_trees": None
+            if nodes == "root"
+            else (sum(a["paths"] == b["paths"] for a, b in pairs)),
             "adjusted_rand": digits(float(np.mean(index))),
             "lowest": digits(float(np.min(index))),
         }

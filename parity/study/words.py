@@ -170,7 +170,10 @@ def of_independent(value: dict[str, Any]) -> list[str]:
         lines.append(
             f"Root's groups, {name}: equal in {row['same_groups']} of {row['pairs']} pairs, "
             f"adjusted Rand index {row['adjusted_rand']:.2f} on average, {row['lowest']:.2f} at "
-            f"the least; whole trees equal in {row['same_trees']}."
+            "the least"
+            + ("" if row["split"] else " (one group of all classes: there is nothing to compare)")
+            + ("" if row["same_trees"] is None else f"; whole trees equal in {row['same_trees']}")
+            + "."
         )
     return lines
 
