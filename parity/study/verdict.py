@@ -25,10 +25,10 @@ gradient at once, in one run steps before it does in another. So whatever is bey
 looked at once more: JAX takes that step from PyTorch's state before it (weights, statistics,
 finished ancestors, and moments that JAX's optimiser made of PyTorch's gradients), and again with
 lowest bits of these weights flipped. With no past to amplify, a tensor is still beyond the control
-if the frameworks' steps are further apart in it than K times what the flips did, and than 1e-12
-(in float32 2^29 times that). Then it is a *finding*. If none is, it was a *jump*, which the report states, and
-the steps that follow are looked at in the same way. (SVHN, mobilenet, float64: at step 8 of a phase
-one gradient was 1e-5 apart, the controls 8e-12.)
+if the frameworks' steps are further apart in it than K times what the flips did, and than 1e-12 (in
+float32 2^29 times that). Then it is a *finding*. If none is, it was a *jump*, which the report
+states, and the steps that follow are looked at in the same way. (SVHN, mobilenet, float64: at step
+8 of a phase one gradient was 1e-5 apart, the controls 8e-12.)
 
 The rule can only see what is larger than `max(K * band, floor)`: its *resolution*, which every
 report states. Where that has grown to 1, the runs are as far apart as any two runs could be, and
