@@ -58,8 +58,8 @@ def rule() -> list[str]:
         "A control is a framework against itself with the lowest bit of one weight, or of half of "
         "all weights, flipped at the start of each stage. Differences are shares of a tensor's "
         "length.",
-        "It is a difference of the frameworks only if that step, taken by both from the same state, "
-        f"is also further apart than {verdict.K:g} times what flipped bits make of it, and than "
+        "It is a difference of the frameworks only if that step, taken by both from one state, is "
+        f"also further apart than {verdict.K:g} times what flipped bits make of it, and than "
         f"{verdict.floor_of_a_step('weight', 'float64'):g}. Else rounding has grown by a jump.",
     ]
 
