@@ -20,9 +20,12 @@ import trunk_torch_ref.nodes
 import trunk_torch_ref.train
 from data import runfolder
 from data.errors import UserError, run_command
+from parity.baselines import SMALL, build
 from parity.convert import convert_run, main, to_jax, to_torch
-from trunk_jax import layers
-from trunk_jax.network import Network, apply, split
+from trunk_jax import layers, quantized
+from trunk_jax.baselines import layers as own
+from trunk_jax.network import Network, apply, merge, split
+from trunk_torch_ref import quantized as torch_quantized
 
 FAMILIES = [
     ("svhn", "mobilenet", "root", (32, 32, 3)),
@@ -104,6 +107,66 @@ def test_layouts_by_hand():
     assert norm.running_mean.tolist() == stats["mean"].tolist()
     assert norm.running_var.tolist() == stats["var"].tolist()
     assert norm.num_batches_tracked.item() == stats["count"].item() > 0
+
+
+# By hand: each PyTorch tensor of a layer as it must come out of the layer's arrays.
+BY_HAND = {
+    own.PatchConv: {"weight": lambda layer: layer.kernel[...].transpose(3, 2, 0, 1)},
+    own.LayerNorm: {
+        "weight": lambda layer: layer.scale[...],
+        "bias": lambda layer: layer.bias[...],
+    },
+    own.MultiHeadAttention: {
+        "in_proj_weight": lambda layer: layer.kernel[...].T,
+        "in_proj_bias": lambda layer: layer.bias[...],
+    },
+    own.LayerScale: {"gamma": lambda layer: layer.gamma[...]},
+    own.ChannelScale: {"": lambda layer: np.moveaxis(layer.value[...], -1, 0)},
+    own.Token: {"": lambda layer: layer.value[...]},
+    own.MaskToken: {"": lambda layer: layer.value[...]},
+    quantized.QuantizedConv: {
+        "weight": lambda layer: layer.kernel[...].transpose(3, 2, 0, 1),
+        "scale": lambda layer: layer.scale[...].ravel(),
+        "bias": lambda layer: layer.bias[...],
+    },
+    quantized.QuantizedLinear: {
+        "weight": lambda layer: layer.kernel[...].T,
+        "scale": lambda layer: layer.scale[...].ravel(),
+        "bias": lambda layer: layer.bias[...],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "count"),
+    [("convnext_base", 3), ("vit_b_16", 4), ("dinov2_vitb14_reg", 5), ("int8", 2)],
+)
+def test_layouts_of_the_other_layers_by_hand(model, count):
+    if model == "int8":
+        network, module = pair("digits", "vgg", "root", (8, 8, 1))
+        network = randomised(network)
+        module = torch_quantized.quantize(to_torch(network, module))
+        network = quantized.quantize(network)
+    else:
+        built = build(next(case for case in SMALL if case.model == model), 0)
+        network, module = built.jax, built.torch
+    state = trunk_jax.exchange.to_state_dict(network)
+    theirs = trunk_torch_ref.exchange.to_state_dict(module)
+    assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in theirs.items()}
+    seen = set()
+    for path, layer in nnx.iter_modules(merge(network)):
+        for name, wanted in BY_HAND.get(type(layer), {}).items():
+            if name == "bias" and layer.bias is None:
+                continue
+            key = ".".join(str(word) for word in (*path, name) if word != "")
+            np.testing.assert_array_equal(state[key], wanted(layer), err_msg=key)
+            np.testing.assert_array_equal(theirs[key], wanted(layer), err_msg=key)
+            seen.add(type(layer))
+    assert len(seen) == count
+    back = trunk_jax.exchange.from_state_dict(network, state)
+    for one, two in zip(jax.tree.leaves(back), jax.tree.leaves(network), strict=True):
+        assert one.dtype == two.dtype
+        np.testing.assert_array_equal(one, two)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
