@@ -169,6 +169,16 @@ def test_layouts_of_the_other_layers_by_hand(model, count):
         np.testing.assert_array_equal(one, two)
 
 
+def test_arrays_of_an_unknown_layer_are_not_left_behind():
+    class Other(nnx.Module):
+        def __init__(self):
+            self.norm = layers.BatchNorm(3)
+            self.mine = nnx.Param(jax.numpy.ones(3))
+
+    with pytest.raises(TypeError, match="^1 arrays belong to layers"):
+        trunk_jax.exchange.to_state_dict(split(Other()))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: "-".join(f[:3]))
 def test_round_trip_is_bit_exact(family, dtype):
