@@ -175,7 +175,7 @@ def test_arrays_of_an_unknown_layer_are_not_left_behind():
             self.norm = layers.BatchNorm(3)
             self.mine = nnx.Param(jax.numpy.ones(3))
 
-    with pytest.raises(TypeError, match="^1 arrays belong to layers"):
+    with pytest.raises(TypeError, match=r"^1 arrays belong to layers"):
         trunk_jax.exchange.to_state_dict(split(Other()))
 
 
