@@ -340,8 +340,11 @@ def _problem(kind: str, code: int, said: str, listens: bool) -> str | None:
         return "it hung"
     if kind == "memory" and (code < 0 or code == 127 or not listens):
         return None  # C and C++ code may have no other answer to an allocation that fails
+    if kind == "int" and not listens:
+        # Python's own handler raises in whatever is being imported, and a library may catch that
+        return None if code in (-2, 1, 130) else f"exit code {code}"
     if kind == "kill" or not listens:
-        wanted = {"kill": -9, "term": -15, "int": -2}.get(kind, 2)
+        wanted = {"kill": -9, "term": -15}.get(kind, 2)
         return None if code == wanted else f"exit code {code}"
     last = said.splitlines()[-1] if said else ""
     if kind == "memory" and last.startswith("SystemError"):
