@@ -232,6 +232,7 @@ def test_batch_norm_by_hand(x64):
     assert int(layer.count[...]) == 1
     layer(x, TRAIN)
     np.testing.assert_allclose(layer.mean[...], [0.9 * 0.3 + 0.3], rtol=1e-14)
+    np.testing.assert_allclose(layer.var[...], [0.81 + 1.9 * 0.1 * 14 / 3], rtol=1e-14)
     assert int(layer.count[...]) == 2
     before = np.asarray(layer.mean[...]), np.asarray(layer.var[...])
     y = layer(x)
@@ -401,10 +402,16 @@ def test_batch_norms_written_gradient_is_that_of_its_definition(x64):
 
 def test_max_pool_alone_and_with_its_gradient():
     """The pool has two forms; each of a window's four pixels can be the largest."""
+    # negative numbers too, and a last row and column that no window reaches
     x = np.random.default_rng(1).permutation(2 * 6 * 4 * 3).reshape(2, 6, 4, 3).astype(np.float32)
+    x -= 100
+    framed = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=1e6)
     windows = x.reshape(2, 3, 2, 2, 2, 3)
     largest = windows.max((2, 4))
     np.testing.assert_array_equal(max_pool(x), largest)
+    for map_ in (framed, framed[:, :-1], framed[:, :, :-1]):
+        np.testing.assert_array_equal(max_pool(map_), largest)
+        np.testing.assert_array_equal(jax.vjp(max_pool, jnp.asarray(map_))[0], largest)
     value, pull = jax.vjp(max_pool, jnp.asarray(x))
     np.testing.assert_array_equal(value, largest)
     dy = np.arange(largest.size, dtype=np.float32).reshape(largest.shape) + 1
