@@ -30,12 +30,13 @@ from data.stages import Stage
 from trunk_jax import fit, keep, nodes, route
 from trunk_jax.exchange import to_state_dict
 from trunk_jax.grow import grow, initial_network
+from trunk_jax.inference import infer
 from trunk_jax.layers import Mode
-from trunk_jax.network import Network, apply, cost, feature_shape, split
+from trunk_jax.network import Network, cost, feature_shape, split
 from trunk_jax.objective import optimizer
 from trunk_jax.single import compile_single
 
-STEPS = 1
+STEPS = 4
 Round = Callable[[], float]
 
 
@@ -87,7 +88,7 @@ def _step(case: Case, form: str, folder: Path) -> Round:
 def _forward(case: Case, form: str, folder: Path) -> Round:
     """Seconds an image."""
     network, x = root_of(case), inputs_of(case, TREE_BATCH)
-    run = jax.jit(lambda network, x: apply(network, x)[0])
+    run = jax.jit(infer)
     return partial(_timed, lambda: run(network, x), TREE_BATCH)
 
 

@@ -33,7 +33,7 @@ from trunk_torch_ref.grow import as_images
 from trunk_torch_ref.network import seeded
 from trunk_torch_ref.run import channel_first, load_networks, where
 
-STEPS = 1
+STEPS = 4
 Round = Callable[[], float]
 
 

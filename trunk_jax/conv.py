@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from trunk_jax import pieces
+
 Images = Float[Array, "b h w c"]
 
 # XLA's own convolution writes out all windows of a batch; from this many values on, a few
@@ -124,7 +126,7 @@ def _dense_forward(x, kernel, stride, padding):
         y = sum(window @ row for window, row in zip(windows, rows, strict=True))
         return carry, y.reshape(-1, *size, kernel.shape[3])
 
-    return _scan_images(some_images, (), x, _images_at_once(x))[1], saved
+    return pieces.scan(some_images, (), x, _images_at_once(x))[1], saved
 
 
 def _dense_backward(stride, padding, saved, dy):
@@ -144,7 +146,7 @@ def _dense_backward(stride, padding, saved, dy):
         return total + dkernel, dx.reshape(x.shape)
 
     zero = jnp.zeros((kh, channels, kw * kernel.shape[3]), dy.dtype)
-    dkernel, dx = _scan_images(some_images, zero, (x, dy), _images_at_once(x))
+    dkernel, dx = pieces.scan(some_images, zero, (x, dy), _images_at_once(x))
     dkernel = dkernel.reshape(kh, channels, kw, -1).transpose(0, 2, 1, 3)
     return dx, dkernel[::-1, ::-1]
 
@@ -161,31 +163,18 @@ def _images_at_once(x: Images) -> int:
     return max(1, 4096 // (x.shape[1] * x.shape[2]))
 
 
-def _scan_images(step, carry, arrays, size: int):
-    """`lax.scan` of `step` over `size` images at a time, the last time over what is left."""
-    count = jax.tree.leaves(arrays)[0].shape[0]
-    whole = count - count % size
-    parts = []
-    if whole:
-        pieces = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), arrays)
-        carry, out = lax.scan(step, carry, pieces)
-        parts.append(out.reshape(whole, *out.shape[2:]))
-    if whole < count:
-        carry, out = step(carry, jax.tree.map(lambda x: x[whole:], arrays))
-        parts.append(out)
-    return carry, parts[0] if len(parts) == 1 else jnp.concatenate(parts)
-
-
 _dense.defvjp(_dense_forward, _dense_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise(x: Images, kernel: Float[Array, "kh kw c"], stride: int, padding: int) -> Images:
-    return _shifted_products(_pad(x, padding), kernel, stride)
+    # without the barrier XLA makes the middle tap anew from what comes before the padding, and
+    # for that writes it out unpadded as well; in training it is written out in any case
+    return _shifted_products(lax.optimization_barrier(_pad(x, padding)), kernel, stride)
 
 
 def _depthwise_forward(x, kernel, stride, padding):
-    return _depthwise(x, kernel, stride, padding), (x, kernel)
+    return _shifted_products(_pad(x, padding), kernel, stride), (x, kernel)
 
 
 def _depthwise_backward(stride, padding, saved, dy):

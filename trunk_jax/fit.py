@@ -20,6 +20,7 @@ from data.epochs import Pass, Position, metrics_row
 from data.recipe import Phase, Recipe
 from trunk_jax import devices, hosts, memory
 from trunk_jax.augment import prepare
+from trunk_jax.inference import in_pieces, infer
 from trunk_jax.layers import Mode
 from trunk_jax.network import Network, apply, dtype_of, features
 from trunk_jax.objective import descend, learning_rates, loss, optimizer
@@ -106,9 +107,13 @@ def inputs(
         return source.kept[source.rows[index]]
     mine = {name: values[index] for name, values in draws.items()}
     x = prepare(source.images[index], mine, policy, program.mean, program.std, program.dtype)
-    for network in source.above:
-        x = features(network, x)
-    return x
+
+    def through(x: Array) -> Array:
+        for network in source.above:
+            x = features(network, x)
+        return x
+
+    return in_pieces(through, x) if source.above and not program.mesh else through(x)
 
 
 def _rounded(values):
@@ -205,8 +210,10 @@ def scores_of(
 
     def body(network, step):
         rows, real = index[step], valid[step]
-        mode = Mode(True, real, jax.random.fold_in(key, step)) if train else Mode()
         x = inputs(program, source, policy, rows, draws)
+        if not train and not program.mesh:
+            return network, infer(network, x)[1]
+        mode = Mode(True, real, jax.random.fold_in(key, step)) if train else Mode()
         (_, scores), stats = apply(network, x, mode)
         return replace(network, stats=stats), scores
 

@@ -13,6 +13,7 @@ from data.framework import Predictions
 from data.hierarchy import ROOT, Path, Tree
 from data.recipe import Recipe
 from trunk_jax.augment import prepare
+from trunk_jax.inference import infer
 from trunk_jax.network import Network, apply, dtype_of
 
 BATCH = 256
@@ -26,7 +27,7 @@ def _normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...], d
 @jax.jit
 def _visit(network: Network, x: Array, rows: Int[Array, " b"]) -> tuple[Array, Array, Array]:
     """(features, chosen output, its log-probability) of a node for the given rows of `x`."""
-    (features, scores), _ = apply(network, x[rows])
+    features, scores = infer(network, x[rows])
     chosen = scores.argmax(1)
     likelihood = jax.nn.log_softmax(scores, axis=1)
     return features, chosen, jnp.take_along_axis(likelihood, chosen[:, None], 1)[:, 0]

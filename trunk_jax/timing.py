@@ -15,7 +15,8 @@ from data.energy import Counter
 from data.hierarchy import ROOT, Path
 from data.recipe import Recipe
 from trunk_jax.augment import prepare
-from trunk_jax.network import Network, apply, dtype_of
+from trunk_jax.inference import infer
+from trunk_jax.network import Network, dtype_of
 
 BATCH = 256
 _ENERGY_SECONDS = 2.0  # RAPL counts once a millisecond, NVML some ten times a second
@@ -29,7 +30,7 @@ def _inputs(images: Array, mean: tuple[float, ...], std: tuple[float, ...], dtyp
 @jax.jit
 def _decide(network: Network, x: Array) -> tuple[Array, Array]:
     """(features, chosen output) of a node."""
-    (features, scores), _ = apply(network, x)
+    features, scores = infer(network, x)
     return features, scores.argmax(1)
 
 
