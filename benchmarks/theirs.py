@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.cases import (
     EPOCH_BATCHES,
+    PIECE,
     STEP_BATCH,
     TREE_BATCH,
     Case,
@@ -86,11 +87,13 @@ def _step(case: Case, form: str, folder: Path) -> Round:
 
 def _forward(case: Case, form: str, folder: Path) -> Round:
     network, x = _root(case, form).eval(), _inputs(case, form, TREE_BATCH)
-    called = torch.compile(network) if form == "compile" else network
+    called = torch.compile(network) if form in ("compile", "pieces") else network
+    parts = x.split(PIECE if form == "pieces" else TREE_BATCH)
 
     @torch.inference_mode()
     def run() -> None:
-        called(x)
+        for part in parts:
+            called(part)
 
     return partial(_timed, run, TREE_BATCH)
 
