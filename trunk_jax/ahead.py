@@ -1,9 +1,9 @@
 """A finished tree compiled ahead of time: one program for one image, started from the cache.
 
 What takes seconds at a start is done once for a run: building the networks, tracing them, and
-compiling. The traced program (`jax.export`: StableHLO) and the weights in the order in which it
-takes them are kept in the cache folder, the machine code in JAX's own persistent compilation
-cache beside them. The key is a hash of all that they depend on, and loading runs no pickle.
+compiling. The traced program, weights included, (`jax.export`: StableHLO) is kept in the cache
+folder, the machine code in JAX's own persistent compilation cache beside it. The key is a hash of
+all that it depends on, and loading runs no pickle.
 """
 
 import hashlib
@@ -14,8 +14,6 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load as load_safetensors
-from safetensors.numpy import save as save_safetensors
 
 from data import datasets, runfolder
 from data.cache import cache_root
@@ -41,41 +39,27 @@ def load(run: Path) -> Callable[[np.ndarray], tuple[jax.Array, jax.Array, jax.Ar
     folder = cache_root() / "programs" / _key(run)
     try:
         program = (folder / "program").read_bytes()
-        weights = (folder / "weights.safetensors").read_bytes()
-        if (folder / "sha256").read_text() != _digest(program, weights):
+        if (folder / "sha256").read_text() != _digest(program):
             raise ValueError("damaged")
     except (OSError, ValueError):
-        program, weights = _make(run)
+        program = _make(run)
         runfolder.write_bytes(folder / "program", program)
-        runfolder.write_bytes(folder / "weights.safetensors", weights)
-        runfolder.write_bytes(folder / "sha256", _digest(program, weights).encode())
-    arrays = load_safetensors(weights)
-    leaves = [arrays[str(place)] for place in range(len(arrays))]
+        runfolder.write_bytes(folder / "sha256", _digest(program).encode())
     exported = jax.export.deserialize(bytearray(program))
-    image = exported.in_avals[-1]
-    compiled = compile_for_one_image(jax.jit(exported.call).lower(leaves, image))
-    resident = jax.device_put(leaves)
-    return lambda image: compiled(resident, image)
+    return compile_for_one_image(jax.jit(exported.call).lower(*exported.in_avals))
 
 
-def _make(run: Path) -> tuple[bytes, bytes]:
-    """(the exported program, its weights as safetensors)."""
+def _make(run: Path) -> bytes:
+    """The exported program."""
     from trunk_jax.run import load_networks  # Flax takes a second to load
     from trunk_jax.single import program_of
 
     recipe, tree = runfolder.read_recipe(run), runfolder.read_tree(run)
     shape = datasets.spec(recipe.dataset).image_shape
     networks = load_networks(run, recipe, tree, shape)
-    program, weights = program_of(recipe, tree, networks)
-    leaves, structure = jax.tree.flatten(weights)
-
-    def of_leaves(leaves, image):
-        return program(jax.tree.unflatten(structure, leaves), image)
-
-    image = jax.ShapeDtypeStruct(shape, jnp.uint8)
-    exported = jax.export.export(jax.jit(of_leaves))(leaves, image)
-    arrays = {str(place): np.asarray(leaf) for place, leaf in enumerate(leaves)}
-    return bytes(exported.serialize()), save_safetensors(arrays)
+    program = jax.jit(program_of(recipe, tree, networks))
+    exported = jax.export.export(program)(jax.ShapeDtypeStruct(shape, jnp.uint8))
+    return bytes(exported.serialize())
 
 
 def _digest(*parts: bytes) -> str:

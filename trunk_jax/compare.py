@@ -48,7 +48,7 @@ def measure(
         began = time.perf_counter()
         jax.block_until_ready(one(image))
         times.append(time.perf_counter() - began)
-    analysis = one.func.memory_analysis()
+    analysis = one.memory_analysis()
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(networks))
     run.predict(recipe, tree, networks, images)  # compiles
     began = time.perf_counter()

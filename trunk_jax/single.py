@@ -21,27 +21,29 @@ Answer = tuple[Int[Array, ""], Float[Array, ""], Int[Array, " depth"]]
 
 def compile_single(
     recipe: Recipe, tree: Tree, networks: dict[Path, Network], shape: tuple[int, int, int]
-):
+) -> Callable[[UInt8[Array, "h w c"]], Answer]:
     """A function of one image, uint8 [h, w, c], compiled ahead of its first call.
 
     It returns (label, probability, path): the class, the product of the probabilities of the
     decisions that led to it, and the decision at each depth, -1 below the leaf. The weights
-    stay on the device. With JAX's persistent compilation cache switched on
+    are a part of the program. With JAX's persistent compilation cache switched on
     (`jax_compilation_cache_dir`) a later process loads the program instead of compiling it.
     """
-    program, weights = program_of(recipe, tree, networks)
-    image = jax.ShapeDtypeStruct(shape, jnp.uint8)
-    compiled = compile_for_one_image(jax.jit(program).lower(weights, image))
-    return partial(compiled, jax.device_put(weights))
+    program = jax.jit(program_of(recipe, tree, networks))
+    return compile_for_one_image(program.lower(jax.ShapeDtypeStruct(shape, jnp.uint8)))
 
 
 def program_of(
     recipe: Recipe, tree: Tree, networks: dict[Path, Network]
-) -> tuple[Callable[[dict[str, Network], UInt8[Array, "h w c"]], Answer], dict[str, Network]]:
-    """(a function of weights and image, not yet compiled, and the weights)."""
+) -> Callable[[UInt8[Array, "h w c"]], Answer]:
+    """That function, not yet compiled.
+
+    Weights that are arguments, hundreds of small arrays, would have to be looked at in each
+    call, which takes a tenth of a mobilenet tree's time for an image.
+    """
     weights = {tree.names[node]: networks[node] for node in hierarchy.nodes(tree)}
     dtype = str(dtype_of(networks[ROOT]))
-    return partial(_follow, tree, recipe.mean, recipe.std, dtype), weights
+    return partial(_follow, tree, recipe.mean, recipe.std, dtype, weights)
 
 
 def _follow(
