@@ -1,5 +1,6 @@
 """The numbers of a finished run: its summary, predictions and confusion matrix."""
 
+import csv
 import io
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from data.hierarchy import Tree
 from data.recipe import Recipe
 
 Costs = dict[str, dict[str, int]]
+
+_MOST_PREDICTIONS = 64 * 2**20  # bytes; 2 million images
 
 _COUNTS: reading.Form = {"accuracy": float, "correct": int, "total": int}
 _COST: reading.Form = {"parameters": float, "multiply_adds": float}
@@ -136,6 +139,24 @@ def write_predictions(
     ):
         table.write(name + "," + ",".join(map(str, row)) + "\n")
     runfolder.write_bytes(folder / f"confusion-{split}.csv", table.getvalue().encode())
+
+
+def read_predictions(folder: Path, split: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """(labels, predicted) of `predictions-<split>.csv`. UserError if missing or damaged."""
+    file = folder / f"predictions-{split}.csv"
+    if not file.exists():
+        raise UserError(f"{file} is missing; write it with evaluate --split {split}")
+    text = reading.content(file, _MOST_PREDICTIONS)
+    try:
+        rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text.decode(), newline="")))
+        labels = np.array([int(row["label"]) for row in rows])
+        predicted = np.array([int(row["predicted"]) for row in rows])
+        both = np.concatenate([labels, predicted])
+        if not len(both) or both.min() < 0 or both.max() >= classes:
+            raise ValueError
+    except (KeyError, TypeError, ValueError, OverflowError, csv.Error):
+        raise UserError(f"{file} does not hold predictions of {classes} classes") from None
+    return labels, predicted
 
 
 def lines(value: dict[str, Any]) -> list[str]:

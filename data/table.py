@@ -10,6 +10,7 @@ from data.errors import UserError, run_command
 from data.options import Parser
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+Z = 1.959963984540054  # 95 % of a normal distribution lie within so many standard deviations
 HEADER = (
     "| data | network | nodes | test accuracy, % (95 % interval) | right "
     "| multiply-adds, mean path | parameters, mean path |\n|---|---|---|---|---|---|---|"
@@ -18,9 +19,9 @@ HEADER = (
 
 def interval(right: int, total: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share."""
-    z, share = 1.959963984540054, right / total
-    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + (z / total / 2) ** 2)
+    share, scale = right / total, 1 + Z * Z / total
+    middle = (share + Z * Z / (2 * total)) / scale
+    half = Z / scale * math.sqrt(share * (1 - share) / total + (Z / total / 2) ** 2)
     return middle - half, middle + half
 
 

@@ -343,7 +343,6 @@ def test_where_the_data_is_said_to_be(run, monkeypatch, tmp_path):
 
 def test_measurements_predictions_and_metrics(run):
     from trunk_jax import report
-    from trunk_jax.pictures.run import read_predictions
 
     cost = {"parameters": 1.0, "weight_bytes": 4, "peak_activation_bytes": 9, "multiply_adds": 5.0,
             "flops": 10.0, "latency_ms": 1.0, "latency_ms_p10": 0.9, "latency_ms_p90": 1.1,
@@ -400,7 +399,7 @@ def test_measurements_predictions_and_metrics(run):
     ]  # fmt: skip
     texts = [row.encode() for row in rows] + [b"\xff\xfe\x00", b"\0" * 10_000]
     csv.field_size_limit(131_072)
-    try_all("predictions", file, texts, lambda: read_predictions(run, "test", 10))
+    try_all("predictions", file, texts, lambda: results.read_predictions(run, "test", 10))
     count("predictions", 18)
 
 

@@ -1,9 +1,6 @@
 """The pictures of a run, from the files in its folder."""
 
-import csv
-import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,7 +14,6 @@ from trunk_jax.pictures.curves import training_curves
 from trunk_jax.pictures.likelihood import likelihoods
 from trunk_jax.pictures.tree import tree_picture
 
-_MOST_PREDICTIONS = 64 * 2**20  # bytes; 2 million images
 _EPOCH: reading.Form = {"node": str, "phase": str, "epoch": int} | {
     f"{part}_{what}?": (float, None)
     for part in ("train", "validation")
@@ -38,7 +34,7 @@ def drawings(
     names = about.class_names
     summary = results.read_summary(folder)
     what = f"{summary['dataset_title']}, {recipe.backbone} nodes"
-    labels, predicted = read_predictions(folder, split, len(names))
+    labels, predicted = results.read_predictions(folder, split, len(names))
     samples = None
     if images:
         data = datasets.load_of_run(folder, recipe.dataset, data_dir)
@@ -91,24 +87,6 @@ def _untrained(folder: Path, classes: int) -> np.ndarray | None:
     except (KeyError, TypeError, ValueError):
         return None
     return asl if asl.shape == (classes, classes) and np.isfinite(asl).all() else None
-
-
-def read_predictions(folder: Path, split: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """(labels, predicted) of `predictions-<split>.csv`. UserError if missing or damaged."""
-    file = folder / f"predictions-{split}.csv"
-    if not file.exists():
-        raise UserError(f"{file} is missing; write it with evaluate --split {split}")
-    text = reading.content(file, _MOST_PREDICTIONS)
-    try:
-        rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text.decode(), newline="")))
-        labels = np.array([int(row["label"]) for row in rows])
-        predicted = np.array([int(row["predicted"]) for row in rows])
-        both = np.concatenate([labels, predicted])
-        if not len(both) or both.min() < 0 or both.max() >= classes:
-            raise ValueError
-    except (KeyError, TypeError, ValueError, OverflowError, csv.Error):
-        raise UserError(f"{file} does not hold predictions of {classes} classes") from None
-    return labels, predicted
 
 
 def first_of_each(examples: Examples, turned: bool) -> dict[int, np.ndarray]:

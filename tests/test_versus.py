@@ -1,0 +1,65 @@
+"""Two runs compared on the same test images."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import versus
+from data.errors import UserError
+
+SHIPPED = Path(__file__).parents[1] / "checkpoints"
+TREE, MONOLITH = SHIPPED / "svhn-efficient", SHIPPED / "svhn-efficient-monolith"
+
+
+def test_mcnemar_is_the_binomial_sum_and_the_interval_that_of_a_mean():
+    rng = np.random.default_rng(0)
+    a, b = rng.random(500) < 0.9, rng.random(500) < 0.85
+    found = versus.mcnemar(a, b)
+    only_a, only_b = found["only_a"], found["only_b"]
+    assert only_a - only_b == a.sum() - b.sum() > 0
+    tail = sum(math.comb(only_a + only_b, k) for k in range(only_b + 1))
+    # two-sided, and the distribution is symmetric
+    np.testing.assert_allclose(found["p"], 2 * tail / 2 ** (only_a + only_b), rtol=1e-12)
+    apart = a.astype(float) - b
+    half = 1.959963984540054 * apart.std() / math.sqrt(500)
+    expected = [apart.mean() - half, apart.mean() + half]
+    np.testing.assert_allclose(found["interval"], expected, rtol=1e-12)
+    assert found["difference"] == pytest.approx(apart.mean(), rel=1e-12)
+    assert versus.mcnemar(a, a) == {
+        "only_a": 0, "only_b": 0, "difference": 0.0, "interval": [0.0, 0.0], "p": 1.0
+    }  # fmt: skip
+
+
+def test_the_command_agrees_with_what_the_runs_say(tmp_path, capsys):
+    versus.main([str(TREE), str(MONOLITH), "--json", str(tmp_path / "out.json")])
+    value = json.loads((tmp_path / "out.json").read_text())
+    for run, folder in zip(value["runs"], (TREE, MONOLITH), strict=True):
+        summary = json.loads((folder / "summary.json").read_text())
+        assert run["correct"] == summary["accuracy"]["test"]["correct"]
+        assert value["images"] == summary["accuracy"]["test"]["total"]
+    first, second = (run["correct"] for run in value["runs"])
+    assert first - second == value["only_a"] - value["only_b"]
+    said = capsys.readouterr().out
+    assert f"{value['only_a']:,}, in B alone {value['only_b']:,}" in said
+    assert f"p = {value['p']:.2g}" in said
+
+
+def test_runs_that_cannot_be_compared_are_refused(tmp_path):
+    with pytest.raises(UserError, match="different datasets"):
+        versus.compare(TREE, SHIPPED / "cifar10-efficient")
+    other = Path(shutil.copytree(MONOLITH, tmp_path / "other"))
+    file = other / "predictions-test.csv"
+    rows = file.read_text().splitlines()
+    file.write_text("\n".join(rows[:-1]) + "\n")
+    with pytest.raises(UserError, match="other test images"):
+        versus.compare(TREE, other)
+    file.write_text("nothing\n")
+    with pytest.raises(UserError, match="does not hold predictions"):
+        versus.compare(TREE, other)
+    file.unlink()
+    with pytest.raises(UserError, match="missing"):
+        versus.compare(TREE, other)
