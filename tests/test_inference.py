@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from trunk_jax import inference, nodes
 from trunk_jax.inference import images_at_once, in_pieces, infer
@@ -50,6 +51,9 @@ def test_a_function_is_given_a_piece_at_a_time_on_a_cpu(monkeypatch):
     x = jnp.arange(4 * 19, dtype=jnp.float32).reshape(19, 2, 2, 1)
     np.testing.assert_array_equal(in_pieces(f, x), x.sum((1, 2, 3)))
     assert {4, 3} <= set(seen)  # 19 are four times four and three
+    seen.clear()
+    np.testing.assert_array_equal(in_pieces(f, x, Mesh(jax.devices(), "x")), x.sum((1, 2, 3)))
+    assert seen == [19]  # a batch that devices share is not cut
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="pieces are for CPUs")

@@ -113,7 +113,7 @@ def inputs(
             x = features(network, x)
         return x
 
-    return in_pieces(through, x) if source.above and not program.mesh else through(x)
+    return in_pieces(through, x, program.mesh) if source.above else x
 
 
 def _rounded(values):
@@ -211,9 +211,9 @@ def scores_of(
     def body(network, step):
         rows, real = index[step], valid[step]
         x = inputs(program, source, policy, rows, draws)
-        if not train and not program.mesh:
-            return network, infer(network, x)[1]
-        mode = Mode(True, real, jax.random.fold_in(key, step)) if train else Mode()
+        if not train:
+            return network, infer(network, x, program.mesh)[1]
+        mode = Mode(True, real, jax.random.fold_in(key, step))
         (_, scores), stats = apply(network, x, mode)
         return replace(network, stats=stats), scores
 

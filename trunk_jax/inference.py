@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import jax
 from jax import Array, lax
+from jax.sharding import Mesh
 from jaxtyping import Float
 
 from trunk_jax import pieces
@@ -24,17 +25,20 @@ DEPTHWISE, DENSE = 2**20, 2**22
 
 
 def infer(
-    network: Network, x: Float[Array, "b h w c"]
+    network: Network, x: Float[Array, "b h w c"], mesh: Mesh | None = None
 ) -> tuple[Float[Array, "b h2 w2 c2"], Float[Array, "b outputs"]]:
-    """(features, scores) of a node."""
-    return in_pieces(lambda x: apply(network, x)[0], x)
+    """(features, scores) of a node. `mesh`: as in `in_pieces`."""
+    return in_pieces(lambda x: apply(network, x)[0], x, mesh)
 
 
-def in_pieces(f: Callable[[Array], T], x: Float[Array, "b h w c"]) -> T:
+def in_pieces(f: Callable[[Array], T], x: Float[Array, "b h w c"], mesh: Mesh | None = None) -> T:
     """`f(x)`, where `f` treats each image by itself and all that it returns has their axis first.
 
-    Not for a batch that is split over devices: a piece would need images of all of them.
+    A batch that is split over the devices of a `mesh` stays whole: a piece would need images of
+    all of them.
     """
+    if mesh:
+        return f(x)
 
     def some(x: Array) -> T:
         size = images_at_once(f, x)
