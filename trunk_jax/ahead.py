@@ -1,7 +1,7 @@
 """A finished tree compiled ahead of time: one program for one image, started from the cache.
 
 What takes seconds at a start is done once for a run: building the networks, tracing them, and
-compiling. The traced program, weights included, (`jax.export`: StableHLO) is kept in the cache
+compiling. The traced program with its weights (`jax.export`: StableHLO) is kept in the cache
 folder, the machine code in JAX's own persistent compilation cache beside it. The key is a hash of
 all that it depends on, and loading runs no pickle.
 """
