@@ -47,11 +47,13 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
     summaries = [results.read_summary(run) for run in (a, b)]
     if summaries[0]["dataset"] != summaries[1]["dataset"]:
         raise UserError(f"{a} and {b} are of different datasets")
+    marks = [runfolder.read_config(run).get("dataset_sha256") for run in (a, b)]
     classes = len(datasets.spec(summaries[0]["dataset"]).class_names)
     (labels, guess_a), (others, guess_b) = (
         results.read_predictions(run, "test", classes) for run in (a, b)
     )
-    if not np.array_equal(labels, others):
+    # Of one dataset the labels in order tell which images, also where --limit left some out.
+    if marks[0] != marks[1] or not np.array_equal(labels, others):
         raise UserError(f"{a} and {b} have other test images")
     return {
         "dataset": summaries[0]["dataset_title"],

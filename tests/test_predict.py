@@ -169,8 +169,9 @@ def test_predictions_agree_with_routing_and_export_reproduces_them(run, tmp_path
         for step in row["path"]:
             assert sum(step["outputs"].values()) == pytest.approx(1, abs=1e-5)
             assert step["probability"] == max(step["outputs"].values())
-    predict.main([str(folder), str(images / "00.png")])
+    predict.main([str(folder), str(images / "00.png"), "--json", str(tmp_path / "one.json")])
     assert f"00.png: {rows[0]['class']} " in capsys.readouterr().out
+    assert runfolder.read_json(tmp_path / "one.json") == [rows[0]]
 
 
 def test_orbax_holds_the_same_arrays(run, tmp_path):

@@ -52,6 +52,12 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     with pytest.raises(UserError, match="different datasets"):
         versus.compare(TREE, SHIPPED / "cifar10-efficient")
     other = Path(shutil.copytree(MONOLITH, tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text())
+    _write(other / "config.json", config | {"dataset_sha256": "of other pixels"})
+    with pytest.raises(UserError, match="other test images"):
+        versus.compare(TREE, other)
+    _write(other / "config.json", config)
+    versus.compare(TREE, other)
     file = other / "predictions-test.csv"
     rows = file.read_text().splitlines()
     file.write_text("\n".join(rows[:-1]) + "\n")
@@ -63,3 +69,7 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     file.unlink()
     with pytest.raises(UserError, match="missing"):
         versus.compare(TREE, other)
+
+
+def _write(file, value):
+    file.write_text(json.dumps(value))

@@ -83,8 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
         "the dataset's images")  # fmt: skip
     add("--as-stored", action="store_true", help="EMNIST: the images are mirrored and rotated "
         "as the dataset's own are (default: upright, light strokes on dark)")  # fmt: skip
-    add("--json", metavar="FILE", help="write the results to FILE instead, - for standard "
-        "output (default: none)")  # fmt: skip
+    add("--json", metavar="FILE", help="also write the results to FILE; - prints them as "
+        "JSON instead (default: none)")  # fmt: skip
     options = parser.parse_args(arguments)
     run = Path(options.run)
     recipe, tree = runfolder.read_recipe(run), runfolder.read_tree(run)
@@ -102,10 +102,10 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     if options.json == pictures.STDIN:
         print(json.dumps(rows, indent=1))
-    elif options.json:
+        return
+    print(*map(line, rows), sep="\n")
+    if options.json:
         runfolder.write_json(Path(options.json), rows)
-    else:
-        print(*map(line, rows), sep="\n")
 
 
 if __name__ == "__main__":
