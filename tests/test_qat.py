@@ -98,10 +98,9 @@ def jax_step(network, x, toward):
     return outputs, type(network)(network.graph, network.params, stats), gradients
 
 
-@pytest.fixture(scope="module")
-def trained():
-    """Three training passes in both frameworks: outputs, gradients, states; a fixed gradient."""
-    network, module = both()
+def train(seed):
+    """Three training passes in both frameworks: states, and for each pass outputs, gradients."""
+    network, module = both(seed)
     toward = np.random.default_rng(9).normal(size=(8, 7)).astype(np.float32)
     rows = []
     for step in range(3):
@@ -111,24 +110,39 @@ def trained():
         theirs = module(torch.tensor(x))
         (theirs[1] * torch.tensor(toward)).sum().backward()
         grown = type(network)(network.graph, gradients, network.stats)
-        rows.append((ours, theirs, exchange.to_state_dict(grown)))
+        grid = module.fc.activation_post_process.scale.item()
+        apart = np.abs(np.asarray(ours[1]) - theirs[1].detach().numpy()) / grid
+        rows.append((apart, exchange.to_state_dict(grown)))
     return network, module, rows
 
 
-def test_training_passes_are_torch_aos(trained):
-    """Scores: exactly on the same points of the grid but where rounding decides a tie."""
-    _, module, rows = trained
-    for ours, theirs, _ in rows:
-        step = module.fc.activation_post_process.scale.item()
-        difference = np.abs(np.asarray(ours[1]) - theirs[1].detach().numpy()) / step
-        assert difference.max() < 1.5
-        assert (difference > 0.5).mean() < 0.1
-    gradients = rows[-1][2]
-    for key, parameter in module.named_parameters():
-        scale = parameter.grad.abs().max().item()
-        error = np.abs(gradients[key] - parameter.grad.numpy())
-        # a value that is rounded the other way moves a ReLU's kink: not rounding alone
-        assert np.sqrt((error**2).mean()) < 5e-2 * scale, key
+@pytest.fixture(scope="module")
+def trained():
+    return train(0)
+
+
+def test_training_passes_are_torch_aos():
+    """Scores: exactly on the same points of the grid but where rounding decides a tie.
+
+    One tie early in a network moves many scores: PyTorch against itself, the last bits of half
+    its pixels flipped, differs in up to 39 % of a pass's scores, by up to 2 points of the grid,
+    but in most passes in none. A fault shows in every pass.
+    """
+    shares, errors = [], {}
+    for seed in range(6):
+        _, module, rows = train(seed)
+        for apart, _ in rows:
+            assert apart.max() < 2.5
+            shares.append((apart > 1e-3).mean())
+        gradients = rows[-1][1]
+        for key, parameter in module.named_parameters():
+            theirs = parameter.grad.numpy()
+            error = np.sqrt(np.mean((gradients[key] - theirs) ** 2)) / np.abs(theirs).max()
+            errors.setdefault(key, []).append(error)
+    assert np.median(shares) == 0, shares
+    # float32 sums over thousands of positions; a tie moves a ReLU's kink as well
+    for key, values in errors.items():
+        assert np.median(values) < 1e-5, key
 
 
 def test_one_layer_alone_is_torch_aos_to_rounding():
