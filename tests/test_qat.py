@@ -99,7 +99,7 @@ def jax_step(network, x, toward):
 
 
 def train(seed):
-    """Three training passes in both frameworks: states, and for each pass outputs, gradients."""
+    """Three training passes in both: states; each pass's scores apart (grid steps), gradients."""
     network, module = both(seed)
     toward = np.random.default_rng(9).normal(size=(8, 7)).astype(np.float32)
     rows = []
