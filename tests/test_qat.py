@@ -124,9 +124,10 @@ def trained():
 def test_training_passes_are_torch_aos():
     """Scores: exactly on the same points of the grid but where rounding decides a tie.
 
-    One tie early in a network moves many scores: PyTorch against itself, the last bits of half
-    its pixels flipped, differs in up to 39 % of a pass's scores, by up to 2 points of the grid,
-    but in most passes in none. A fault shows in every pass.
+    One tie early in a network moves many scores. PyTorch against itself, the last bits of half
+    its pixels flipped (these networks and passes, one Intel processor): 14 of 18 passes equal,
+    the others up to 2.0 points of the grid apart, gradients up to 0.095 of their largest. So
+    the bounds on single passes are wide; a fault shows in every pass, and the medians find it.
     """
     shares, errors = [], {}
     for seed in range(6):
@@ -140,9 +141,9 @@ def test_training_passes_are_torch_aos():
             error = np.sqrt(np.mean((gradients[key] - theirs) ** 2)) / np.abs(theirs).max()
             errors.setdefault(key, []).append(error)
     assert np.median(shares) == 0, shares
-    # float32 sums over thousands of positions; a tie moves a ReLU's kink as well
     for key, values in errors.items():
-        assert np.median(values) < 1e-5, key
+        assert np.median(values) < 1e-5, key  # float32 sums over thousands of positions
+        assert max(values) < 0.2, key
 
 
 def test_one_layer_alone_is_torch_aos_to_rounding():
