@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data import datasets, hierarchy
-from data import recipe as recipes
-from data.hierarchy import Tree
-from data.recipe import Recipe
-from data.splits import Splits, split
+from data.images import datasets
+from data.images.splits import Splits, split
+from data.recipes import recipe as recipes
+from data.recipes.recipe import Recipe
+from data.tree import hierarchy
+from data.tree.hierarchy import Tree
 
 STEP_BATCH, TREE_BATCH = 128, 256
 PIECE = 16  # so many at a time PyTorch takes a batch through mobilenet's root fastest

@@ -25,16 +25,20 @@ from benchmarks.cases import (
     tree_of,
 )
 from benchmarks.cases import shape as shape_of
-from data import hierarchy, runfolder
-from data.stages import Stage
-from trunk_jax import fit, keep, nodes, route
-from trunk_jax.exchange import to_state_dict
-from trunk_jax.grow import grow, initial_network
-from trunk_jax.inference import infer
-from trunk_jax.layers import Mode
-from trunk_jax.network import Network, cost, feature_shape, split
-from trunk_jax.objective import optimizer
-from trunk_jax.single import compile_single
+from data.run import runfolder
+from data.training.stages import Stage
+from data.tree import hierarchy
+from trunk_jax import nodes
+from trunk_jax.inference import route
+from trunk_jax.inference.microbatched import infer
+from trunk_jax.inference.single import compile_single
+from trunk_jax.layers.basic import Mode
+from trunk_jax.network.exchange import to_state_dict
+from trunk_jax.network.network import Network, cost, feature_shape, split
+from trunk_jax.training import feature_cache as keep
+from trunk_jax.training import fit
+from trunk_jax.training.grow import grow, initial_network
+from trunk_jax.training.objective import optimizer
 
 STEPS = 4
 Round = Callable[[], float]

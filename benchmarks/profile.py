@@ -18,11 +18,11 @@ from rich.table import Table
 
 from benchmarks.cases import FORMS, PAIRS, STEP_BATCH, Case, labels, recipe_of
 from benchmarks.ours import inputs_of, root_of
-from data.errors import UserError, run_command
-from data.options import Parser
-from trunk_jax import fit
-from trunk_jax.layers import Mode
-from trunk_jax.objective import optimizer
+from data.base.errors import UserError, run_command
+from data.run.options import Parser
+from trunk_jax.layers.basic import Mode
+from trunk_jax.training import fit
+from trunk_jax.training.objective import optimizer
 
 
 def operations(case: Case) -> list[tuple[str, str, float, int]]:

@@ -20,10 +20,10 @@ from rich.table import Table
 
 from benchmarks import worker
 from benchmarks.cases import RATED, Case, cases
-from data import runfolder
-from data.errors import UserError, run_command
-from data.manifest import git
-from data.options import Parser
+from data.base.errors import UserError, run_command
+from data.run import runfolder
+from data.run.manifest import git
+from data.run.options import Parser
 
 Ask = Callable[..., Any]
 

@@ -23,16 +23,18 @@ from benchmarks.cases import (
     tree_of,
 )
 from benchmarks.cases import shape as shape_of
-from data import hierarchy
-from data.augmentation import Augmentation
-from data.hierarchy import ROOT
-from data.recipe import Recipe
-from trunk_torch_ref import nodes, objective, route
-from trunk_torch_ref.augment import prepare as prepare_images
-from trunk_torch_ref.fit import Source, fit, train_step
-from trunk_torch_ref.grow import as_images
-from trunk_torch_ref.network import seeded
-from trunk_torch_ref.run import channel_first, load_networks, where
+from data.images.augmentation import Augmentation
+from data.recipes.recipe import Recipe
+from data.tree import hierarchy
+from data.tree.hierarchy import ROOT
+from trunk_torch_ref import nodes
+from trunk_torch_ref.framework import channel_first, load_networks, where
+from trunk_torch_ref.inference import route
+from trunk_torch_ref.network.augment import prepare as prepare_images
+from trunk_torch_ref.network.network import seeded
+from trunk_torch_ref.training import objective
+from trunk_torch_ref.training.fit import Source, fit, train_step
+from trunk_torch_ref.training.grow import as_images
 
 STEPS = 4
 Round = Callable[[], float]

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data import results, runfolder
-from data.errors import UserError, run_command
-from data.options import Parser
+from data.base.errors import UserError, run_command
+from data.run import results, runfolder
+from data.run.options import Parser
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 Z = 1.959963984540054  # 95 % of a normal distribution lie within so many standard deviations

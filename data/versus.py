@@ -14,9 +14,10 @@ import numpy as np
 from jaxtyping import Bool
 from scipy.stats import binomtest
 
-from data import datasets, results, runfolder
-from data.errors import UserError, run_command
-from data.options import Parser
+from data.base.errors import UserError, run_command
+from data.images import datasets
+from data.run import results, runfolder
+from data.run.options import Parser
 from data.table import Z
 
 

@@ -15,18 +15,24 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from data import recipe as recipes
-from data import runfolder
-from data.errors import UserError, run_command
-from data.options import Parser
-from parity import baselines, modes, optimisers, report
-from parity.background import check_background
-from parity.checkpoint import check_checkpoint
-from parity.compare import Check
-from parity.families import FAMILIES
-from parity.nodes import check_node
-from parity.passes import DEVICE
-from parity.training import check_likelihood, check_steps, check_tree, joint_recipe, small_recipe
+from data.base.errors import UserError, run_command
+from data.recipes import recipe as recipes
+from data.run import runfolder
+from data.run.options import Parser
+from parity.checks import baselines, modes, optimisers, report
+from parity.checks.checkpoint import check_checkpoint
+from parity.checks.lowpower import check_background
+from parity.checks.nodes import check_node
+from parity.checks.tolerance import Check
+from parity.checks.training import (
+    check_likelihood,
+    check_steps,
+    check_tree,
+    joint_recipe,
+    small_recipe,
+)
+from parity.pairs.families import FAMILIES
+from parity.pairs.passes import DEVICE
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not 1 <= options.jobs <= 256 or options.seed < 0:
         raise UserError("--jobs must be 1 to 256 and --seed 0 or more")
     if options.self_test:
-        from parity import faults  # it imports this module
+        from parity.checks import faults  # it imports this module
 
         outcome = faults.self_test(options.jobs)
         if options.json:

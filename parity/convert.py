@@ -1,8 +1,8 @@
 """`python -m parity.convert RUN --to torch|jax`: a finished run as one of the other framework.
 
 Weights travel as a PyTorch state_dict. Which array of a layer is which tensor, and how it is
-laid out, follows from the layer's type alone (`trunk_jax.exchange.LAYOUTS`), so the same few
-lines convert every model.
+laid out, follows from the layer's type alone (`trunk_jax.network.exchange.LAYOUTS`), so the same
+few lines convert every model.
 
 A converted run has the tree, ASL, metrics, predictions and summary of the original, its
 weights bit for bit, and the other framework's name; `manifest.json` goes on describing the
@@ -20,17 +20,19 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-import trunk_jax.exchange
-import trunk_jax.run
-import trunk_torch_ref.exchange
-import trunk_torch_ref.run
-from data import datasets, hierarchy, results, runfolder
-from data.errors import UserError, run_command
-from data.options import Parser
-from trunk_jax.network import Network
+import trunk_jax.framework
+import trunk_jax.network.exchange
+import trunk_torch_ref.framework
+import trunk_torch_ref.network.exchange
+from data.base.errors import UserError, run_command
+from data.images import datasets
+from data.run import results, runfolder
+from data.run.options import Parser
+from data.tree import hierarchy
+from trunk_jax.network.network import Network
 
-_RUNS = {"jax": trunk_jax.run, "torch": trunk_torch_ref.run}
-_EXCHANGES = {"jax": trunk_jax.exchange, "torch": trunk_torch_ref.exchange}
+_RUNS = {"jax": trunk_jax.framework, "torch": trunk_torch_ref.framework}
+_EXCHANGES = {"jax": trunk_jax.network.exchange, "torch": trunk_torch_ref.network.exchange}
 _CARRIED = ("tree.json", "metrics.jsonl", "asl/*.json", "predictions-*.csv", "confusion-*.csv")
 
 
@@ -39,11 +41,11 @@ def to_torch(network: Network, module: nn.Module) -> nn.Module:
 
     UserError listing every missing, extra or misshapen tensor; the module is then unchanged.
     """
-    weights = trunk_jax.exchange.to_state_dict(network)
-    load = trunk_torch_ref.exchange.from_state_dict
+    weights = trunk_jax.network.exchange.to_state_dict(network)
+    load = trunk_torch_ref.network.exchange.from_state_dict
     load(module, weights)  # refuses what does not fit, before the module's type is changed
     load(module.double() if _is_double(weights) else module.float(), weights)
-    _need_same(weights, trunk_torch_ref.exchange.to_state_dict(module))
+    _need_same(weights, trunk_torch_ref.network.exchange.to_state_dict(module))
     return module
 
 
@@ -53,9 +55,9 @@ def to_jax(module: nn.Module, network: Network) -> Network:
     UserError listing every missing, extra or misshapen tensor, or every one that JAX cannot
     hold as it is (float64 without `jax_enable_x64`).
     """
-    weights = trunk_torch_ref.exchange.to_state_dict(module)
-    result = trunk_jax.exchange.from_state_dict(network, weights)
-    _need_same(weights, trunk_jax.exchange.to_state_dict(result))
+    weights = trunk_torch_ref.network.exchange.to_state_dict(module)
+    result = trunk_jax.network.exchange.from_state_dict(network, weights)
+    _need_same(weights, trunk_jax.network.exchange.to_state_dict(result))
     return result
 
 

@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from data import runfolder
-from data.errors import UserError, run_command
-from data.options import EvaluateOptions, Parser
+from data.base.errors import UserError, run_command
+from data.run import runfolder
+from data.run.options import EvaluateOptions, Parser
 
 KINDS = ("kill", "term", "int", "disk", "memory")
 FRAMEWORKS = {"jax": "trunk_jax", "torch": "trunk_torch_ref"}
@@ -99,12 +99,12 @@ def training(framework: str, flags: str, seconds: float) -> Subject:
 
 def evaluated(framework: str, run: Path) -> str:
     """What `evaluate` says of a run folder, one line whether it is finished or not."""
-    from data.evaluation import evaluate
+    from data.training.evaluate import evaluate
 
     if framework == "jax":
-        from trunk_jax.run import FRAMEWORK
+        from trunk_jax.framework import FRAMEWORK
     else:
-        from trunk_torch_ref.run import FRAMEWORK
+        from trunk_torch_ref.framework import FRAMEWORK
     found = run.with_name("evaluated.json")
     try:
         # quietly: only the JSON is looked at

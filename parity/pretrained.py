@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save as save_safetensors
 
-from data import pretrained, runfolder
-from data.cache import cache_root
-from data.download import SOURCES, check_digest, fetch
-from data.errors import UserError, run_command
-from data.options import Parser
+from data.base.errors import UserError, run_command
+from data.images.cache import cache_root
+from data.recipes.baselines import pretrained
+from data.recipes.baselines.download import SOURCES, check_digest, fetch
+from data.run import runfolder
+from data.run.options import Parser
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,8 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.sha256 is not None and options.sha256.lower() != digest:
         raise UserError(f"the SHA-256 of {file} is {digest}, not that of --sha256; remove the file")
     # after the download: both frameworks take seconds to load
-    from parity import report
-    from parity.pretrained_check import check, read
+    from parity.checks import report
+    from parity.checks.pretrained import check, read
 
     weights = read(name, file)
     checks = check(name, weights, options.seed)

@@ -17,24 +17,27 @@ import jax
 import numpy as np
 import torch
 
-import trunk_jax.network
+import trunk_jax.inference.route
+import trunk_jax.network.network
 import trunk_jax.nodes
-import trunk_jax.route
+import trunk_torch_ref.inference.route
 import trunk_torch_ref.nodes
-import trunk_torch_ref.route
-from data import datasets, grouping, hierarchy, recipe, runfolder
-from data.datasets import Examples
-from data.errors import UserError, run_command
-from data.hierarchy import ROOT, Groups, Tree
-from data.hierarchy import Path as NodePath
-from data.options import Parser
-from data.recipe import Recipe
-from parity import published_files
+from data.base.errors import UserError, run_command
+from data.images import datasets
+from data.images.datasets import Examples
+from data.recipes import recipe
+from data.recipes.recipe import Recipe
+from data.run import runfolder
+from data.run.options import Parser
+from data.tree import grouping, hierarchy
+from data.tree.hierarchy import ROOT, Groups, Tree
+from data.tree.hierarchy import Path as NodePath
 from parity.convert import to_jax
-from parity.published_files import Layout
-from trunk_torch_ref import run
-from trunk_torch_ref.exchange import from_state_dict
-from trunk_torch_ref.network import feature_shape, initial
+from parity.pairs import published_files
+from parity.pairs.published_files import Layout
+from trunk_torch_ref import framework as run
+from trunk_torch_ref.network.exchange import from_state_dict
+from trunk_torch_ref.network.network import feature_shape, initial
 
 _MOST_ORDERS = 5040  # of regrouping, tried to find the one that gives the published names
 _FLAGS = "is it of another --dataset or --backbone?"
@@ -44,7 +47,7 @@ _FLAGS = "is it of another --dataset or --backbone?"
 class Networks:
     """Each node's network in both frameworks, with the same weights."""
 
-    jax: dict[NodePath, trunk_jax.network.Network]
+    jax: dict[NodePath, trunk_jax.network.network.Network]
     torch: dict[NodePath, trunk_torch_ref.nodes.Node]
 
 
@@ -78,7 +81,7 @@ def load_networks(folder: Path, recipe: Recipe, layout: Layout) -> Networks:
             recipe.dataset, recipe.backbone, name, (height, width, channels),
             hierarchy.width(tree, node), faults=recipe.faults, rng=np.random.default_rng(0),
         )  # fmt: skip
-        found.jax[node] = to_jax(module, trunk_jax.network.split(flax))
+        found.jax[node] = to_jax(module, trunk_jax.network.network.split(flax))
         module.to(run.where()).eval()
     return found
 
@@ -143,7 +146,7 @@ def classify(
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Predicted labels, int32 [images], and seconds taken, by framework."""
     labels, seconds = {}, {}
-    routes = {"jax": trunk_jax.route, "torch": trunk_torch_ref.route}
+    routes = {"jax": trunk_jax.inference.route, "torch": trunk_torch_ref.inference.route}
     with run.exact(), jax.default_matmul_precision("highest"):
         for framework, route in routes.items():
             began = time.perf_counter()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import Phase, settings
 
-from data import hierarchy
+from data.tree import hierarchy
 
 # The same examples on every machine and in every run, however slow the machine is.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -36,7 +36,7 @@ def shared() -> Path:
 
 
 def fixed_groups(asl, *_):
-    """In place of `data.grouping.group`: a tree of two levels, however little it was trained."""
+    """In place of `grouping.group`: a tree of two levels, however little it was trained."""
     if len(asl) == 10:
         return ((0, 6), (1,), (2, 3, 5), (4,), (7,), (8, 9))
     return tuple((index,) for index in range(len(asl)))

@@ -12,14 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data import hierarchy, recipe
-from data.datasets import Examples
-from data.hierarchy import Tree
-from data.recipe import Phase
-from data.splits import Splits
-from trunk_jax import devices, fit, grow, hosts, joint, memory, nodes, route
-from trunk_jax.keep import with_kept
-from trunk_jax.network import feature_shape, split
+from data.images.datasets import Examples
+from data.images.splits import Splits
+from data.recipes import recipe
+from data.recipes.recipe import Phase
+from data.tree import hierarchy
+from data.tree.hierarchy import Tree
+from trunk_jax import nodes
+from trunk_jax.inference import route
+from trunk_jax.machine import devices, hosts, memory
+from trunk_jax.network.network import feature_shape, split
+from trunk_jax.training import fit, grow, joint
+from trunk_jax.training.feature_cache import with_kept
 
 PHASE = Phase(epochs=2, optimizer="sgd", lr=0.05, momentum=0.9, weight_decay=1e-3)
 TREE = Tree(((0, 0), (1,), (0, 1), (2, 0), (2, 1)), {(): "root", (0,): "a", (2,): "b"})

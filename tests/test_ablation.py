@@ -6,11 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from data import runfolder, sharing
-from data.errors import UserError
-from data.grouping import group
-from trunk_jax import ablation, grow, train
+from data.base.errors import UserError
+from data.run import runfolder
+from data.training import sharing
+from data.tree.grouping import group
+from trunk_jax import ablation, train
 from trunk_jax.pictures.ablation import ablation_picture
+from trunk_jax.training import grow
 
 FLAGS = ["--limit", "300", "--epochs", "2", "--batch-size", "32"]
 

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import datasets, hierarchy, runfolder
-from data.cache import cache_root
-from data.errors import UserError
-from trunk_jax import ahead
-from trunk_jax.run import load_networks, predict
+from data.base.errors import UserError
+from data.images import datasets
+from data.images.cache import cache_root
+from data.run import runfolder
+from data.tree import hierarchy
+from trunk_jax.framework import load_networks, predict
+from trunk_jax.inference import aot as ahead
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints" / "svhn-efficient"
 

@@ -9,12 +9,12 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 from scipy import stats
 
-import trunk_jax.augment as ours
-import trunk_torch_ref.augment as reference
-from data import augmentation
-from data.augmentation import GEOMETRIC, OPERATIONS, Augmentation, draw, sources
-from data.errors import UserError
-from data.streams import stream
+import trunk_jax.network.augment as ours
+import trunk_torch_ref.network.augment as reference
+from data.base.errors import UserError
+from data.base.streams import stream
+from data.images import augmentation
+from data.images.augmentation import GEOMETRIC, OPERATIONS, Augmentation, draw, sources
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 SIZES = [(32, 32), (28, 28), (8, 8), (11, 20)]

@@ -34,23 +34,18 @@ from safetensors.numpy import save
 from test_hierarchy import anything
 from test_parity_published import svhn_tree, write_folder
 
-from data import (
-    cache,
-    compression,
-    datasets,
-    grouping,
-    pictures,
-    reading,
-    recipe,
-    results,
-    runfolder,
-)
-from data.epochs import Position
-from data.errors import UserError, run_command
-from data.options import train_options
-from data.recipe import Phase
-from parity import published_files
-from trunk_torch_ref import run as torch_run
+from data.base import reading
+from data.base.errors import UserError, run_command
+from data.images import cache, datasets
+from data.images import files as pictures
+from data.recipes import recipe
+from data.recipes.recipe import Phase
+from data.run import compression, results, runfolder
+from data.run.options import train_options
+from data.training.epochs import Position
+from data.tree import grouping
+from parity.pairs import published_files
+from trunk_torch_ref import framework as torch_run
 
 ROOT = Path(__file__).parents[1]
 LONGEST_S = 20.0  # of the processor: a machine may be busy with other things
@@ -312,7 +307,7 @@ def test_summaries_and_manifests(run):
     contents = [*damaged_values(json.loads(file.read_bytes()), 250), *no_json(file.read_bytes())]
     try_all("summary.json", file, contents, read_summary)
     count("summary.json", 180)
-    from data import card
+    from data.run import card
 
     file = run / "manifest.json"
     contents = [*damaged_values(json.loads(file.read_bytes()), 250), *no_json(file.read_bytes())]
@@ -448,7 +443,7 @@ def safetensors_of(header, body=b""):
 
 
 def test_weights(run, monkeypatch):
-    from trunk_jax import run as jax_run
+    from trunk_jax import framework as jax_run
 
     file = run / "weights" / "root.safetensors"
     good = file.read_bytes()
@@ -500,9 +495,9 @@ def test_weights(run, monkeypatch):
 
 def torch_state(steps=1):
     from trunk_torch_ref import nodes
-    from trunk_torch_ref.fit import State
-    from trunk_torch_ref.network import initial
-    from trunk_torch_ref.objective import optimizer, scheduler
+    from trunk_torch_ref.network.network import initial
+    from trunk_torch_ref.training.fit import State
+    from trunk_torch_ref.training.objective import optimizer, scheduler
 
     network = initial(lambda: nodes.build("digits", "vgg", "root", (1, 8, 8), 10), seed=1)
     phase = Phase(3)
@@ -535,7 +530,7 @@ def compressed(content):
 
 
 def test_training_state_of_torch(tmp_path):
-    from trunk_torch_ref.checkpoint import Checkpoints
+    from trunk_torch_ref.training.checkpoint import Checkpoints
 
     state = torch_state()
     checkpoints = Checkpoints(tmp_path / "stage")
@@ -614,8 +609,8 @@ def try_but_missing(kind, file, contents, action, trap):
 def test_training_state_of_jax(tmp_path):
     from test_jax_train import network, state
 
-    from trunk_jax import checkpoint
-    from trunk_jax.checkpoint import Checkpoints
+    from trunk_jax.training import checkpoint
+    from trunk_jax.training.checkpoint import Checkpoints
 
     folder = tmp_path / "stage"
     with Checkpoints(folder) as checkpoints:

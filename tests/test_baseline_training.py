@@ -7,19 +7,23 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from data import architectures, baselines, options, recipe, runfolder
-from data.architectures import Dinov2, MobileNetV2, QuantResNet, ResNet, Vgg
-from data.epochs import Position
-from data.errors import UserError
-from data.options import train_options
-from data.recipe import Phase
-from trunk_jax import compress, evaluate, export, metrics, objective, train
+from data.base.errors import UserError
+from data.recipes import recipe
+from data.recipes.baselines import architectures
+from data.recipes.baselines import models as baselines
+from data.recipes.baselines.architectures import Dinov2, MobileNetV2, QuantResNet, ResNet, Vgg
+from data.recipes.recipe import Phase
+from data.run import options, runfolder
+from data.run.options import train_options
+from data.training.epochs import Position
+from trunk_jax import compress, evaluate, export, metrics, train
 from trunk_jax.baselines.start import start
-from trunk_jax.exchange import to_state_dict
-from trunk_torch_ref import objective as torch_objective
+from trunk_jax.network.exchange import to_state_dict
+from trunk_jax.training import objective
 from trunk_torch_ref import train as torch_train
 from trunk_torch_ref.baselines.start import start as torch_start
-from trunk_torch_ref.exchange import to_state_dict as torch_to_state_dict
+from trunk_torch_ref.network.exchange import to_state_dict as torch_to_state_dict
+from trunk_torch_ref.training import objective as torch_objective
 
 TINY = {
     "mobilenet_v2": MobileNetV2(rows=((1, 8, 1, 1), (4, 8, 1, 1)), stem=8, last=16),
@@ -74,7 +78,7 @@ def test_a_run_is_a_trees_run(tmp_path, capsys):
 
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, monkeypatch):
     trained(train, "vgg16_bn_pruned", "--out", "whole")
-    from trunk_jax import checkpoint, fit
+    from trunk_jax.training import checkpoint, fit
 
     monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", -1.0)
     original, calls = fit.train_epoch, []
@@ -105,7 +109,7 @@ def test_the_reference_trains_them_too(tmp_path):
 def public(name, outputs=1000, channels=3):
     """A file of public weights of a tiny model, random."""
     from trunk_jax.baselines import build
-    from trunk_jax.network import split
+    from trunk_jax.network.network import split
 
     module = build(TINY[name], channels, outputs, rng=np.random.default_rng(0))
     rng = np.random.default_rng(1)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.architectures import (
+from data.base.errors import UserError
+from data.recipes.baselines.architectures import (
     ARCHITECTURES,
     ConvNext,
     Deit,
@@ -20,16 +21,16 @@ from data.architectures import (
     Vit,
     architecture,
 )
-from data.errors import UserError
-from parity.baselines import SMALL, build, check_baseline, inputs
-from parity.passes import jax_pass, torch_pass
-from trunk_jax import baselines, exchange
+from parity.checks.baselines import SMALL, build, check_baseline, inputs
+from parity.pairs.passes import jax_pass, torch_pass
+from trunk_jax import baselines
 from trunk_jax.baselines import layers as own
-from trunk_jax.layers import EVAL, Mode
-from trunk_jax.network import apply, cost, split
+from trunk_jax.layers.basic import EVAL, Mode
+from trunk_jax.network import exchange
+from trunk_jax.network.network import apply, cost, split
 from trunk_torch_ref import baselines as torch_baselines
-from trunk_torch_ref.exchange import from_state_dict as torch_from_state_dict
-from trunk_torch_ref.network import cost as torch_cost
+from trunk_torch_ref.network.exchange import from_state_dict as torch_from_state_dict
+from trunk_torch_ref.network.network import cost as torch_cost
 
 # Parameters of the public models; tensors in their state_dicts; some keys with their shapes.
 PUBLIC = {

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.batches import Plan, pad, plan
+from data.training.batches import Plan, pad, plan
 
 
 @st.composite

@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks import run
 from benchmarks.cases import FORMS, PAIRS, Case, cases, recipe_of, tree_of
-from data import hierarchy
-from data.errors import UserError
+from data.base.errors import UserError
+from data.tree import hierarchy
 
 CASE = Case("step", "svhn", "mobilenet", FORMS, 0.9)
 

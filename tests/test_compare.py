@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import architectures, comparison, runfolder
-from data.architectures import MobileNetV2
-from data.errors import UserError
+from data.base.errors import UserError
+from data.recipes.baselines import architectures
+from data.recipes.baselines.architectures import MobileNetV2
+from data.run import runfolder
 from trunk_jax import compare, train
+from trunk_jax.measure import comparison
 
 TINY = MobileNetV2(rows=((1, 8, 1, 1),), stem=8, last=16)
 

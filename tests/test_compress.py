@@ -9,20 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-import trunk_torch_ref.background
 import trunk_torch_ref.evaluate
-from data import background, runfolder
-from data.compression import Compression, check
-from data.errors import UserError
-from parity.background import check_background
+import trunk_torch_ref.shrink.lowpower
+from data.base.errors import UserError
+from data.run import lowpower as background
+from data.run import runfolder
+from data.run.compression import Compression, check
+from parity.checks.lowpower import check_background
 from parity.convert import convert_run, to_torch
-from trunk_jax import compress, evaluate, lowpower, nodes, prune, quantized, train
-from trunk_jax.background import base
-from trunk_jax.exchange import from_state_dict, to_state_dict
-from trunk_jax.layers import Conv, Linear
-from trunk_jax.network import apply, cost, dtype_of, split
-from trunk_torch_ref.prune import masked as torch_masked
-from trunk_torch_ref.quantized import quantize_array as torch_quantize_array
+from trunk_jax import compress, evaluate, lowpower, nodes, train
+from trunk_jax.layers.basic import Conv, Linear
+from trunk_jax.network.exchange import from_state_dict, to_state_dict
+from trunk_jax.network.network import apply, cost, dtype_of, split
+from trunk_jax.shrink import prune, quantized
+from trunk_jax.shrink.lowpower import base
+from trunk_torch_ref.shrink.prune import masked as torch_masked
+from trunk_torch_ref.shrink.quantized import quantize_array as torch_quantize_array
 
 
 def rng(seed=0):
@@ -108,7 +110,9 @@ def test_the_weakest_rows():
 
 def test_masks_are_those_of_pytorchs_pruning():
     network = split(base(rng()))
-    theirs = torch_masked(to_torch(network, trunk_torch_ref.background.base()), 0.2).state_dict()
+    theirs = torch_masked(
+        to_torch(network, trunk_torch_ref.shrink.lowpower.base()), 0.2
+    ).state_dict()
     ours = prune.masked(network, 0.2)
     assert ours.keys() == theirs.keys()
     for key, array in ours.items():

@@ -22,8 +22,8 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from data import cache, datasets
-from data.errors import UserError
+from data.base.errors import UserError
+from data.images import cache, datasets
 
 ROOT = Path(__file__).parents[1]
 STAND_INS = ROOT.parent / "shared" / "tfds-standin"
@@ -380,7 +380,7 @@ def test_server_that_never_answers_is_given_up_within_ten_seconds(tmp_path, monk
 
 def test_name_that_is_never_resolved_is_given_up(tmp_path, monkeypatch):
     """A resolver without an answer heeds no timeout of requests', so ours must be its own."""
-    from data import prepare
+    from data.images import originals as prepare
 
     released = threading.Event()
     _point_builders_at(monkeypatch, "http://127.0.0.1:1/")
@@ -399,7 +399,7 @@ def test_name_that_is_never_resolved_is_given_up(tmp_path, monkeypatch):
 
 
 def test_download_that_stalls_is_given_up(tmp_path, monkeypatch):
-    from data import prepare
+    from data.images import originals as prepare
 
     released = threading.Event()
 
@@ -542,7 +542,7 @@ def _examples(split):
 
 
 def test_crc32c_of_rows_of_different_lengths():
-    from data import tfrecord
+    from data.images import tfrecord
 
     # The check value that every description of CRC-32C gives, before TFRecord's rotation.
     check = ((0xE3069283 >> 15 | 0xE3069283 << 17) + 0xA282EAD8) & 0xFFFFFFFF

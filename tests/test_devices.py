@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.errors import UserError
-from trunk_jax import devices
+from data.base.errors import UserError
+from trunk_jax.machine import devices
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = [sys.executable, str(ROOT / "tests" / "devices_program.py")]

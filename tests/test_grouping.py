@@ -11,8 +11,9 @@ from hypothesis.extra import numpy as arrays
 from scipy.special import expit
 from test_hierarchy import CIFAR10_GROUPS, CIFAR10_NAMES, CIFAR10_PATHS
 
-from data import grouping, growth, hierarchy
-from data.grouping import group
+from data.training import growth
+from data.tree import grouping, hierarchy
+from data.tree.grouping import group
 
 VOLATILITIES = {"root": 0.88, "sg1": 1.02, "sg3": 1.02, "sg5": 1.02, "sg7": 1.02}
 

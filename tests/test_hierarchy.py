@@ -9,9 +9,9 @@ from conftest import by_name, group_paths
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import hierarchy
-from data.errors import UserError
-from data.hierarchy import ROOT, Tree
+from data.base.errors import UserError
+from data.tree import hierarchy
+from data.tree.hierarchy import ROOT, Tree
 
 # --- strategies
 

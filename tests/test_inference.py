@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from trunk_jax import inference, nodes
-from trunk_jax.inference import images_at_once, in_pieces, infer
-from trunk_jax.network import apply, split
+from trunk_jax import nodes
+from trunk_jax.inference import microbatched as inference
+from trunk_jax.inference.microbatched import images_at_once, in_pieces, infer
+from trunk_jax.network.network import apply, split
 
 
 def root(dataset, backbone, shape):

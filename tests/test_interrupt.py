@@ -13,16 +13,17 @@ import torch
 from test_bad_input import torch_state
 from test_jax_train import network, state
 
-from data import interrupts, runfolder
-from data.epochs import Position
-from data.errors import UserError, run_command
-from data.framework import within_memory
-from data.interrupts import Terminated
+from data.base import interrupts
+from data.base.errors import UserError, run_command
+from data.base.interrupts import Terminated
+from data.run import runfolder
+from data.training.epochs import Position
+from data.training.framework import within_memory
 from parity import interrupt
-from trunk_jax import run as jax_run
-from trunk_jax.checkpoint import Checkpoints
-from trunk_torch_ref import run as torch_run
-from trunk_torch_ref.checkpoint import Checkpoints as TorchCheckpoints
+from trunk_jax import framework as jax_run
+from trunk_jax.training.checkpoint import Checkpoints
+from trunk_torch_ref import framework as torch_run
+from trunk_torch_ref.training.checkpoint import Checkpoints as TorchCheckpoints
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 CHILD = """
 import contextlib, signal, sys, time
 from data import interrupts
-from data.errors import run_command
+from data.base.errors import run_command
 signal.signal(signal.SIGINT, signal.{sigint})
 def main():
     try:
@@ -98,7 +99,8 @@ def test_handlers_are_put_back():
 
 def test_a_signal_that_was_lost_is_raised_at_the_next_report():
     """An exception in a callback is printed and forgotten; the reporter asks again."""
-    from data import hierarchy, stages
+    from data.training import stages
+    from data.tree import hierarchy
 
     report = stages.reporter(Path(), stages.Stage(hierarchy.bare(2), (), "class"), lambda **_: 0)
     with interrupts.listening():
@@ -158,8 +160,8 @@ def test_what_is_saved_is_the_epoch_and_not_what_became_of_it(tmp_path):
 
 
 def test_a_run_in_use_is_not_evaluated(tmp_path):
-    from data.evaluation import evaluate
-    from data.options import EvaluateOptions
+    from data.run.options import EvaluateOptions
+    from data.training.evaluate import evaluate
 
     runfolder.write_json(tmp_path / "config.json", {"format": runfolder.FORMAT})
     with runfolder.lock(tmp_path), pytest.raises(UserError, match="in use by another process"):
@@ -257,7 +259,7 @@ def test_out_of_memory_is_one_line(capsys, error):
 
 SUBJECT = """
 import json, pathlib, random, sys, time
-from data.errors import run_command
+from data.base.errors import run_command
 from data import runfolder
 out = pathlib.Path(sys.argv[1])
 def main():

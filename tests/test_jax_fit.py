@@ -8,15 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data import epochs, metrics, recipe, streams
-from data.augmentation import Augmentation
-from data.epochs import Position
-from data.errors import UserError
-from data.recipe import Phase
-from trunk_jax import fit, grow, memory, nodes
-from trunk_jax.exchange import to_state_dict
-from trunk_jax.layers import Mode
-from trunk_jax.network import apply, features, split
+from data.base import streams
+from data.base.errors import UserError
+from data.images.augmentation import Augmentation
+from data.recipes import recipe
+from data.recipes.recipe import Phase
+from data.training import epochs
+from data.training.epochs import Position
+from data.tree import metrics
+from trunk_jax import nodes
+from trunk_jax.layers.basic import Mode
+from trunk_jax.machine import memory
+from trunk_jax.network.exchange import to_state_dict
+from trunk_jax.network.network import apply, features, split
+from trunk_jax.training import fit, grow
 
 COUNT, CHECKED = 70, 50
 RECIPE = dataclasses.replace(

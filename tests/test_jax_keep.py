@@ -4,11 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.augmentation import Augmentation
+from data.images.augmentation import Augmentation
 from tests.test_jax_fit import COUNT, RECIPE, SHORT, node, run, source
-from trunk_jax import fit, keep, memory
-from trunk_jax.exchange import to_state_dict
-from trunk_jax.network import features
+from trunk_jax.machine import memory
+from trunk_jax.network.exchange import to_state_dict
+from trunk_jax.network.network import features
+from trunk_jax.training import feature_cache as keep
+from trunk_jax.training import fit
 
 ABOVE = node()
 MINE = (1, 3)

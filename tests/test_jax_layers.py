@@ -9,8 +9,7 @@ import pytest
 from jax import lax
 from scipy.stats import kstest, uniform
 
-from trunk_jax.conv import conv
-from trunk_jax.layers import (
+from trunk_jax.layers.basic import (
     BatchNorm,
     Conv,
     Dropout,
@@ -23,9 +22,10 @@ from trunk_jax.layers import (
     Relu,
     Relu6,
 )
-from trunk_jax.network import apply, merge, split
-from trunk_jax.norm import normalise
-from trunk_jax.pool import max_pool
+from trunk_jax.layers.conv import conv
+from trunk_jax.layers.norm import normalise
+from trunk_jax.layers.pool import max_pool
+from trunk_jax.network.network import apply, merge, split
 
 TRAIN = Mode(train=True)
 
@@ -153,7 +153,7 @@ def test_convolution_and_its_gradients_are_the_loops(case):
 @pytest.mark.parametrize("stride", [1, 2])
 def test_convolution_a_few_images_at_a_time_is_the_whole(stride, x64, monkeypatch):
     """Five images of 1,600 pixels: two pairs and one left over."""
-    monkeypatch.setattr("trunk_jax.conv.WINDOWS_IN_CACHE", 1)
+    monkeypatch.setattr("trunk_jax.layers.conv.WINDOWS_IN_CACHE", 1)
     x = rng(1).normal(size=(5, 40, 40, 32))
     kernel = rng(2).normal(size=(3, 3, 32, 4))
     outcomes = []

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.errors import UserError
+from data.base.errors import UserError
 from trunk_jax import nodes
-from trunk_jax.exchange import from_state_dict, to_state_dict
-from trunk_jax.layers import EVAL, Conv, Linear, record
-from trunk_jax.network import apply, cost, feature_shape, merge, split, warmed
+from trunk_jax.layers.basic import EVAL, Conv, Linear, record
+from trunk_jax.network.exchange import from_state_dict, to_state_dict
+from trunk_jax.network.network import apply, cost, feature_shape, merge, split, warmed
 
 PADDED = ("pointwise_padding",)
 

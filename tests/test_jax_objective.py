@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from data import recipe
-from data.recipe import Phase
-from trunk_jax.objective import adam, descend, learning_rates, loss, optimizer
+from data.recipes import recipe
+from data.recipes.recipe import Phase
+from trunk_jax.training.objective import adam, descend, learning_rates, loss, optimizer
 
 
 def walk(phase, start, gradients, rates):

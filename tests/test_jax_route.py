@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data import hierarchy, recipe
-from trunk_jax import nodes, route
-from trunk_jax.network import apply, feature_shape, split
+from data.recipes import recipe
+from data.tree import hierarchy
+from trunk_jax import nodes
+from trunk_jax.inference import route
+from trunk_jax.network.network import apply, feature_shape, split
 
 RECIPE = recipe.load("default", "digits", "vgg")
 # outputs of the root: classes 0, 2, 4; class 1; classes 3, 5. Of the first: 0; 2, 4.

@@ -2,10 +2,12 @@
 
 import numpy as np
 
-from data import hierarchy, recipe
-from trunk_jax import nodes, route
-from trunk_jax.network import apply, feature_shape, features, split
-from trunk_jax.single import compile_single
+from data.recipes import recipe
+from data.tree import hierarchy
+from trunk_jax import nodes
+from trunk_jax.inference import route
+from trunk_jax.inference.single import compile_single
+from trunk_jax.network.network import apply, feature_shape, features, split
 
 RECIPE = recipe.load("default", "digits", "vgg")
 SHAPE = (8, 8, 1)

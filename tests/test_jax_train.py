@@ -16,18 +16,23 @@ import numpy as np
 import pytest
 from conftest import group_paths
 
-from data import datasets, hierarchy, recipe, runfolder
-from data.datasets import Examples
-from data.epochs import Position
-from data.errors import UserError
-from data.recipe import Phase
-from data.splits import split as split_dataset
-from trunk_jax import evaluate, fit, grow, nodes, objective, run, train
-from trunk_jax.checkpoint import Checkpoints
-from trunk_jax.exchange import to_state_dict
-from trunk_jax.fit import State
-from trunk_jax.network import split
-from trunk_jax.objective import optimizer
+from data.base.errors import UserError
+from data.images import datasets
+from data.images.datasets import Examples
+from data.images.splits import split as split_dataset
+from data.recipes import recipe
+from data.recipes.recipe import Phase
+from data.run import runfolder
+from data.training.epochs import Position
+from data.tree import hierarchy
+from trunk_jax import evaluate, nodes, train
+from trunk_jax import framework as run
+from trunk_jax.network.exchange import to_state_dict
+from trunk_jax.network.network import split
+from trunk_jax.training import fit, grow, objective
+from trunk_jax.training.checkpoint import Checkpoints
+from trunk_jax.training.fit import State
+from trunk_jax.training.objective import optimizer
 
 ROOT = Path(__file__).parents[1]
 FLAGS = ["--backbone", "vgg", "--limit", "300", "--epochs", "3", "--batch-size", "32",
@@ -431,7 +436,7 @@ def test_saves_close_together_are_skipped(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path / "c")
     checkpoints.save(state(), network(), Position(1, 1, 0.5), False)
     assert not (tmp_path / "c").exists()
-    monkeypatch.setattr("trunk_jax.checkpoint.SECONDS_BETWEEN", 0)
+    monkeypatch.setattr("trunk_jax.training.checkpoint.SECONDS_BETWEEN", 0)
     checkpoints.save(state(), network(), Position(1, 1, 0.5), False)
     checkpoints.close()
     assert (tmp_path / "c" / "1").is_dir()

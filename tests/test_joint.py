@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from conftest import fixed_groups
 
-from data import grouping, hierarchy, joint, metrics
-from data import recipe as recipes
-from data.errors import UserError
-from data.hierarchy import Tree
+from data.base.errors import UserError
+from data.recipes import recipe as recipes
+from data.training import joint
+from data.tree import grouping, hierarchy, metrics
+from data.tree.hierarchy import Tree
 
 # root: leaf 1 and two children, {0, 2} and {3, 4, 5}; the latter with a child {4, 5} of its own
 TREE = Tree(
@@ -104,10 +105,11 @@ def test_loss_is_minus_the_log_probability_of_the_true_path():
     """Against routing: with no smoothing, the mean over images of -log of their own path."""
     import jax.numpy as jnp
 
-    from trunk_jax import fit, nodes
-    from trunk_jax import joint as jax_joint
-    from trunk_jax.layers import EVAL
-    from trunk_jax.network import apply, feature_shape, split
+    from trunk_jax import nodes
+    from trunk_jax.layers.basic import EVAL
+    from trunk_jax.network.network import apply, feature_shape, split
+    from trunk_jax.training import fit
+    from trunk_jax.training import joint as jax_joint
 
     rng = np.random.default_rng(0)
 
@@ -141,9 +143,9 @@ def test_ancestors_are_trained_through_their_children():
     """The gradient of the root's stem holds what the children's losses say."""
     import torch
 
-    from trunk_torch_ref import joint as torch_joint
     from trunk_torch_ref import nodes
-    from trunk_torch_ref.network import feature_shape
+    from trunk_torch_ref.network.network import feature_shape
+    from trunk_torch_ref.training import joint as torch_joint
 
     torch.manual_seed(0)
     networks = _networks(
@@ -171,8 +173,9 @@ def test_ancestors_are_trained_through_their_children():
 def test_interrupted_joint_training_ends_with_the_same_weights(framework, tmp_path, monkeypatch):
     import importlib
 
-    from data import datasets, runfolder
-    from data.splits import split
+    from data.images import datasets
+    from data.images.splits import split
+    from data.run import runfolder
 
     package = {"jax": "trunk_jax", "torch": "trunk_torch_ref"}[framework]
     grow = importlib.import_module(f"{package}.grow")
@@ -235,8 +238,8 @@ def test_senseless_settings_are_refused():
 
 
 def test_one_cycle_rises_and_falls():
-    from data.recipe import Phase
-    from trunk_jax.objective import learning_rates
+    from data.recipes.recipe import Phase
+    from trunk_jax.training.objective import learning_rates
 
     rates = learning_rates(Phase(4, lr=0.5, schedule="onecycle", warmup=0.25), 10)
     assert rates[0] == pytest.approx(0.02)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.special import log_softmax, softmax
 
-from data import hierarchy, metrics
+from data.tree import hierarchy, metrics
 
 # 5 classes: sg1 holds 0 and 1, sg4 holds 2 and 3, and 4 is a leaf of the root
 TREE = hierarchy.regroup(hierarchy.bare(5), hierarchy.ROOT, ((0, 1), (2, 3), (4,)))

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from test_runfolder import contents, one_line
 
-from data import datasets, options, recipe, runfolder
-from data.errors import UserError, run_command
-from data.options import evaluate_options, train_options
+from data.base.errors import UserError, run_command
+from data.images import datasets
+from data.recipes import recipe
+from data.run import options, runfolder
+from data.run.options import evaluate_options, train_options
 
 ROOT = Path(__file__).parents[1]
 
@@ -271,7 +273,7 @@ def test_our_own_faults_keep_their_traceback(error):
 def test_a_reader_that_goes_away_is_no_fault():
     """`python -m ... | head -1`."""
     code = (
-        "from data.errors import run_command\n"
+        "from data.base.errors import run_command\n"
         "run_command(lambda: [print('x' * 1000) for _ in range(10_000)] and None)"
     )
     with subprocess.Popen(

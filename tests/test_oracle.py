@@ -11,9 +11,9 @@ import pytest
 import torch
 from flax import nnx
 
-from trunk_jax import layers
-from trunk_jax.exchange import from_state_dict, to_state_dict
-from trunk_jax.network import merge, split
+from trunk_jax.layers import basic as layers
+from trunk_jax.network.exchange import from_state_dict, to_state_dict
+from trunk_jax.network.network import merge, split
 
 resnet = pytest.importorskip("transformers.models.resnet.modeling_resnet")
 

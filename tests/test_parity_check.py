@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from parity import cancellation, check, compare, faults, optimisers, report
-from parity.compare import CONSTANT, UNIT, Check
-from parity.families import FAMILIES, build
-from parity.nodes import check_node, first_difference, inputs
-from trunk_jax import layers
+from parity import check
+from parity.checks import cancellation, faults, optimisers, report
+from parity.checks import tolerance as compare
+from parity.checks.nodes import check_node, first_difference, inputs
+from parity.checks.tolerance import CONSTANT, UNIT, Check
+from parity.pairs.families import FAMILIES, build
+from trunk_jax.layers import basic as layers
 from trunk_torch_ref.baselines.layers import ScaledDotProduct
 
 rng = np.random.default_rng(0)

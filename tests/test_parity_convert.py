@@ -11,21 +11,22 @@ from flax import nnx
 from torch import nn
 
 import trunk_jax.evaluate
-import trunk_jax.exchange
+import trunk_jax.network.exchange
 import trunk_jax.nodes
 import trunk_jax.train
 import trunk_torch_ref.evaluate
-import trunk_torch_ref.exchange
+import trunk_torch_ref.network.exchange
 import trunk_torch_ref.nodes
 import trunk_torch_ref.train
-from data import runfolder
-from data.errors import UserError, run_command
-from parity.baselines import SMALL, build
+from data.base.errors import UserError, run_command
+from data.run import runfolder
+from parity.checks.baselines import SMALL, build
 from parity.convert import convert_run, main, to_jax, to_torch
-from trunk_jax import layers, quantized
 from trunk_jax.baselines import layers as own
-from trunk_jax.network import Network, apply, merge, split
-from trunk_torch_ref import quantized as torch_quantized
+from trunk_jax.layers import basic as layers
+from trunk_jax.network.network import Network, apply, merge, split
+from trunk_jax.shrink import quantized
+from trunk_torch_ref.shrink import quantized as torch_quantized
 
 FAMILIES = [
     ("svhn", "mobilenet", "root", (32, 32, 3)),
@@ -150,8 +151,8 @@ def test_layouts_of_the_other_layers_by_hand(model, count):
     else:
         built = build(next(case for case in SMALL if case.model == model), 0)
         network, module = built.jax, built.torch
-    state = trunk_jax.exchange.to_state_dict(network)
-    theirs = trunk_torch_ref.exchange.to_state_dict(module)
+    state = trunk_jax.network.exchange.to_state_dict(network)
+    theirs = trunk_torch_ref.network.exchange.to_state_dict(module)
     assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in theirs.items()}
     seen = set()
     for path, layer in nnx.iter_modules(merge(network)):
@@ -163,7 +164,7 @@ def test_layouts_of_the_other_layers_by_hand(model, count):
             np.testing.assert_array_equal(theirs[key], wanted(layer), err_msg=key)
             seen.add(type(layer))
     assert len(seen) == count
-    back = trunk_jax.exchange.from_state_dict(network, state)
+    back = trunk_jax.network.exchange.from_state_dict(network, state)
     for one, two in zip(jax.tree.leaves(back), jax.tree.leaves(network), strict=True):
         assert one.dtype == two.dtype
         np.testing.assert_array_equal(one, two)
@@ -176,7 +177,7 @@ def test_arrays_of_an_unknown_layer_are_not_left_behind():
             self.mine = nnx.Param(jax.numpy.ones(3))
 
     with pytest.raises(TypeError, match=r"^1 arrays belong to layers"):
-        trunk_jax.exchange.to_state_dict(split(Other()))
+        trunk_jax.network.exchange.to_state_dict(split(Other()))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -185,11 +186,11 @@ def test_round_trip_is_bit_exact(family, dtype):
     with jax.enable_x64(dtype == "float64"):
         network, module = pair(*family)
         network = randomised(network, dtype)
-        before = trunk_jax.exchange.to_state_dict(network)
+        before = trunk_jax.network.exchange.to_state_dict(network)
         converted = to_torch(network, module)
         assert converted is module
         assert {p.dtype for p in module.parameters()} == {getattr(torch, dtype)}
-        assert_same_state(before, trunk_torch_ref.exchange.to_state_dict(module))
+        assert_same_state(before, trunk_torch_ref.network.exchange.to_state_dict(module))
         empty, _ = pair(*family)
         back = to_jax(module, empty)
         assert jax.tree.structure(back) == jax.tree.structure(network)
@@ -411,13 +412,13 @@ def test_the_default_folder_and_what_is_there_already(runs, tmp_path):
 
 def test_a_tensor_that_changes_on_the_way_is_noticed(runs, tmp_path, monkeypatch):
     """The loaded networks are compared, not the files: here the other framework loses a bit."""
-    load = trunk_torch_ref.exchange.from_state_dict
+    load = trunk_torch_ref.network.exchange.from_state_dict
 
     def lossy(network, weights):
         bias = weights["classifier.0.bias"]
         return load(network, weights | {"classifier.0.bias": np.nextafter(bias, np.float32(9))})
 
-    monkeypatch.setattr("trunk_torch_ref.run.from_state_dict", lossy)
+    monkeypatch.setattr("trunk_torch_ref.framework.from_state_dict", lossy)
     with pytest.raises(UserError, match=r"bit for bit: classifier\.0\.bias \(float32\)"):
         convert_run(runs / "jax", "torch", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from data import datasets, hierarchy
-from data.datasets import Dataset, Examples
-from data.errors import run_command
+from data.base.errors import run_command
+from data.images import datasets
+from data.images.datasets import Dataset, Examples
+from data.tree import hierarchy
 from parity import published
 from parity.published import main, regrouped
-from trunk_torch_ref import network, nodes
+from trunk_torch_ref import nodes
+from trunk_torch_ref.network import network
 
 REAL = Path(__file__).parents[1].parent / "shared" / "published" / "cifar10-vgg"
 IMAGES = 20
@@ -224,7 +226,7 @@ def test_what_differs_is_exit_code_1(made, tmp_path, monkeypatch, capsys):
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr("trunk_jax.route.predict", one_off)
+        patch.setattr("trunk_jax.inference.route.predict", one_off)
         assert main(command) == 1
     assert f"equal predictions: {IMAGES - 1} of {IMAGES}" in capsys.readouterr().out
 

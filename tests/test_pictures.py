@@ -13,11 +13,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.patches import PathPatch, Rectangle
 
-from data import datasets, grouping, hierarchy, recipe, results, runfolder
-from data.errors import UserError
-from data.recipe import to_json
-from parity import report as parity_report
-from parity.compare import equal
+from data.base.errors import UserError
+from data.images import datasets
+from data.recipes import recipe
+from data.recipes.recipe import to_json
+from data.run import results, runfolder
+from data.tree import grouping, hierarchy
+from parity.checks import report as parity_report
+from parity.checks.tolerance import equal
 from trunk_jax import pictures, report
 from trunk_jax.pictures import __main__ as command
 from trunk_jax.pictures.confusion import confusion_matrix

@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data import options, recipe, runfolder
-from data.errors import UserError
+from data.base.errors import UserError
+from data.recipes import recipe
+from data.run import options, runfolder
 from tests.test_jax_fit import RECIPE, SHORT, one_step
-from trunk_jax import fit, nodes, train
-from trunk_jax.exchange import to_state_dict
-from trunk_jax.layers import BatchNorm, LogSoftmax, Mode
-from trunk_jax.network import split
+from trunk_jax import nodes, train
+from trunk_jax.layers.basic import BatchNorm, LogSoftmax, Mode
+from trunk_jax.network.exchange import to_state_dict
+from trunk_jax.network.network import split
+from trunk_jax.training import fit
 
 
 def test_a_step_in_bfloat16_is_near_to_one_in_float32():

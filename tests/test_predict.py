@@ -9,8 +9,12 @@ import pytest
 from conftest import fixed_groups
 from PIL import Image
 
-from data import card, datasets, grouping, pictures, runfolder, table
-from data.errors import UserError
+from data import table
+from data.base.errors import UserError
+from data.images import datasets
+from data.images import files as pictures
+from data.run import card, runfolder
+from data.tree import grouping
 
 CIFAR, DIGITS, EMNIST = (datasets.SPECS[name] for name in ("cifar10", "digits", "emnist"))
 
@@ -147,7 +151,7 @@ def test_predictions_agree_with_routing_and_export_reproduces_them(run, tmp_path
     with pytest.raises(UserError, match="exists"):
         export.main([str(run), str(folder)])
 
-    from data.splits import split
+    from data.images.splits import split
 
     recipe = runfolder.read_recipe(run)
     test = split(datasets.load("digits"), recipe.protocol, recipe.seed, recipe.limit).test
@@ -179,7 +183,7 @@ def test_orbax_holds_the_same_arrays(run, tmp_path):
     import orbax.checkpoint as ocp
 
     from trunk_jax import export
-    from trunk_jax.run import load_networks
+    from trunk_jax.framework import load_networks
 
     folder = tmp_path / "handed-on"
     export.main([str(run), str(folder)])
@@ -216,7 +220,7 @@ def test_card_says_what_is_not_official(run, tmp_path):
     about = runfolder.read_json(run / "manifest.json")
     about["dataset"]["images"] = {"train": 70, "validation": 20, "test": 10}
     recipe = replace(runfolder.read_recipe(run), dataset="svhn", limit=0)
-    from data import recipe as recipes
+    from data.recipes import recipe as recipes
 
     config = runfolder.read_config(run) | {"recipe": recipes.to_json(recipe)}
     summary = runfolder.read_json(run / "summary.json") | {"dataset": "svhn"}

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from data import architectures, download, pretrained
-from data.architectures import ConvNext, Deit, Dinov2, MobileNetV2, Vit
-from data.download import Source
-from data.errors import UserError
-from data.runfolder import read_safetensors
+from data.base.errors import UserError
+from data.recipes.baselines import architectures, download, pretrained
+from data.recipes.baselines.architectures import ConvNext, Deit, Dinov2, MobileNetV2, Vit
+from data.recipes.baselines.download import Source
+from data.run.runfolder import read_safetensors
 from parity import pretrained as command
-from parity.pretrained_check import complete, read
-from trunk_jax import baselines, exchange
-from trunk_jax.network import split
+from parity.checks.pretrained import complete, read
+from trunk_jax import baselines
+from trunk_jax.network import exchange
+from trunk_jax.network.network import split
 from trunk_torch_ref import baselines as torch_baselines
 
 TINY = MobileNetV2(rows=((1, 8, 1, 1),), stem=8, last=16)

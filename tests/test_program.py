@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.networks import _NETWORKS
+from data.recipes.networks import _NETWORKS
 from trunk_jax import nodes
-from trunk_jax.costs import network_costs
-from trunk_jax.layers import BatchNorm, Conv, Linear, MaxPool, Relu6
-from trunk_jax.network import apply, cost, split
-from trunk_jax.program import Work, peak_bytes, work
+from trunk_jax.layers.basic import BatchNorm, Conv, Linear, MaxPool, Relu6
+from trunk_jax.measure.costs import network_costs
+from trunk_jax.measure.program import Work, peak_bytes, work
+from trunk_jax.network.network import apply, cost, split
 
 RNG = np.random.default_rng(0)
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from data import pruning
-from data.architectures import ARCHITECTURES, Vgg
-from data.errors import UserError
+from data.base.errors import UserError
+from data.recipes.baselines import pruning
+from data.recipes.baselines.architectures import ARCHITECTURES, Vgg
 from trunk_jax import baselines
-from trunk_jax.exchange import from_state_dict, to_state_dict
-from trunk_jax.network import apply, cost, split
+from trunk_jax.network.exchange import from_state_dict, to_state_dict
+from trunk_jax.network.network import apply, cost, split
 from trunk_torch_ref import baselines as torch_baselines
-from trunk_torch_ref.exchange import from_state_dict as torch_from_state_dict
+from trunk_torch_ref.network.exchange import from_state_dict as torch_from_state_dict
 
 PLAIN = Vgg(stages=((6, 8), (10,)), pools=2, pool=2, hidden=(12,))
 NORMED = Vgg(stages=((6, 8), (10,)), pools=1, pool=1, hidden=(), batch_norm=True)

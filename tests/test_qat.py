@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from data import qat as names
-from data.architectures import QuantResNet, ResNet
-from trunk_jax import baselines, exchange
+from data.recipes.baselines import folding as names
+from data.recipes.baselines.architectures import QuantResNet, ResNet
+from trunk_jax import baselines
 from trunk_jax.baselines import int8, qat
-from trunk_jax.layers import EVAL, Mode
-from trunk_jax.network import apply, merge, split
+from trunk_jax.layers.basic import EVAL, Mode
+from trunk_jax.network import exchange
+from trunk_jax.network.network import apply, merge, split
 from trunk_torch_ref import baselines as torch_baselines
 from trunk_torch_ref.baselines import qat as torch_qat
-from trunk_torch_ref.exchange import from_state_dict, to_state_dict
+from trunk_torch_ref.network.exchange import from_state_dict, to_state_dict
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.ao is full of deprecations
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_hierarchy import anything
 
-from data import recipe
-from data.augmentation import Augmentation
-from data.errors import UserError
-from data.recipe import NodeRecipe, Phase, Recipe
+from data.base.errors import UserError
+from data.images.augmentation import Augmentation
+from data.recipes import recipe
+from data.recipes.recipe import NodeRecipe, Phase, Recipe
 
 ALL = [
     (path.stem, dataset, backbone)

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from data import datasets
-from data.networks import network
-from trunk_jax import exchange, nodes
-from trunk_jax.network import cost, feature_shape, split
+from data.images import datasets
+from data.recipes.networks import network
+from trunk_jax import nodes
+from trunk_jax.network import exchange
+from trunk_jax.network.network import cost, feature_shape, split
 from trunk_torch_ref import nodes as torch_nodes
-from trunk_torch_ref.network import cost as torch_cost
+from trunk_torch_ref.network.network import cost as torch_cost
 
 DATASETS = ("cifar10", "svhn", "emnist", "digits")
 

@@ -17,8 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_hierarchy import anything
 
-from data import hierarchy, recipe, runfolder
-from data.errors import UserError, run_command
+from data.base.errors import UserError, run_command
+from data.recipes import recipe
+from data.run import runfolder
+from data.tree import hierarchy
 
 ROOT = Path(__file__).parents[1]
 CONFIG = {

@@ -8,11 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from data import growth, hierarchy
-from data.errors import UserError
+from data.base.errors import UserError
+from data.training import growth
+from data.tree import hierarchy
 from tests.test_jax_fit import CHECKED, COUNT, RECIPE, SHORT, node, same, source
-from trunk_jax import fit, memory, siblings
-from trunk_jax.exchange import to_state_dict
+from trunk_jax.machine import memory
+from trunk_jax.network.exchange import to_state_dict
+from trunk_jax.training import fit, siblings
 
 # Two nodes of one shape, whose epochs have 3 steps and 2, and one of another shape.
 SMALL = dataclasses.replace(RECIPE, batch_size=10)

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data import streams
-from data.datasets import Examples
-from data.errors import UserError
-from data.splits import split, stratified
+from data.base import streams
+from data.base.errors import UserError
+from data.images.datasets import Examples
+from data.images.splits import split, stratified
 
 SIZES = (100, 37, 5, 62)  # images a class: 10 % is 10, 4 (3.7), 1 (a class is never without), 6
 

@@ -14,8 +14,9 @@ import pytest
 from conftest import fixed_groups
 from scipy import stats
 
-from data import grouping, runfolder
-from data.errors import UserError
+from data.base.errors import UserError
+from data.run import runfolder
+from data.tree import grouping
 from parity.study import command, distances, pieces, plants, report, statistics, trees, verdict
 from parity.study.coupled import kappa
 from parity.study.jax_runner import JaxRunner

@@ -13,16 +13,25 @@ import numpy as np
 import pytest
 import torch
 
-from data import datasets, hierarchy, recipe, runfolder, streams, training
-from data.augmentation import Augmentation
-from data.batches import plan
-from data.epochs import Position
-from data.errors import UserError
-from data.recipe import Phase
-from data.splits import split
-from trunk_torch_ref import evaluate, fit, grow, network, nodes, objective, route, run, train
-from trunk_torch_ref.checkpoint import Checkpoints
-from trunk_torch_ref.exchange import from_state_dict, to_state_dict
+from data.base import streams
+from data.base.errors import UserError
+from data.images import datasets
+from data.images.augmentation import Augmentation
+from data.images.splits import split
+from data.recipes import recipe
+from data.recipes.recipe import Phase
+from data.run import runfolder
+from data.training import train as training
+from data.training.batches import plan
+from data.training.epochs import Position
+from data.tree import hierarchy
+from trunk_torch_ref import evaluate, nodes, train
+from trunk_torch_ref import framework as run
+from trunk_torch_ref.inference import route
+from trunk_torch_ref.network import network
+from trunk_torch_ref.network.exchange import from_state_dict, to_state_dict
+from trunk_torch_ref.training import fit, grow, objective
+from trunk_torch_ref.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT.parent / "shared" / "published" / "cifar10-vgg"
@@ -463,7 +472,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     finished, tmp_path, monkeypatch, stage, epoch, share
 ):
     folder = tmp_path / "broken"
-    monkeypatch.setattr("trunk_torch_ref.checkpoint.SECONDS_BETWEEN", 0)
+    monkeypatch.setattr("trunk_torch_ref.training.checkpoint.SECONDS_BETWEEN", 0)
     with monkeypatch.context() as patch:
 
         def crash(self, *, row, **at):
@@ -566,7 +575,7 @@ def test_saves_close_together_are_skipped(tmp_path, monkeypatch):
     state, checkpoints = _state(), Checkpoints(tmp_path)
     checkpoints.save(state, state.network, Position(1, 1, 0.5), final=False)
     assert not checkpoints.file.exists()
-    monkeypatch.setattr("trunk_torch_ref.checkpoint.SECONDS_BETWEEN", 0)
+    monkeypatch.setattr("trunk_torch_ref.training.checkpoint.SECONDS_BETWEEN", 0)
     checkpoints.save(state, state.network, Position(1, 1, 0.5), final=False)
     assert checkpoints.file.exists()
 

@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from data import attrition, energy, hierarchy, runfolder
-from data.errors import UserError
-from data.metrics import node_accuracy
-from trunk_jax import costs, metrics, timing, train
+from data.base.errors import UserError
+from data.run import runfolder
+from data.tree import attrition, hierarchy
+from data.tree.metrics import node_accuracy
+from trunk_jax import metrics, train
+from trunk_jax.measure import costs, energy, timing
 
 # 0 and 3 alone; {1, 2, 4} below, {1, 4} below that
 TREE = hierarchy.regroup(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data import versus
-from data.errors import UserError
+from data.base.errors import UserError
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 TREE, MONOLITH = SHIPPED / "svhn-efficient", SHIPPED / "svhn-efficient-monolith"

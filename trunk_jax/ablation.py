@@ -1,7 +1,7 @@
 """`python -m trunk_jax.ablation --dataset D --volatility 0.6 1.2 0.05`: a tree a volatility.
 
 What the trees have in common is trained once: the root's class phase and its likelihoods do not
-depend on volatility, and neither does any stage that two trees share (`data.sharing`).
+depend on volatility, and neither does any stage that two trees share (`data.training.sharing`).
 """
 
 import csv
@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data import results, runfolder, tables
-from data.errors import UserError, run_command
-from data.options import DEFAULTS, Parser, TrainOptions, train_options
+from data.base import tables
+from data.base.errors import UserError, run_command
+from data.run import results, runfolder
+from data.run.options import DEFAULTS, Parser, TrainOptions, train_options
 from trunk_jax.pictures import style
 from trunk_jax.pictures.ablation import ablation_picture
 
@@ -113,9 +114,9 @@ def row_of(volatility: float, summary: dict[str, Any]) -> dict[str, Any]:
 
 def grow_tree(options: TrainOptions, others: list[Path]) -> dict[str, Any]:
     """Train one tree, or find it finished; `others` are finished ones. Its summary."""
-    from data.sharing import share
     from data.training import train
-    from trunk_jax.run import FRAMEWORK
+    from data.training.sharing import share
+    from trunk_jax.framework import FRAMEWORK
 
     def grow(recipe: Any, splits: Any, classes: int, folder: Path, report: Any) -> Any:
         shared = share(folder, recipe, classes, others)

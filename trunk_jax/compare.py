@@ -14,18 +14,21 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from data import baselines as recipes
-from data import comparison, datasets, hierarchy, results, runfolder
-from data.comparison import Row
-from data.errors import UserError, run_command
-from data.framework import Networks
-from data.hierarchy import ROOT, Tree
-from data.metrics import path_costs
-from data.options import Parser
-from data.recipe import Recipe
-from trunk_jax import run
+from data.base.errors import UserError, run_command
+from data.images import datasets
+from data.recipes.baselines import models as recipes
+from data.recipes.recipe import Recipe
+from data.run import results, runfolder
+from data.run.options import Parser
+from data.training.framework import Networks
+from data.tree import hierarchy
+from data.tree.hierarchy import ROOT, Tree
+from data.tree.metrics import path_costs
+from trunk_jax import framework as run
 from trunk_jax.baselines import start
-from trunk_jax.single import compile_single
+from trunk_jax.inference.single import compile_single
+from trunk_jax.measure import comparison
+from trunk_jax.measure.comparison import Row
 
 
 def measure(

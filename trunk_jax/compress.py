@@ -10,22 +10,26 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data import compression, datasets, hierarchy, results, runfolder, tables
-from data.compression import Compression
-from data.errors import UserError, run_command
-from data.options import Parser
-from data.recipe import Recipe
-from data.splits import split
+from data.base import tables
+from data.base.errors import UserError, run_command
+from data.images import datasets
+from data.images.splits import split
+from data.recipes.recipe import Recipe
+from data.run import compression, results, runfolder
+from data.run.compression import Compression
+from data.run.options import Parser
+from data.tree import hierarchy
 
 _CARRIED = ("tree.json", "metrics.jsonl", "asl/*.json")
 
 
 def smaller_weights(folder: Path, recipe: Recipe, how: Compression) -> dict[str, Any]:
     """The compressed state_dict of each node, by name."""
-    from trunk_jax import prune, run
-    from trunk_jax.costs import input_shapes
-    from trunk_jax.exchange import to_state_dict
-    from trunk_jax.quantized import quantize
+    from trunk_jax import framework as run
+    from trunk_jax.measure.costs import input_shapes
+    from trunk_jax.network.exchange import to_state_dict
+    from trunk_jax.shrink import prune
+    from trunk_jax.shrink.quantized import quantize
 
     tree, shape = runfolder.read_tree(folder), datasets.spec(recipe.dataset).image_shape
     networks = run.load_networks(folder, recipe, tree, shape)
@@ -46,7 +50,7 @@ def compress(folder: Path, how: Compression, out: Path, data_dir: str | None) ->
     Returns `before` and `after`. UserError for a run that is not finished or is compressed
     already, and if `out` exists.
     """
-    from trunk_jax.run import FRAMEWORK
+    from trunk_jax.framework import FRAMEWORK
 
     config = runfolder.read_config(folder)
     if compression.read(folder) is not None:

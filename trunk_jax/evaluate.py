@@ -3,16 +3,19 @@
 import sys
 from dataclasses import replace
 
-from data.errors import run_command
-from data.evaluation import evaluate
-from data.options import evaluate_options
+from data.base.errors import run_command
+from data.run.options import evaluate_options
+from data.training.evaluate import evaluate
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Evaluate as the flags say. UserError for anything a user can put right."""
     options = evaluate_options("jax", arguments)
-    from trunk_jax import devices, hosts  # after the flags are checked: JAX takes seconds to load
-    from trunk_jax.run import FRAMEWORK
+    from trunk_jax.framework import FRAMEWORK
+    from trunk_jax.machine import (  # after the flags are checked: JAX takes seconds to load
+        devices,
+        hosts,
+    )
 
     with devices.using(devices.choose(options.devices, options.distributed)):
         hosts.agree("the flags", lambda: repr((options.split, options.devices)))

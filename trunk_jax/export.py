@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data import card, datasets, results, runfolder
-from data.errors import UserError, run_command
-from data.options import Parser
-from data.splits import split
+from data.base.errors import UserError, run_command
+from data.images import datasets
+from data.images.splits import split
+from data.run import card, results, runfolder
+from data.run.options import Parser
 
 KEPT = ("config.json", "manifest.json", "tree.json", "metrics.jsonl", "summary.json")
 
@@ -28,8 +29,8 @@ def export(run: Path, folder: Path, data_dir: str | None) -> None:
     test = split(dataset, recipe.protocol, recipe.seed, recipe.limit).test
     import orbax.checkpoint as ocp  # after what can be a user's mistake: they take seconds to load
 
-    from trunk_jax import route
-    from trunk_jax.run import load_networks
+    from trunk_jax.framework import load_networks
+    from trunk_jax.inference import route
 
     networks = load_networks(run, recipe, tree, dataset.spec.image_shape)
     found = route.predict(recipe, tree, networks, test.images)

@@ -3,9 +3,9 @@
 import sys
 from typing import Any
 
-from data import background
-from data.errors import run_command
-from data.streams import stream
+from data.base.errors import run_command
+from data.base.streams import stream
+from data.run import lowpower as background
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -15,11 +15,11 @@ def main(arguments: list[str] | None = None) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from trunk_jax.background import networks
-    from trunk_jax.exchange import to_state_dict
-    from trunk_jax.layers import record
-    from trunk_jax.network import apply, cost, merge
-    from trunk_jax.timing import percentiles, seconds
+    from trunk_jax.layers.basic import record
+    from trunk_jax.measure.timing import percentiles, seconds
+    from trunk_jax.network.exchange import to_state_dict
+    from trunk_jax.network.network import apply, cost, merge
+    from trunk_jax.shrink.lowpower import networks
 
     @jax.jit
     def scores(network: Any, x: Any) -> Any:

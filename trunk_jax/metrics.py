@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from data import attrition, datasets, hierarchy, runfolder, tables
-from data.datasets import Dataset
-from data.errors import UserError, run_command
-from data.grouping import membership
-from data.options import Parser
-from data.recipe import Recipe
-from data.splits import Splits, split
+from data.base import tables
+from data.base.errors import UserError, run_command
+from data.images import datasets
+from data.images.datasets import Dataset
+from data.images.splits import Splits, split
+from data.recipes.recipe import Recipe
+from data.run import runfolder
+from data.run.options import Parser
+from data.tree import attrition, hierarchy
+from data.tree.grouping import membership
 from trunk_jax.pictures import style
 from trunk_jax.pictures.run import asl_pictures
 
@@ -75,7 +78,9 @@ def measure(
     folder: Path, dataset: Dataset, recipe: Recipe, splits: Splits, repeats: int
 ) -> dict[str, Any]:
     """The content of `measurements.json`. UserError if the run is not finished."""
-    from trunk_jax import costs, route, run, timing
+    from trunk_jax import framework as run
+    from trunk_jax.inference import route
+    from trunk_jax.measure import costs, timing
 
     tree, test = runfolder.read_tree(folder), splits.test
     shape, names = dataset.spec.image_shape, dataset.spec.class_names
@@ -119,8 +124,9 @@ def measure(
 
 def whole_tree(recipe: Recipe, tree: Any, networks: Any, images: np.ndarray) -> dict[str, Any]:
     """`images_per_second` of the tree as it is, each image on its own path, and its `energy`."""
-    from data import energy
-    from trunk_jax import route, run, timing
+    from trunk_jax import framework as run
+    from trunk_jax.inference import route
+    from trunk_jax.measure import energy, timing
 
     def work() -> int:
         route.predict(recipe, tree, networks, images)
@@ -163,9 +169,9 @@ def untrained(recipe: Recipe, classes: int, splits: Splits) -> np.ndarray:
     """ASL of the root's initial weights over the training images, float64 [classes, classes]."""
     import jax.numpy as jnp
 
-    from data.stages import Stage
-    from trunk_jax.fit import Source, program_of
-    from trunk_jax.grow import average_likelihood, initial_network
+    from data.training.stages import Stage
+    from trunk_jax.training.fit import Source, program_of
+    from trunk_jax.training.grow import average_likelihood, initial_network
 
     images = splits.train.images
     stage = Stage(hierarchy.bare(classes), hierarchy.ROOT, "class")

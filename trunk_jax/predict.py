@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from data import datasets, pictures, runfolder
-from data.datasets import Spec
-from data.errors import run_command
-from data.hierarchy import ROOT, Tree
-from data.hierarchy import Path as NodePath
-from data.options import Parser
-from data.recipe import Recipe
+from data.base.errors import run_command
+from data.images import datasets
+from data.images import files as pictures
+from data.images.datasets import Spec
+from data.recipes.recipe import Recipe
+from data.run import runfolder
+from data.run.options import Parser
+from data.tree.hierarchy import ROOT, Tree
+from data.tree.hierarchy import Path as NodePath
 
 
 def follow(
@@ -30,7 +32,7 @@ def follow(
     path), and `path`: for each node its `node`, `output` and `probability`, and all its
     `outputs` with their probabilities.
     """
-    from trunk_jax.route import first_input, visit
+    from trunk_jax.inference.route import first_input, visit
 
     leaves = {path: label for label, path in enumerate(tree.paths)}
     x, node, path, probability = first_input(recipe, networks, image), ROOT, [], 1.0
@@ -91,8 +93,8 @@ def main(arguments: list[str] | None = None) -> None:
     spec = datasets.spec(recipe.dataset)
     names = pictures.files(options.images)
     images = pictures.load(names, spec, as_stored=options.as_stored)
-    from trunk_jax.ahead import keep_programs
-    from trunk_jax.run import load_networks  # after the flags: JAX takes seconds to load
+    from trunk_jax.framework import load_networks  # after the flags: JAX takes seconds to load
+    from trunk_jax.inference.aot import keep_programs
 
     keep_programs()
     networks = load_networks(run, recipe, tree, spec.image_shape)

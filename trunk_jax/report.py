@@ -12,9 +12,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from data import datasets, reading, results, runfolder, tables
-from data.errors import UserError, run_command
-from data.options import Parser
+from data.base import reading, tables
+from data.base.errors import UserError, run_command
+from data.images import datasets
+from data.run import results, runfolder
+from data.run.options import Parser
 from trunk_jax.pictures.run import drawings
 from trunk_jax.pictures.style import inline
 

@@ -4,18 +4,21 @@ import sys
 from dataclasses import replace
 from functools import partial
 
-from data import datasets
-from data.errors import run_command
-from data.options import train_options
+from data.base.errors import run_command
+from data.images import datasets
+from data.run.options import train_options
 from data.training import train
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train as the flags say. UserError for anything a user can put right."""
     options = train_options("jax", arguments)
-    from trunk_jax import devices, hosts  # after the flags are checked: JAX takes seconds to load
-    from trunk_jax.grow import grow
-    from trunk_jax.run import FRAMEWORK
+    from trunk_jax.framework import FRAMEWORK
+    from trunk_jax.machine import (  # after the flags are checked: JAX takes seconds to load
+        devices,
+        hosts,
+    )
+    from trunk_jax.training.grow import grow
 
     framework = FRAMEWORK
     if options.siblings != "auto":

@@ -2,17 +2,17 @@
 
 import sys
 
-from data.errors import run_command
-from data.evaluation import evaluate
-from data.options import evaluate_options
+from data.base.errors import run_command
+from data.run.options import evaluate_options
+from data.training.evaluate import evaluate
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Evaluate as the flags say. UserError for anything a user can put right."""
     options = evaluate_options("torch", arguments)
-    from trunk_torch_ref.run import (
-        FRAMEWORK,
-    )  # after the flags are checked: PyTorch takes seconds to load
+    from trunk_torch_ref.framework import (
+        FRAMEWORK,  # after the flags are checked: PyTorch takes seconds to load
+    )
 
     evaluate(FRAMEWORK, options)
 

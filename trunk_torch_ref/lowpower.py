@@ -3,9 +3,9 @@
 import sys
 import time
 
-from data import background
-from data.errors import run_command
-from data.streams import integer
+from data.base.errors import run_command
+from data.base.streams import integer
+from data.run import lowpower as background
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -15,10 +15,10 @@ def main(arguments: list[str] | None = None) -> None:
     import torch
     from torch import nn
 
-    from trunk_torch_ref.background import base, compressed, forms
-    from trunk_torch_ref.exchange import to_state_dict
-    from trunk_torch_ref.network import cost, seeded
-    from trunk_torch_ref.run import channel_first, device, where
+    from trunk_torch_ref.framework import channel_first, device, where
+    from trunk_torch_ref.network.exchange import to_state_dict
+    from trunk_torch_ref.network.network import cost, seeded
+    from trunk_torch_ref.shrink.lowpower import base, compressed, forms
 
     def structure(module: nn.Module, x: torch.Tensor) -> list[str]:
         lines: list[str] = []

@@ -2,17 +2,17 @@
 
 import sys
 
-from data.errors import run_command
-from data.options import train_options
+from data.base.errors import run_command
+from data.run.options import train_options
 from data.training import train
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train as the flags say. UserError for anything a user can put right."""
     options = train_options("torch", arguments)
-    from trunk_torch_ref.run import (
-        FRAMEWORK,
-    )  # after the flags are checked: PyTorch takes seconds to load
+    from trunk_torch_ref.framework import (
+        FRAMEWORK,  # after the flags are checked: PyTorch takes seconds to load
+    )
 
     train(FRAMEWORK, options)
 

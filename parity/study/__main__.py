@@ -2,7 +2,7 @@
 
 import sys
 
-from data.errors import run_command
+from data.base.errors import run_command
 from parity.study.command import main
 
 if __name__ == "__main__":

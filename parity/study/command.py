@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import torch
 
-from data import datasets, runfolder
-from data.datasets import Dataset
-from data.manifest import manifest
-from data.options import TrainOptions
-from data.splits import split
+from data.images import datasets
+from data.images.datasets import Dataset
+from data.images.splits import split
+from data.run import runfolder
+from data.run.manifest import manifest
+from data.run.options import TrainOptions
 from parity.study import figures, pieces, report, tables, words
 from parity.study.options import Options, config, options_of
 from parity.study.outcome import outcome

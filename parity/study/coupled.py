@@ -13,15 +13,16 @@ import jax
 import numpy as np
 from sklearn.metrics import cohen_kappa_score
 
-from data import epochs, grouping, growth, hierarchy, metrics
-from data.epochs import Position
-from data.errors import UserError
-from data.hierarchy import Groups, Path, Tree, ancestors
-from data.recipe import Recipe
-from data.splits import Splits
-from data.stages import Stage, row_of
-from data.streams import stream
-from parity.passes import Pair, activations
+from data.base.errors import UserError
+from data.base.streams import stream
+from data.images.splits import Splits
+from data.recipes.recipe import Recipe
+from data.training import epochs, growth
+from data.training.epochs import Position
+from data.training.stages import Stage, row_of
+from data.tree import grouping, hierarchy, metrics
+from data.tree.hierarchy import Groups, Path, Tree, ancestors
+from parity.pairs.passes import Pair, activations
 from parity.study import distances, jax_runner, torch_runner, trees, verdict
 from parity.study.jax_runner import JaxRunner
 from parity.study.step import Arrays, Step, flipped

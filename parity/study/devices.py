@@ -10,18 +10,19 @@ import jax
 import numpy as np
 import torch
 
-from data import hierarchy, recipe
-from data.augmentation import Augmentation
-from data.recipe import Recipe
-from data.splits import Splits
-from parity import modes
+from data.images.augmentation import Augmentation
+from data.images.splits import Splits
+from data.recipes import recipe
+from data.recipes.recipe import Recipe
+from data.tree import hierarchy
+from parity.checks import modes
 from parity.convert import to_jax
-from parity.passes import DEVICE, Pair
+from parity.pairs.passes import DEVICE, Pair
 from parity.study.independent import UNSPLIT
 from parity.study.trace import digits
-from trunk_jax import grow as jax_grow
-from trunk_torch_ref import grow
-from trunk_torch_ref.augment import prepare
+from trunk_jax.training import grow as jax_grow
+from trunk_torch_ref.network.augment import prepare
+from trunk_torch_ref.training import grow
 
 BATCH = 256
 

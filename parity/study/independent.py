@@ -6,20 +6,22 @@ from typing import Any
 
 import numpy as np
 
-import trunk_jax.run
-import trunk_torch_ref.run
-from data import grouping, recipe, runfolder
-from data.framework import Framework
-from data.hierarchy import ROOT
-from data.recipe import Recipe
-from data.splits import Splits
-from data.stages import row_of
+import trunk_jax.framework
+import trunk_torch_ref.framework
+from data.images.splits import Splits
+from data.recipes import recipe
+from data.recipes.recipe import Recipe
+from data.run import runfolder
+from data.training.framework import Framework
+from data.training.stages import row_of
+from data.tree import grouping
+from data.tree.hierarchy import ROOT
 from parity.study import trees
 from parity.study.trace import digits
 
 FRAMEWORKS: dict[str, Framework] = {
-    "jax": trunk_jax.run.FRAMEWORK,
-    "torch": trunk_torch_ref.run.FRAMEWORK,
+    "jax": trunk_jax.framework.FRAMEWORK,
+    "torch": trunk_torch_ref.framework.FRAMEWORK,
 }
 UNSPLIT = 1e-30  # a volatility below any likelihood: all classes are alike, the root stays alone
 

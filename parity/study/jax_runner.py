@@ -12,17 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from data.batches import pad
-from data.epochs import Pass
-from data.hierarchy import Path, Tree, ancestors
-from data.recipe import Recipe
-from data.splits import Splits
-from data.stages import Stage
-from parity.passes import by_stream, cast
+from data.images.splits import Splits
+from data.recipes.recipe import Recipe
+from data.training.batches import pad
+from data.training.epochs import Pass
+from data.training.stages import Stage
+from data.tree.hierarchy import Path, Tree, ancestors
+from parity.pairs.passes import by_stream, cast
 from parity.study.step import Arrays, Step, weights
-from trunk_jax import exchange, fit, grow, objective, route
-from trunk_jax.layers import Mode
-from trunk_jax.network import Network
+from trunk_jax.inference import route
+from trunk_jax.layers.basic import Mode
+from trunk_jax.network import exchange
+from trunk_jax.network.network import Network
+from trunk_jax.training import fit, grow, objective
 
 
 def _recorded(inner: optax.GradientTransformation) -> optax.GradientTransformation:

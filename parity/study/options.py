@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data import datasets, recipe
-from data.errors import UserError
-from data.networks import BACKBONES
-from data.options import Parser
-from data.recipe import Recipe
+from data.base.errors import UserError
+from data.images import datasets
+from data.recipes import recipe
+from data.recipes.networks import BACKBONES
+from data.recipes.recipe import Recipe
+from data.run.options import Parser
 from parity.study import plants
 
 DESIGNS = ("coupled", "independent")

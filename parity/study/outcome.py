@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from data.datasets import Dataset
-from data.recipe import to_json
+from data.images.datasets import Dataset
+from data.recipes.recipe import to_json
 from parity.study import statistics, trees, verdict
 from parity.study.coupled import kappa
 from parity.study.options import Options

@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data import datasets, reading, runfolder
-from data.errors import UserError
-from data.framework import within_memory
-from data.splits import split
+from data.base import reading
+from data.base.errors import UserError
+from data.images import datasets
+from data.images.splits import split
+from data.run import runfolder
+from data.training.framework import within_memory
 from parity.study import plants
 from parity.study.options import Settings
 
@@ -68,8 +70,8 @@ def perform(piece: Piece, settings: Settings, data_dir: str | None, folder: Path
     from parity.study.coupled import coupled
     from parity.study.devices import devices
     from parity.study.independent import independent, seed_of
-    from trunk_jax.run import FRAMEWORK as JAX
-    from trunk_torch_ref.run import FRAMEWORK as TORCH
+    from trunk_jax.framework import FRAMEWORK as JAX
+    from trunk_torch_ref.framework import FRAMEWORK as TORCH
 
     prepare_process()
     dataset = datasets.load(settings.recipe.dataset, data_dir)

@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 
-from data.errors import UserError
-from parity import faults
-from trunk_jax import memory
+from data.base.errors import UserError
+from parity.checks import faults
+from trunk_jax.machine import memory
 
 # Of the parity checks' faults, those that a training can have; the others are of conversion, of
 # routing, or of the order of layers, and need no study to be seen.

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from data.manifest import PACKAGES
+from data.run.manifest import PACKAGES
 from parity.study import verdict, words
 from trunk_jax.pictures.style import inline
 

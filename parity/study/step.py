@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.streams import stream
+from data.base.streams import stream
 
 Arrays = dict[str, np.ndarray]
 STATISTICS = ("running_mean", "running_var")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data import runfolder
+from data.run import runfolder
 from parity.study import verdict
 from parity.study.trace import ALL
 

@@ -6,16 +6,18 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 
-from data.batches import Plan
-from data.epochs import Pass
-from data.hierarchy import Path, Tree, ancestors
-from data.recipe import Recipe
-from data.splits import Splits
-from data.stages import Stage
-from parity.passes import DTYPES, recorded_masks
+from data.images.splits import Splits
+from data.recipes.recipe import Recipe
+from data.training.batches import Plan
+from data.training.epochs import Pass
+from data.training.stages import Stage
+from data.tree.hierarchy import Path, Tree, ancestors
+from parity.pairs.passes import DTYPES, recorded_masks
 from parity.study.step import Arrays, Step
-from trunk_torch_ref import exchange, fit, grow, objective, route
-from trunk_torch_ref.network import seeded
+from trunk_torch_ref.inference import route
+from trunk_torch_ref.network import exchange
+from trunk_torch_ref.network.network import seeded
+from trunk_torch_ref.training import fit, grow, objective
 
 
 def images_of(parts: Splits) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.metrics import adjusted_rand_score
 
-from data.hierarchy import Groups, Tree
+from data.tree.hierarchy import Groups, Tree
 
 
 def membership(groups: Groups) -> np.ndarray:

@@ -9,10 +9,10 @@ For every tensor, at every step:
 
 where `band` is the largest difference that any control showed in that tensor up to that step.
 
-`K` is 100, as in `parity.training`. Flipped bits are rounding errors made once, in the weights;
-another framework rounds every operation differently, in every step. The effects of n independent
-errors add up like a random walk, to the root of n times one: 100 stands for 10,000 times as many.
-One flipped weight alone is too weak a control in float32, where the first steps of Adam turn
+`K` is 100, as in `parity.checks.training`. Flipped bits are rounding errors made once, in the
+weights; another framework rounds every operation differently, in every step. The effects of n
+independent errors add up like a random walk, to the root of n times one: 100
+stands for 10,000 times as many. One flipped weight alone is too weak a control in float32, where the first steps of Adam turn
 rounding of gradients near zero into whole steps: with it alone, this rule called a difference of
 rounding (SVHN, mobilenet, 8.6e-4 against 6.9e-4 at step 2) one of the frameworks.
 
@@ -38,8 +38,8 @@ coupled training in that type says nothing any more.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from parity.compare import GRADIENT_64, VALUE_64
-from parity.training import CONTROL as K
+from parity.checks.tolerance import GRADIENT_64, VALUE_64
+from parity.checks.training import CONTROL as K
 
 FLOORS = {
     "output": VALUE_64,

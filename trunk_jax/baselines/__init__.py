@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from data.architectures import (
+from data.recipes.baselines.architectures import (
     Architecture,
     ConvNext,
     Deit,

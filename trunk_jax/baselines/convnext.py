@@ -5,7 +5,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from data.architectures import ConvNext
+from data.recipes.baselines.architectures import ConvNext
 from trunk_jax.baselines import initial
 from trunk_jax.baselines.layers import (
     ChannelScale,
@@ -15,7 +15,16 @@ from trunk_jax.baselines.layers import (
     Resize,
     StochasticDepth,
 )
-from trunk_jax.layers import EVAL, Conv, Flatten, GlobalAvgPool, Identity, Linear, Mode, Sequential
+from trunk_jax.layers.basic import (
+    EVAL,
+    Conv,
+    Flatten,
+    GlobalAvgPool,
+    Identity,
+    Linear,
+    Mode,
+    Sequential,
+)
 
 
 class _Block(nnx.Module):

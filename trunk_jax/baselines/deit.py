@@ -6,7 +6,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from data.architectures import Deit, Dinov2, Vit
+from data.recipes.baselines.architectures import Deit, Dinov2, Vit
 from trunk_jax.baselines import initial
 from trunk_jax.baselines.layers import (
     Gelu,
@@ -19,7 +19,7 @@ from trunk_jax.baselines.layers import (
     Token,
     bicubic,
 )
-from trunk_jax.layers import EVAL, Identity, Linear, Mode, Sequential
+from trunk_jax.layers.basic import EVAL, Identity, Linear, Mode, Sequential
 
 
 class _Attention(nnx.Module):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from trunk_jax.layers import Conv, Linear
+from trunk_jax.layers.basic import Conv, Linear
 
 Rule = Callable[[np.random.Generator, Conv | Linear], None]
 

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int8, Int32, UInt8
 
-from data.architectures import QuantResNet
+from data.recipes.baselines.architectures import QuantResNet
 
 EPS = 1e-5  # of batch norm
 _LEAST_SCALE = np.finfo(np.float32).eps

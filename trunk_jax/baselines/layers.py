@@ -13,7 +13,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from trunk_jax.layers import Conv, Dropout, Layer, Linear, Mode
+from trunk_jax.layers.basic import Conv, Dropout, Layer, Linear, Mode
 
 
 class LayerNorm(Layer):

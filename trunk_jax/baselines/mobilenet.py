@@ -5,10 +5,10 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from data.architectures import MobileNetV2
+from data.recipes.baselines.architectures import MobileNetV2
 from trunk_jax.baselines import initial
 from trunk_jax.baselines.layers import Resize
-from trunk_jax.layers import (
+from trunk_jax.layers.basic import (
     EVAL,
     BatchNorm,
     Conv,

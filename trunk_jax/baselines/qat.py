@@ -15,12 +15,11 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from data.architectures import QuantResNet
+from data.recipes.baselines.architectures import QuantResNet
 from trunk_jax.baselines import initial
 from trunk_jax.baselines.layers import PaddedMaxPool, Resize
 from trunk_jax.baselines.resnet import EXPANSION
-from trunk_jax.conv import conv
-from trunk_jax.layers import (
+from trunk_jax.layers.basic import (
     EVAL,
     BatchNorm,
     Flatten,
@@ -30,6 +29,7 @@ from trunk_jax.layers import (
     Mode,
     Sequential,
 )
+from trunk_jax.layers.conv import conv
 
 AVERAGING = 0.01  # the weight of what is seen now
 SMALLEST = 6.1e-5  # of a scale

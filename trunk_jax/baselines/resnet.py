@@ -5,10 +5,10 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from data.architectures import ResNet
+from data.recipes.baselines.architectures import ResNet
 from trunk_jax.baselines import initial
 from trunk_jax.baselines.layers import PaddedMaxPool, Resize
-from trunk_jax.layers import (
+from trunk_jax.layers.basic import (
     EVAL,
     BatchNorm,
     Conv,

@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 
-from data import baselines as recipes
-from data.architectures import Architecture
-from data.recipe import Recipe
-from data.streams import stream
+from data.base.streams import stream
+from data.recipes.baselines import models as recipes
+from data.recipes.baselines.architectures import Architecture
+from data.recipes.recipe import Recipe
 from trunk_jax.baselines import build
-from trunk_jax.exchange import from_state_dict, shapes, to_state_dict
-from trunk_jax.network import Network, split
+from trunk_jax.network.exchange import from_state_dict, shapes, to_state_dict
+from trunk_jax.network.network import Network, split
 
 Shape = tuple[int, int, int]
 

@@ -5,10 +5,10 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from data.architectures import Vgg
+from data.recipes.baselines.architectures import Vgg
 from trunk_jax.baselines import initial
 from trunk_jax.baselines.layers import AdaptiveAvgPool, Resize
-from trunk_jax.layers import (
+from trunk_jax.layers.basic import (
     EVAL,
     BatchNorm,
     Conv,

@@ -8,7 +8,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from data.architectures import Vit
+from data.recipes.baselines.architectures import Vit
 from trunk_jax.baselines import initial
 from trunk_jax.baselines.layers import (
     Gelu,
@@ -18,7 +18,7 @@ from trunk_jax.baselines.layers import (
     Resize,
     Token,
 )
-from trunk_jax.layers import EVAL, Identity, Linear, Mode, Sequential
+from trunk_jax.layers.basic import EVAL, Identity, Linear, Mode, Sequential
 
 
 class _Block(nnx.Module):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from data.networks import MobileNet, ResNet, network
+from data.recipes.networks import MobileNet, ResNet, network
 from trunk_jax.nodes.mobilenet import MobileNetNode
 from trunk_jax.nodes.resnet import ResNetNode
 from trunk_jax.nodes.vgg import VggNode

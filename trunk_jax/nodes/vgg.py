@@ -5,8 +5,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from data.networks import Vgg
-from trunk_jax.layers import (
+from data.recipes.networks import Vgg
+from trunk_jax.layers.basic import (
     EVAL,
     BatchNorm,
     Conv,

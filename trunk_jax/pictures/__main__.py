@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from data.errors import run_command
-from data.options import Parser
+from data.base.errors import run_command
+from data.run.options import Parser
 from trunk_jax.pictures.run import drawings
 from trunk_jax.pictures.style import write
 

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Int
 from matplotlib.figure import Figure
 
-from data.hierarchy import Tree
+from data.tree.hierarchy import Tree
 from trunk_jax.pictures.order import outline, spans, tree_order
 from trunk_jax.pictures.style import LINE, cells, figure, on_cell, styled
 

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from data.hierarchy import Groups
+from data.tree.hierarchy import Groups
 from trunk_jax.pictures.order import group_order, outline
 from trunk_jax.pictures.style import BLUE, ORANGE, cells, figure, on_cell, styled
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from data.hierarchy import ROOT, Groups, Tree, members, nodes
+from data.tree.hierarchy import ROOT, Groups, Tree, members, nodes
 from trunk_jax.pictures.style import INK
 
 

@@ -5,10 +5,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from data import datasets, hierarchy, metrics, reading, results, runfolder
-from data.datasets import Examples
-from data.errors import UserError
-from data.hierarchy import ROOT, Tree
+from data.base import reading
+from data.base.errors import UserError
+from data.images import datasets
+from data.images.datasets import Examples
+from data.run import results, runfolder
+from data.tree import hierarchy, metrics
+from data.tree.hierarchy import ROOT, Tree
 from trunk_jax.pictures.confusion import confusion_matrix
 from trunk_jax.pictures.curves import training_curves
 from trunk_jax.pictures.likelihood import likelihoods

@@ -18,7 +18,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from data import runfolder
+from data.run import runfolder
 
 INK, LINE = "#1b1f24", "#8a919a"  # text; axes and edges. Used for nothing else: see `inline`
 BLUE, ORANGE = "#2a6fdb", "#d9730d"

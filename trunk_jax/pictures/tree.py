@@ -13,8 +13,8 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path as Curve
 
-from data.attrition import by_node, traffic
-from data.hierarchy import ROOT, Path, Tree, depth, nodes
+from data.tree.attrition import by_node, traffic
+from data.tree.hierarchy import ROOT, Path, Tree, depth, nodes
 from trunk_jax.pictures.order import tree_order
 from trunk_jax.pictures.style import ACCURACY, BLUE, figure, over, styled
 

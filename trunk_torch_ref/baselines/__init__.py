@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from data.architectures import (
+from data.recipes.baselines.architectures import (
     Architecture,
     ConvNext,
     Deit,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from data.architectures import ConvNext
+from data.recipes.baselines.architectures import ConvNext
 from trunk_torch_ref.baselines.layers import LayerNorm2d, Permute, Resize, StochasticDepth
 
 EPS = 1e-6

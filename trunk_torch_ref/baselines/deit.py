@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from data.architectures import Deit, Dinov2, Vit
+from data.recipes.baselines.architectures import Deit, Dinov2, Vit
 from trunk_torch_ref.baselines.layers import LayerScale, Resize, ScaledDotProduct
 
 EPS = 1e-6

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from data.architectures import MobileNetV2
+from data.recipes.baselines.architectures import MobileNetV2
 from trunk_torch_ref.baselines.layers import Resize
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.ao import quantization
 from torch.ao.nn.quantized import FloatFunctional
 
-from data.architectures import QuantResNet
+from data.recipes.baselines.architectures import QuantResNet
 from trunk_torch_ref.baselines.resnet import Bottleneck, ResNetModel
 
 BACKEND = "fbgemm"

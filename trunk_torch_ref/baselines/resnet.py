@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from data.architectures import ResNet
+from data.recipes.baselines.architectures import ResNet
 from trunk_torch_ref.baselines.layers import Resize
 
 EXPANSION = 4

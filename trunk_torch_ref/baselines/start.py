@@ -4,13 +4,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from data import baselines as recipes
-from data.architectures import Architecture
-from data.recipe import Recipe
-from data.streams import integer
+from data.base.streams import integer
+from data.recipes.baselines import models as recipes
+from data.recipes.baselines.architectures import Architecture
+from data.recipes.recipe import Recipe
 from trunk_torch_ref.baselines import build
-from trunk_torch_ref.exchange import from_state_dict, to_state_dict
-from trunk_torch_ref.network import initial
+from trunk_torch_ref.network.exchange import from_state_dict, to_state_dict
+from trunk_torch_ref.network.network import initial
 
 Shape = tuple[int, int, int]
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from data.architectures import Vgg
+from data.recipes.baselines.architectures import Vgg
 from trunk_torch_ref.baselines.layers import Resize
 
 

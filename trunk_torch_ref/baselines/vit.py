@@ -6,7 +6,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from data.architectures import Vit
+from data.recipes.baselines.architectures import Vit
 from trunk_torch_ref.baselines.layers import Resize, SelfAttention
 
 EPS = 1e-6

@@ -2,7 +2,7 @@
 
 import torch
 
-from data.networks import MobileNet, ResNet, network
+from data.recipes.networks import MobileNet, ResNet, network
 from trunk_torch_ref.nodes.mobilenet import MobileNetNode
 from trunk_torch_ref.nodes.resnet import ResNetNode
 from trunk_torch_ref.nodes.vgg import VggNode

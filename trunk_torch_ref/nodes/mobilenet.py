@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from data.networks import MobileNet, Residual
+from data.recipes.networks import MobileNet, Residual
 
 
 class _Pointwise(nn.Module):

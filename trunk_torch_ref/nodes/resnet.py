@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from data.networks import Block, ResNet
+from data.recipes.networks import Block, ResNet
 
 
 class _BasicBlock(nn.Module):

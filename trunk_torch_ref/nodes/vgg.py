@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from data.networks import Vgg
+from data.recipes.networks import Vgg
 
 
 class VggNode(nn.Module):

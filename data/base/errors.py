@@ -1,0 +1,78 @@
+"""Mistakes a user can make, and how a command reports them."""
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
+
+from data.base import interrupts
+
+
+class UserError(Exception):
+    """Something the user can put right. The message is one line: what, where, what to do."""
+
+
+class LibraryFailed(UserError):
+    """A UserError after which threads of a library still run: the command ends without them."""
+
+
+_NO_MEMORY = ("can't start new thread", "Cannot allocate memory", "failed to map segment")
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether Python or the system says that memory ran out; frameworks have words of their own."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY)
+
+
+def run_command(main: Callable[[], int | None]) -> None:
+    """Run a command's `main` and leave the process with its exit code.
+
+    0 (or what `main` returns) on success, 2 after one line on standard error for a
+    `UserError`, an operating-system error that names its file, or memory that ran out, 130 for
+    Ctrl-C, 143 for SIGTERM. Anything else is a fault of ours and keeps its traceback.
+    """
+    signals: list[int] = []
+    try:
+        with interrupts.listening() as signals:
+            code = main() or 0
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except interrupts.Terminated:
+        print("terminated", file=sys.stderr)
+        code = 143
+    except BrokenPipeError:  # the reader of our output (head, less) went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except UserError as error:
+        # in one piece, or what threads print would come in between
+        sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
+        code = 2
+        if isinstance(error, LibraryFailed):
+            _leave(code)
+    except Exception as error:
+        if out_of_memory(error):
+            print("error: out of memory; free some, or ask for less at once", file=sys.stderr)
+            sys.exit(2)
+        if not isinstance(error, OSError) or (error.filename is None and error.errno is None):
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        code = 2
+    if signals:
+        _leave(code)
+    sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process at once.
+
+    What was to be saved is; a computation that goes on in XLA's threads would crash them while
+    Python takes itself apart.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

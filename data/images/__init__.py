@@ -1,0 +1,1 @@
+"""Images and labels: datasets, their files, splits, and the augmentation policy."""

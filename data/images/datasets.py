@@ -1,0 +1,235 @@
+"""The datasets by name: what is known of each, and how one is loaded."""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.base import reading
+from data.base.errors import UserError
+from data.images import cache
+from data.run import runfolder
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is known of a dataset without reading it.
+
+    `tfds_name` is `None` for the dataset that ships with scikit-learn; `image_shape` is
+    (height, width, channels); `official_sizes` counts the images of the official train and
+    test splits, `None` where there is no official split.
+    """
+
+    name: str
+    title: str
+    tfds_name: str | None
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    official_sizes: tuple[int, int] | None
+    licence: str
+
+
+_DIGITS = tuple("0123456789")
+
+SPECS = {
+    entry.name: entry
+    for entry in (
+        Spec(
+            name="digits",
+            title="digits (scikit-learn)",
+            tfds_name=None,
+            image_shape=(8, 8, 1),
+            class_names=_DIGITS,
+            official_sizes=None,
+            licence="CC BY 4.0 (UCI, Optical Recognition of Handwritten Digits)",
+        ),
+        Spec(
+            name="svhn",
+            title="SVHN (cropped)",
+            tfds_name="svhn_cropped",
+            image_shape=(32, 32, 3),
+            class_names=_DIGITS,
+            official_sizes=(73257, 26032),
+            licence="non-commercial use only",
+        ),
+        Spec(
+            name="emnist",
+            title="EMNIST Balanced",
+            tfds_name="emnist/balanced",
+            image_shape=(28, 28, 1),
+            class_names=_DIGITS + tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ") + tuple("abdefghnqrt"),
+            official_sizes=(112800, 18800),
+            licence="none stated; drawn from NIST Special Database 19, a US government work",
+        ),
+        Spec(
+            name="cifar10",
+            title="CIFAR-10",
+            tfds_name="cifar10",
+            image_shape=(32, 32, 3),
+            class_names=(
+                *("airplane", "automobile", "bird", "cat", "deer"),
+                *("dog", "frog", "horse", "ship", "truck"),
+            ),
+            official_sizes=(50000, 10000),
+            licence="none stated by its authors; they ask to be cited (Krizhevsky, 2009)",
+        ),
+    )
+}
+
+
+# What is read of TFDS's `dataset_info.json`; TFDS fills the template in as a format string.
+_ABOUT: reading.Form = {
+    "version": str,
+    "description?": str,
+    "splits": [{"name": str, "shardLengths": [str], "filepathTemplate?": str}],
+}
+_TEMPLATE = re.compile(r"([\w.-]|\{[A-Z_]{1,20}\}){1,200}")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """One split in stored order: images uint8 [N, H, W, C], labels int32 [N], both read-only."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A loaded dataset.
+
+    `fingerprint` is the SHA-256 over images and labels of both splits (`cache.fingerprint`),
+    `source` says where they came from, `version` and `description` are the source's own.
+    """
+
+    spec: Spec
+    train: Examples
+    test: Examples
+    fingerprint: str
+    source: str
+    version: str
+    description: str
+
+    @property
+    def stand_in(self) -> bool:
+        """Whether these are not the official splits, so that no report calls them that."""
+        sizes = (len(self.train.labels), len(self.test.labels))
+        unofficial = self.spec.official_sizes not in (None, sizes)
+        return unofficial or self.description.startswith("STAND-IN")
+
+    @property
+    def title(self) -> str:
+        """The name to report results under; a stand-in's own description may give it."""
+        if not self.stand_in:
+            return self.spec.title
+        given = re.search(r"Report numbers on it as '([^']+)'", self.description)
+        return given[1] if given else f"{self.spec.title} stand-in"
+
+
+def spec(name: str) -> Spec:
+    """The `Spec` called `name`. Raises UserError, with the choices, if there is none."""
+    if name not in SPECS:
+        raise UserError(f"unknown dataset {name!r}; choose from {', '.join(SPECS)}")
+    return SPECS[name]
+
+
+def data_root(data_dir: str | Path | None = None) -> Path:
+    """TFDS's data folder: `data_dir`, else TFDS_DATA_DIR, else ~/tensorflow_datasets.
+
+    UserError if it begins with the home folder of a user that there is not.
+    """
+    folder = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError:  # ~ of a user that there is not
+        raise UserError(f"--data-dir {folder}: no such home folder") from None
+
+
+def prepared_folder(spec: Spec, root: Path) -> Path | None:
+    """The folder under `root` in which TFDS keeps the dataset, its newest version; None if none."""
+    versions = [
+        path.parent
+        for path in (root / spec.tfds_name).glob("*/dataset_info.json")
+        if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)
+    ]
+    return max(versions, key=lambda folder: [*map(int, folder.name.split("."))], default=None)
+
+
+def load_of_run(run: Path, name: str, data_dir: str | Path | None = None) -> Dataset:
+    """The dataset of a run: in `data_dir`, else where the run was trained with it.
+
+    It is not downloaded: a file says which it is, and where, and nobody has asked for it.
+    """
+    return load(name, data_dir or runfolder.data_dir(run), fetch=False)
+
+
+def load(name: str, data_dir: str | Path | None = None, *, fetch: bool = True) -> Dataset:
+    """Load a dataset; with `fetch` prepare (download) it first where `data_dir` has none yet.
+
+    `data_dir` is a TFDS data folder, by default `data_root()`; it may be read-only once it
+    is prepared. Raises UserError for an unknown name, a folder that cannot be read or does
+    not hold what it should, and a download that fails.
+    """
+    info = spec(name)
+    if info.tfds_name is None:
+        return _load_digits(info)
+    root = data_root(data_dir)
+    folder = prepared_folder(info, root)
+    if folder is None and not fetch:
+        raise UserError(
+            f"dataset {name!r} is not prepared in {root / info.tfds_name}; prepare it with python "
+            f"-m data.prepare {name} --data-dir DIR, and pass --data-dir DIR or set TFDS_DATA_DIR"
+        )
+    if folder is None:
+        from data.images import originals as prepare
+
+        folder = prepare.prepare(info, root)
+    text = reading.content(folder / "dataset_info.json", reading.MOST_JSON)
+    try:
+        about = reading.json_text(text)
+        reading.need(about, _ABOUT)
+        if not all(_TEMPLATE.fullmatch(s.get("filepathTemplate", "x")) for s in about["splits"]):
+            raise ValueError
+        version, description = about["version"], about.get("description", "")
+    except (ValueError, RecursionError):
+        raise UserError(
+            f"dataset {name!r}: {folder}/dataset_info.json is damaged; delete that folder and "
+            "prepare it again"
+        ) from None
+
+    def decode() -> cache.Arrays:
+        # Imported here: a start from the cache must not pay for TFDS.
+        from data.images import prepared
+
+        return prepared.decode(info, folder)
+
+    files = sorted((path.name, path.stat()) for path in folder.iterdir())
+    listing = "".join(f"\n{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files)
+    key = text + listing.encode()
+    return _dataset(info, key, decode, str(folder.absolute()), version, description)
+
+
+def _load_digits(info: Spec) -> Dataset:
+    from data.images import digits
+
+    version = digits.version()
+    key = f"{version} {digits.SEED} {digits.TEST_SHARE}".encode()
+    return _dataset(
+        info, key, digits.arrays, f"scikit-learn {version}", version, digits.DESCRIPTION
+    )
+
+
+def _dataset(
+    info: Spec,
+    key: bytes,
+    build: Callable[[], cache.Arrays],
+    source: str,
+    version: str,
+    description: str,
+) -> Dataset:
+    arrays, fingerprint = cache.fetch(info.name, key, build)
+    train, test = (Examples(arrays[f"{s}_images"], arrays[f"{s}_labels"]) for s in cache.SPLITS)
+    return Dataset(info, train, test, fingerprint, source, version, description)

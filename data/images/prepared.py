@@ -1,0 +1,107 @@
+"""Reading a folder that TFDS has prepared, without TensorFlow."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
+
+from data.base.errors import UserError
+from data.images import tfrecord
+from data.images.cache import SPLITS, Arrays
+from data.images.datasets import Spec
+
+_MODES = {1: "L", 3: "RGB"}  # Pillow's name for 8-bit pixels, by number of channels
+_FORMATS = ("array_record", "tfrecord")
+
+
+def decode(spec: Spec, folder: Path) -> Arrays:
+    """Decode both splits of `folder` (array_record or tfrecord) into uint8 and int32 arrays.
+
+    Splits other than train and test are not looked at. Raises UserError for a shard that is
+    missing or damaged, and for images or labels that do not fit `spec`.
+    """
+    try:
+        builder = tfds.builder_from_directory(str(folder))
+        label_names = builder.info.features["label"].names
+        infos = {split: builder.info.splits[split] for split in SPLITS}
+    except Exception as error:  # TFDS has no one error for a folder that it cannot make sense of
+        raise _refusal(spec, folder, f"TFDS cannot read it ({_first_line(error)})") from None
+    numbered = [str(i) for i in range(len(spec.class_names))]  # TFDS's names where it has none
+    if list(label_names) not in (numbered, list(spec.class_names)):
+        raise _refusal(spec, folder, "its classes are not this dataset's")
+    if builder.info.file_format.value not in _FORMATS:
+        problem = f"file format {builder.info.file_format.value}, not {' or '.join(_FORMATS)}"
+        raise _refusal(spec, folder, problem)
+    arrays = {}
+    for split, info in infos.items():
+        try:
+            shards = info.filepaths
+        except Exception as error:
+            raise _refusal(spec, folder, f"TFDS cannot read it ({_first_line(error)})") from None
+        for shard in shards:
+            if Path(shard).parent != folder:
+                raise _refusal(spec, folder, f"a shard of split {split!r} lies elsewhere")
+            if not Path(shard).is_file():
+                raise _refusal(spec, folder, f"shard {shard.name} is missing")
+        room = sum(Path(shard).stat().st_size for shard in shards)
+        if not 0 < info.num_examples <= room:  # a record takes a byte at least
+            raise _refusal(spec, folder, f"split {split!r} cannot have {info.num_examples} records")
+        try:
+            records = _records(builder, split)
+        except Exception as error:  # the readers raise a different type for each damage
+            problem = f"a shard of split {split!r} is damaged ({_first_line(error)})"
+            raise _refusal(spec, folder, problem) from None
+        images = np.empty((len(records), *spec.image_shape), np.uint8)
+        labels = np.empty(len(records), np.int32)
+        for i, record in enumerate(records):
+            try:
+                images[i], labels[i] = _example(record, spec)
+            except Exception as error:  # whatever damage makes protobuf and Pillow raise
+                problem = f"record {i} of split {split!r} is unusable ({_first_line(error)})"
+                raise _refusal(spec, folder, problem) from None
+        arrays |= {f"{split}_images": images, f"{split}_labels": labels}
+    return arrays
+
+
+def _records(builder: tfds.core.DatasetBuilder, split: str) -> list[bytes]:
+    """The serialised examples of a split, in stored order."""
+    if builder.info.file_format.value == "array_record":
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        source = builder.as_data_source(split, deserialize_method=raw)
+        return source.__getitems__(range(len(source)))
+    info = builder.info.splits[split]
+    shards = [tfrecord.read_records(Path(shard)) for shard in info.filepaths]
+    if [len(shard) for shard in shards] != list(info.shard_lengths):
+        raise ValueError("not as many records as dataset_info.json says")
+    return [record for shard in shards for record in shard]
+
+
+def _example(record: bytes, spec: Spec) -> tuple[np.ndarray, int]:
+    """The image, uint8 [H, W, C], and the label of one serialised example."""
+    features = tf_example_pb2.Example.FromString(record).features.feature
+    (encoded,) = features["image"].bytes_list.value
+    (label,) = features["label"].int64_list.value
+    height, width, channels = spec.image_shape
+    image = Image.open(io.BytesIO(encoded), formats=["PNG"])
+    if image.size != (width, height) or image.mode != _MODES[channels]:
+        raise ValueError(
+            f"a {image.size[1]}x{image.size[0]} image of mode {image.mode}, "
+            f"not {height}x{width} {_MODES[channels]}"
+        )
+    if not 0 <= label < len(spec.class_names):
+        raise ValueError(f"label {label}, not in 0 to {len(spec.class_names) - 1}")
+    return np.asarray(image).reshape(spec.image_shape), label
+
+
+def _refusal(spec: Spec, folder: Path, problem: str) -> UserError:
+    return UserError(
+        f"dataset {spec.name!r} in {folder}: {problem}; delete that folder and prepare it again "
+        f"(python -m data.prepare {spec.name} --data-dir DIR)"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -1,0 +1,1 @@
+"""The monolithic baselines as data: recipes, architectures, public weights."""

@@ -1,0 +1,348 @@
+"""Training recipes: read from the TOML files in `data/recipes/`, checked, held as frozen values."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+from data.base import reading
+from data.base.errors import UserError
+from data.images.augmentation import Augmentation
+from data.recipes.networks import BACKBONES
+
+FOLDER = Path(__file__).parent
+
+# The release's faults that change numbers (published.md, section 6), each switched on by name.
+FAULTS = (
+    "pointwise_padding",  # padding 1 on 1x1 convolutions
+    "warm_batchnorm",  # one image of ones through `features` in train mode before training
+    "subset_batches",  # a child's batch: its members in a shuffled batch of the whole dataset
+    "train_mode_validation",  # batch statistics and dropout in validation; it updates the former
+    "train_mode_asl",  # likewise when ASL is taken, on shuffled, augmented training batches
+    "drop_last_validation",  # the last partial validation batch is left out
+    "no_head",  # DINOv2's 768 features are the scores
+    "no_stem_norm",  # ConvNeXt's stem lost its layer norm with its convolution (on EMNIST)
+)
+LOSSES = ("nll", "cross_entropy")
+OPTIMIZERS = ("adam", "sgd")
+SCHEDULES = ("cosine", "step", "constant", "onecycle")
+PRECISIONS = ("float32", "bfloat16")
+PROTOCOLS = ("holdout", "published")
+TIES = ("first", "last", "final")
+GROUPINGS = ("threshold", "sampled")
+# Faults of how batches and validation are made; joint training makes its own.
+_NOT_JOINT = ("subset_batches", "train_mode_validation", "drop_last_validation")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """How one network is trained once.
+
+    `optimizer`: PyTorch's Adam or SGD with coupled weight decay (L2 added to the gradient).
+    `milestones`: for the schedule step, the epochs after which to multiply by `factor`, instead
+    of every `period`.
+    `schedule`, stepped once an epoch: cosine with T_max = `period` (which rises again after
+    it; 0 means all epochs), step (times `factor` every `period` epochs), or constant; stepped
+    once a batch: onecycle (PyTorch's OneCycleLR, its rate alone), which rises from lr / 25 to
+    `lr` in the share `warmup` of all steps and falls to almost 0, both along a cosine.
+    `nesterov`: for SGD. `label_smoothing`: the share of a target spread evenly over all outputs.
+    `precision`: with bfloat16 a training step computes in it; in joint training only products
+    are taken of values rounded to it. Parameters, statistics and validation stay float32.
+    """
+
+    epochs: int
+    optimizer: str = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: str = "constant"
+    period: int = 0
+    factor: float = 0.1
+    warmup: float = 0.3
+    nesterov: bool = False
+    label_smoothing: float = 0.0
+    precision: str = "float32"
+    milestones: tuple[int, ...] = ()
+
+
+# Settings that came after the first runs were written: left out of `config.json` while they have
+# their defaults, so that those runs still equal the recipes that they were made with.
+_LATER = {
+    field.name: field.default
+    for field in dataclasses.fields(Phase)
+    if field.name in ("warmup", "nesterov", "label_smoothing", "precision", "milestones")
+}
+
+
+@dataclass(frozen=True)
+class Monolith:
+    """What a monolithic baseline needs besides.
+
+    Attributes:
+      size: images are resized to size x size; 0 leaves them as they are.
+      weights: `FILE#SHA-256` of the safetensors it starts from, or `none`.
+      speed_up: of a pruned one, how many times fewer multiply-adds; 1 for none.
+
+    """
+
+    size: int = 0
+    weights: str = "none"
+    speed_up: float = 1.0
+
+
+@dataclass(frozen=True)
+class NodeRecipe:
+    """The two phases of a node and its volatility."""
+
+    volatility: float
+    class_phase: Phase
+    group_phase: Phase
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a training run, but for the dataset itself.
+
+    `mean`, `std`: per channel, applied to pixels/255; empty for none.
+    `ties`: which of the epochs with the same validation accuracy is kept; `final`: the last
+    epoch, whatever its accuracy.
+    `limit`: use only so many training (and of validation and test) images; 0 for all.
+    `joint`: how all nodes are trained together once the tree is grown; None: they are not.
+    `balanced`: in joint training the classes come equally often, and count equally when an
+    epoch is chosen: for data whose classes are less even in training than where they are used.
+    `monolith`: of a monolithic baseline, a tree of one node that `backbone` names; None: a tree.
+    """
+
+    name: str
+    dataset: str
+    backbone: str
+    root: NodeRecipe
+    others: NodeRecipe
+    batch_size: int = 128
+    eval_batch_size: int = 256
+    seed: int = 0
+    loss: str = "cross_entropy"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    augment: Augmentation = field(default_factory=Augmentation)
+    eval_augment: Augmentation = field(default_factory=Augmentation)
+    protocol: str = "holdout"
+    grouping: str = "threshold"
+    ties: str = "last"
+    limit: int = 0
+    faults: tuple[str, ...] = ()
+    joint: Phase | None = None
+    monolith: Monolith | None = None
+    balanced: bool = False
+
+    def node(self, is_root: bool) -> NodeRecipe:
+        """The row that applies to a node."""
+        return self.root if is_root else self.others
+
+
+def names() -> list[str]:
+    """The recipes there are."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def combinations(name: str) -> list[tuple[str, str]]:
+    """The (dataset, backbone) pairs that a recipe covers."""
+    table = _table(name)
+    return [(dataset, backbone) for dataset, rows in table.items() for backbone in rows]
+
+
+def load(name: str, dataset: str, backbone: str | None = None) -> Recipe:
+    """The recipe `name` for a dataset and backbone (None: the first one it has).
+
+    UserError, with the choices, if there is none.
+    """
+    if name not in names():
+        raise UserError(f"no recipe {name!r}; the recipes: {', '.join(names())}")
+    table = _table(name)
+    if backbone is not None and backbone not in BACKBONES:
+        raise UserError(f"no backbone {backbone!r}; the backbones: {', '.join(BACKBONES)}")
+    rows = table.get(dataset)
+    if rows is None or (backbone is not None and backbone not in rows):
+        choices = [f"{d} {b}" for d, backbones in table.items() for b in backbones]
+        wanted = f"{dataset} {backbone}" if backbone else dataset
+        raise UserError(f"recipe {name!r} has none for {wanted}; it has: {', '.join(choices)}")
+    backbone = backbone or next(iter(rows))
+    for key in rows[backbone].keys() & {"name", "dataset", "backbone"}:
+        raise UserError(f"recipe {name!r} sets {key} for {dataset} {backbone}; a table's name does")
+    row = {"root": rows[backbone]["others"]} | rows[backbone]
+    for key in ("root", "others"):
+        both = {"class_phase": row[key]["class"], "group_phase": row[key]["group"]}
+        row[key] = {"volatility": row[key]["volatility"]} | both
+    row |= {"name": name, "dataset": dataset, "backbone": backbone}
+    try:
+        return check(_build(Recipe, row))
+    except (TypeError, OverflowError) as error:  # a setting is missing; too large for a float
+        raise UserError(f"recipe {name!r} for {dataset} {backbone}: {error}") from None
+
+
+def _table(name: str) -> dict[str, Any]:
+    """A recipe's file: by dataset and backbone its settings."""
+    file = FOLDER / f"{name}.toml"
+    table = reading.toml_file(file)
+    node = {"volatility": float, "class": {str: Any}, "group": {str: Any}}
+    try:
+        reading.need(table, {str: {str: {"root?": node, "others": node}}})
+    except ValueError as error:
+        raise UserError(f"{file} is no recipe ({error})") from None
+    return table
+
+
+def override(
+    recipe: Recipe,
+    *,
+    epochs: int | None = None,
+    volatility: float | None = None,
+    precision: str | None = None,
+    **values: Any,
+) -> Recipe:
+    """`recipe` with the given fields replaced.
+
+    `epochs`, `volatility` and `precision` apply to every node, the first also to joint training.
+
+    None means: keep the recipe's. UserError if the outcome makes no sense.
+    """
+
+    def node(row: NodeRecipe) -> NodeRecipe:
+        changes: dict[str, Any] = {}
+        if volatility is not None:
+            changes["volatility"] = volatility
+        each = {"epochs": epochs, "precision": precision}
+        each = {key: value for key, value in each.items() if value is not None}
+        for kind in ("class_phase", "group_phase"):
+            changes[kind] = dataclasses.replace(getattr(row, kind), **each)
+        return dataclasses.replace(row, **changes)
+
+    given = {key: value for key, value in values.items() if value is not None}
+    if epochs is not None and recipe.joint is not None:
+        given["joint"] = dataclasses.replace(recipe.joint, epochs=epochs)
+    return check(
+        dataclasses.replace(recipe, root=node(recipe.root), others=node(recipe.others), **given)
+    )
+
+
+def check(recipe: Recipe) -> Recipe:
+    """The recipe itself; UserError naming the first value that makes no sense."""
+    _need(recipe.loss in LOSSES, "loss", recipe.loss, LOSSES)
+    _need(recipe.protocol in PROTOCOLS, "protocol", recipe.protocol, PROTOCOLS)
+    _need(recipe.grouping in GROUPINGS, "grouping", recipe.grouping, GROUPINGS)
+    _need(recipe.ties in TIES, "ties", recipe.ties, TIES)
+    for fault in recipe.faults:
+        _need(fault in FAULTS, "fault", fault, FAULTS)
+    _need(recipe.batch_size >= 1, "batch size", recipe.batch_size, "a whole number above 0")
+    _need(recipe.eval_batch_size >= 1, "eval batch size", recipe.eval_batch_size, "above 0")
+    _need(recipe.limit >= 0, "limit", recipe.limit, "0 (all) or more")
+    _need(0 <= recipe.seed < 2**63, "seed", recipe.seed, "a whole number, 0 or more")
+    _need(len(recipe.mean) == len(recipe.std), "std", recipe.std, "one value for each of mean's")
+    _need(all(std > 0 for std in recipe.std), "std", recipe.std, "above 0")
+    for row in (recipe.root, recipe.others):
+        good = math.isfinite(row.volatility) and row.volatility > 0
+        _need(good, "volatility", row.volatility, "a number above 0")
+        _check_phase(recipe, row.class_phase)
+        _check_phase(recipe, row.group_phase)
+    if recipe.joint is not None:
+        _check_phase(recipe, recipe.joint)
+        faulty = [fault for fault in recipe.faults if fault in _NOT_JOINT]
+        _need(not faulty, "joint with the faults", ", ".join(faulty), "without them")
+    _need(not recipe.balanced or recipe.joint is not None, "balanced", True, "off without joint")
+    return recipe
+
+
+def _check_phase(recipe: Recipe, phase: Phase) -> None:
+    _need(phase.optimizer in OPTIMIZERS, "optimizer", phase.optimizer, OPTIMIZERS)
+    _need(phase.schedule in SCHEDULES, "schedule", phase.schedule, SCHEDULES)
+    _need(phase.epochs >= 1, "epochs", phase.epochs, "a whole number above 0")
+    _need(phase.lr > 0 and math.isfinite(phase.lr), "lr", phase.lr, "above 0")
+    for what in ("weight_decay", "momentum", "factor"):
+        number = getattr(phase, what)
+        _need(number >= 0 and math.isfinite(number), what, number, "0 or more")
+    _need(all(0 <= beta < 1 for beta in phase.betas), "betas", phase.betas, "0 to 1")
+    _need(phase.period >= 0, "period", phase.period, "0 or more")
+    needs_period = phase.schedule == "step" and not phase.milestones
+    rising = all(0 < a < b for a, b in pairwise((0.5, *phase.milestones)))
+    _need(rising, "milestones", phase.milestones, "rising epochs")
+    _need(phase.period > 0 or not needs_period, "period", phase.period, "above 0 for step")
+    _need(0 < phase.warmup < 1, "warmup", phase.warmup, "between 0 and 1")
+    _need(0 <= phase.label_smoothing < 1, "label smoothing", phase.label_smoothing, "0 to 1")
+    _need(phase.precision in PRECISIONS, "precision", phase.precision, PRECISIONS)
+    smooth = phase.label_smoothing == 0 or recipe.loss == "cross_entropy"
+    _need(smooth, "label smoothing", phase.label_smoothing, "0 for the loss nll")
+    accelerated = not phase.nesterov or (phase.optimizer == "sgd" and phase.momentum > 0)
+    _need(accelerated, "nesterov", phase.nesterov, "off, or with sgd and momentum")
+    # its length is counted in steps, which vary with the fault
+    even = phase.schedule != "onecycle" or "subset_batches" not in recipe.faults
+    _need(even, "schedule", phase.schedule, "another with the fault subset_batches")
+
+
+def to_json(recipe: Recipe) -> dict[str, Any]:
+    """The form stored in `config.json`; later settings stand in it only where they are used."""
+    value = dataclasses.asdict(recipe)
+    for key in ("joint", "monolith"):
+        if value[key] is None:
+            del value[key]
+    if not value["balanced"]:
+        del value["balanced"]
+    phases = [row[f"{kind}_phase"] for row in (value["root"], value["others"])
+              for kind in ("class", "group")]  # fmt: skip
+    for phase in [*phases, value.get("joint", {})]:
+        for key, default in _LATER.items():
+            if phase.get(key) == default:
+                del phase[key]
+    return value
+
+
+def from_json(value: Any) -> Recipe:
+    """Read `to_json`'s form. UserError if it is not a recipe."""
+    try:
+        return check(_build(Recipe, value))
+    except (TypeError, OverflowError) as error:  # a setting is missing; too large for a float
+        raise UserError(f"not a recipe: {error}") from error
+
+
+def _build(kind: type, value: Any) -> Any:
+    """A dataclass from plain JSON or TOML: tables become dataclasses, lists tuples."""
+    if not isinstance(value, dict):
+        raise UserError(f"{kind.__name__} must be a table of settings, not {value!r:.80}")
+    types = {field.name: field.type for field in dataclasses.fields(kind)}
+    unknown = ", ".join(sorted(f"{key!r:.80}" for key in value.keys() - types.keys()))
+    if unknown:
+        raise UserError(f"unknown {kind.__name__} setting: {unknown}")
+    return kind(**{key: _typed(item, types[key], key) for key, item in value.items()})
+
+
+def _typed(value: Any, kind: Any, what: str) -> Any:
+    """`value` as a field's type. UserError if it is of another."""
+    if isinstance(kind, UnionType):  # a tuple or None
+        if value is None:
+            return None
+        kind = get_args(kind)[0]
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{what} must be a list, not {value!r:.80}")
+        kinds = get_args(kind)
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(value)
+        if len(value) != len(kinds):
+            raise UserError(f"{what} must be a list of {len(kinds)} values, not {value!r:.80}")
+        return tuple(_typed(item, each, what) for item, each in zip(value, kinds, strict=True))
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise UserError(f"{what} must be {kind.__name__}, not {value!r:.80}")
+    return value
+
+
+def _need(good: bool, what: str, value: Any, wanted: Any) -> None:
+    if not good:
+        choices = f"one of {', '.join(wanted)}" if isinstance(wanted, tuple) else wanted
+        raise UserError(f"{what} is {value!r:.80}; it must be {choices}")

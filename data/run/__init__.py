@@ -1,0 +1,1 @@
+"""A run: its flags, its folder and the files in it."""

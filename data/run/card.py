@@ -1,0 +1,121 @@
+"""A model card: what a shipped folder says about itself, all of it from its JSON files."""
+
+from pathlib import Path
+from typing import Any
+
+from data.images import datasets
+from data.run import results, runfolder
+from data.run.options import DEFAULTS
+from data.table import interval
+
+NAME = "README.md"  # a folder that has one is handed on: evaluate leaves it as it is
+
+
+def card(folder: Path, name: Path) -> str:
+    """The text of the card of a folder that will be called `name`.
+
+    UserError if the folder is no finished run.
+    """
+    return _text(folder, name, results.read_summary(folder), runfolder.read_manifest(folder))
+
+
+def _text(folder: Path, name: Path, summary: dict[str, Any], about: dict[str, Any]) -> str:
+    recipe = runfolder.read_recipe(folder)
+    spec = datasets.spec(summary["dataset"])
+    data, images = about["dataset"], about["dataset"]["images"]
+    test, paths = summary["accuracy"]["test"], summary["paths"]
+    low, high = interval(test["correct"], test["total"])
+    height, width, channels = spec.image_shape
+    official = spec.official_sizes
+    sizes = (images["train"] + images["validation"], images["test"])
+    if summary["protocol"] != "holdout":
+        sizes = (images["train"], images["test"])
+    stand_in = official is not None and not recipe.limit and sizes != official
+    flags = about["flags"]
+    given = [f"--dataset {summary['dataset']}", f"--backbone {summary['backbone']}"]
+    given += [
+        f"--{key.replace('_', '-')} {value}"
+        for key, value in flags.items()
+        if key not in ("dataset", "backbone") and value != DEFAULTS.get(key)
+    ]
+    package = "trunk_jax" if summary["framework"] == "jax" else "trunk_torch_ref"
+    lines = [
+        f"# {summary['dataset_title']}, recipe `{summary['recipe']}`, {summary['backbone']} nodes",
+        "",
+        f"Classifies images of {height}x{width} pixels and {channels} channel"
+        f"{'s' if channels > 1 else ''} into {len(spec.class_names)} classes with "
+        + (
+            f"a tree of {len(summary['nodes'])} networks, of which an image meets at most "
+            f"{summary['depth']}."
+            if len(summary["nodes"]) > 1
+            else "one network."
+        ),
+        "",
+        "| | |",
+        "|---|---|",
+        f"| test accuracy | **{100 * test['accuracy']:.2f} %**, {test['correct']:,} of "
+        f"{test['total']:,}; 95 % interval {100 * low:.2f} to {100 * high:.2f} % (Wilson) |",
+    ]
+    lines += [
+        f"| {part} accuracy | {100 * counts['accuracy']:.2f} %, {counts['correct']:,} of "
+        f"{counts['total']:,} |"
+        for part, counts in summary["accuracy"].items()
+        if part != "test"
+    ]
+    lines += [
+        f"| {which} path | {path['multiply_adds'] / 1e6:.1f} M multiply-adds, "
+        f"{path['parameters'] / 1e3:,.0f} k parameters |"
+        for which, path in paths.items()
+    ]
+    total = sum(node["parameters"] for node in summary["nodes"].values())
+    lines += [
+        f"| all networks | {total / 1e3:,.0f} k parameters |",
+        "",
+        "The mean path is over the test images, by their true classes.",
+        "",
+        "## Data and protocol",
+        "",
+        f"{data['title']}, version {data['version']}; SHA-256 of its arrays `{data['sha256']}`. "
+        f"{images['train']:,} training, {images['validation']:,} validation and "
+        f"{images['test']:,} test images. Licence: {spec.licence}.",
+        "",
+    ]
+    if stand_in:
+        lines += [
+            f"**These are not the official splits** (which have {official[0]:,} and "
+            f"{official[1]:,} images) but a stand-in of real images: the accuracy does not compare "
+            "with results on the official test split.",
+            "",
+        ]
+    if summary["protocol"] == "holdout":
+        lines.append(
+            "Epochs were selected on validation images, a class-stratified tenth of the training "
+            "images; the test split was used once, at the end."
+        )
+    else:
+        lines.append("**Epochs were selected on the test split**: the accuracy is optimistic.")
+    lines += [
+        "",
+        f"Trained with `python -m {package}.train {' '.join(given)}`, seed {summary['seed']}; "
+        f"config.json has every setting, manifest.json the machine and the versions. One seed: "
+        "the interval covers the sampling of test images, not that of trainings.",
+        "",
+        "## Use",
+        "",
+        "```sh",
+        f"python -m trunk_jax.predict {name.as_posix()} IMAGE...",
+        f"python -m trunk_jax.evaluate {name.as_posix()}",
+        f"python -m parity.check --checkpoint {name.as_posix()}",
+        "```",
+        "",
+        "`weights/*.safetensors` have PyTorch's names and layouts, `orbax/` the same arrays as "
+        "JAX reads them.",
+        "",
+        "## Limits",
+        "",
+        "It knows these classes alone, and gives any image one of them; its probabilities have "
+        "not been calibrated. It has been measured on images like those it was trained on, and "
+        "on no others.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,199 @@
+"""The numbers of a finished run: its summary, predictions and confusion matrix."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.base import reading
+from data.base.errors import UserError
+from data.images.datasets import Dataset, Examples
+from data.recipes.recipe import Recipe
+from data.run import runfolder
+from data.tree import hierarchy, metrics
+from data.tree.hierarchy import Tree
+
+Costs = dict[str, dict[str, int]]
+
+_MOST_PREDICTIONS = 64 * 2**20  # bytes; 2 million images
+
+_COUNTS: reading.Form = {"accuracy": float, "correct": int, "total": int}
+_COST: reading.Form = {"parameters": float, "multiply_adds": float}
+SUMMARY: reading.Form = {
+    "framework": str,
+    "dataset": str,
+    "dataset_title": str,
+    "backbone": str,
+    "recipe": str,
+    "protocol": str,
+    "selected_on": str,
+    "seed": int,
+    "accuracy": {"test": _COUNTS, "validation?": _COUNTS, "train?": _COUNTS},
+    "nodes": {
+        str: {
+            "parameters": int,
+            "multiply_adds": int,
+            "test": {"accuracy": (float, None), "correct": int, "total": int},
+        }
+    },
+    "depth": int,
+    "paths": {"shortest": _COST, "longest": _COST, "mean": _COST},
+    "int8?": {"bytes": int, "test": _COUNTS},
+}
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The `summary.json` of a finished run. UserError if it is missing or something else."""
+    file = folder / "summary.json"
+    value = reading.json_of_form(file, SUMMARY, "a run's summary")
+    try:
+        reading.need(value["accuracy"], {str: _COUNTS}, "accuracy")
+        reading.need(value["paths"], {str: _COST}, "paths")
+        for part, counts in value["accuracy"].items():
+            if not 0 <= counts["correct"] <= counts["total"] or counts["total"] < 1:
+                raise ValueError(f"accuracy.{part} counts what cannot be")
+    except ValueError as error:
+        raise UserError(f"{file} is not a run's summary ({error})") from None
+    return value
+
+
+def summary(
+    framework: str,
+    recipe: Recipe,
+    dataset: Dataset,
+    tree: Tree,
+    costs: Costs,
+    parts: dict[str, tuple[Examples, np.ndarray]],
+) -> dict[str, Any]:
+    """The content of `summary.json`. `parts`: by split, its examples and predicted labels."""
+    examples, predicted = parts["test"]
+    return {
+        "framework": framework,
+        "dataset": dataset.spec.name,
+        "dataset_title": dataset.title,
+        "backbone": recipe.backbone,
+        "recipe": recipe.name,
+        "protocol": recipe.protocol,
+        "selected_on": selected_on(recipe),
+        "seed": recipe.seed,
+        "accuracy": {
+            part: _counts(examples.labels, labels) for part, (examples, labels) in parts.items()
+        },
+        "nodes": {
+            name: costs[name] | {"test": accuracy}
+            for name, accuracy in metrics.node_accuracy(tree, examples.labels, predicted).items()
+        },
+        "depth": hierarchy.depth(tree),
+        "paths": metrics.path_costs(tree, costs, examples.labels),
+    }
+
+
+def selected_on(recipe: Recipe) -> str:
+    """What chooses epochs: `validation`, `test`, or `nothing` (the last is kept)."""
+    if recipe.ties == "final":
+        return "nothing"
+    return "test" if recipe.protocol == "published" else "validation"
+
+
+def evaluation(
+    split: str, recipe: Recipe, dataset: Dataset, tree: Tree, examples: Examples, labels: np.ndarray
+) -> dict[str, Any]:
+    """What `evaluate` prints: `accuracy` (0 to 1), `correct`, `total`, `split` and more."""
+    return _counts(examples.labels, labels) | {
+        "split": split,
+        "dataset": dataset.spec.name,
+        "dataset_title": dataset.title,
+        "protocol": recipe.protocol,
+        "nodes": metrics.node_accuracy(tree, examples.labels, labels),
+    }
+
+
+def int8(examples: Examples, labels: np.ndarray, size: int) -> dict[str, Any]:
+    """What the int8 form of a model does on test, and how many bytes its numbers take."""
+    return {"bytes": size, "test": _counts(examples.labels, labels)}
+
+
+def write_predictions(
+    folder: Path,
+    split: str,
+    dataset: Dataset,
+    examples: Examples,
+    labels: np.ndarray,
+    confidence: np.ndarray,
+) -> None:
+    """`predictions-<split>.csv` (a row an image) and `confusion-<split>.csv` (true x predicted)."""
+    rows = ["index,label,predicted,confidence"]
+    rows += [
+        f"{index},{true},{guess},{sure:.6f}"
+        for index, (true, guess, sure) in enumerate(
+            zip(examples.labels, labels, confidence, strict=True)
+        )
+    ]
+    text = "\n".join(rows) + "\n"
+    runfolder.write_bytes(folder / f"predictions-{split}.csv", text.encode())
+    names = dataset.spec.class_names
+    table = io.StringIO()
+    table.write("true \\ predicted," + ",".join(names) + "\n")
+    for name, row in zip(
+        names, metrics.confusion(examples.labels, labels, len(names)), strict=True
+    ):
+        table.write(name + "," + ",".join(map(str, row)) + "\n")
+    runfolder.write_bytes(folder / f"confusion-{split}.csv", table.getvalue().encode())
+
+
+def read_predictions(folder: Path, split: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """(labels, predicted) of `predictions-<split>.csv`. UserError if missing or damaged."""
+    file = folder / f"predictions-{split}.csv"
+    if not file.exists():
+        raise UserError(f"{file} is missing; write it with evaluate --split {split}")
+    text = reading.content(file, _MOST_PREDICTIONS)
+    try:
+        rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text.decode(), newline="")))
+        labels = np.array([int(row["label"]) for row in rows])
+        predicted = np.array([int(row["predicted"]) for row in rows])
+        both = np.concatenate([labels, predicted])
+        if not len(both) or both.min() < 0 or both.max() >= classes:
+            raise ValueError
+    except (KeyError, TypeError, ValueError, OverflowError, csv.Error):
+        raise UserError(f"{file} does not hold predictions of {classes} classes") from None
+    return labels, predicted
+
+
+def lines(value: dict[str, Any]) -> list[str]:
+    """A summary for people."""
+    how = "selected on TEST (protocol published)"
+    if value["selected_on"] == "nothing":
+        how = "the last epoch, nothing selected"
+    elif value["protocol"] == "holdout":
+        how = "selected on held-out training images; test used once"
+    result = [
+        f"{value['dataset_title']}, {value['backbone']} nodes, recipe {value['recipe']}, {how}"
+    ]
+    for part, counts in value["accuracy"].items():
+        share, right, total = 100 * counts["accuracy"], counts["correct"], counts["total"]
+        result.append(f"  {part:<10} {share:6.2f} %  ({right:,} of {total:,})")
+    result.append(f"  {'node':<10} {'accuracy':>8}  {'parameters':>10}  {'multiply-adds':>13}")
+    for name, node in value["nodes"].items():
+        share = node["test"]["accuracy"]
+        text = "-" if share is None else f"{100 * share:.2f} %"
+        result.append(
+            f"  {name:<10} {text:>8}  {node['parameters']:>10,}  {node['multiply_adds']:>13,}"
+        )
+    for name, path in value["paths"].items():
+        result.append(
+            f"  {name + ' path':<13}  {path['parameters']:>15,.0f}  {path['multiply_adds']:>13,.0f}"
+        )
+    if "int8" in value:
+        counts, size = value["int8"]["test"], value["int8"]["bytes"]
+        result.append(
+            f"  as int8: test {100 * counts['accuracy']:.2f} %  ({counts['correct']:,} of "
+            f"{counts['total']:,}), {size / 1e6:.2f} MB"
+        )
+    return result
+
+
+def _counts(true: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
+    correct = int((true == predicted).sum())
+    return {"accuracy": correct / len(true), "correct": correct, "total": len(true)}

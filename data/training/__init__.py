@@ -1,0 +1,1 @@
+"""What both frameworks do alike when they train and evaluate a tree."""

@@ -1,0 +1,49 @@
+"""What `python -m trunk_jax.evaluate` and its PyTorch sister do once their flags are read."""
+
+import sys
+from contextlib import nullcontext
+
+from data.images import datasets
+from data.images.splits import split
+from data.run import card, results, runfolder
+from data.run.options import EvaluateOptions
+from data.training.framework import Framework, within_memory
+
+
+def evaluate(framework: Framework, options: EvaluateOptions) -> None:
+    """Recompute a finished run's accuracy from its weights, print it, and write predictions.
+
+    A folder with a model card (checkpoints/) is not written to.
+    UserError for anything a user can put right.
+    """
+    folder = options.run
+    runfolder.read_config(folder)
+    shipped = (folder / card.NAME).exists()  # what has a card is handed on as it is
+    with nullcontext() if shipped else runfolder.lock(folder):
+        _evaluate(framework, options, shipped)
+
+
+def _evaluate(framework: Framework, options: EvaluateOptions, shipped: bool) -> None:
+    folder, part = options.run, options.split
+    recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
+    dataset = datasets.load_of_run(folder, recipe.dataset, options.data_dir)
+    networks = framework.load_networks(folder, recipe, tree, dataset.spec.image_shape)
+    examples = getattr(split(dataset, recipe.protocol, recipe.seed, recipe.limit), part)
+    with framework.exact(), within_memory(framework, "free some, or use another device"):
+        found = framework.predict(recipe, tree, networks, examples.images)
+    value = results.evaluation(part, recipe, dataset, tree, examples, found.labels)
+    if not shipped:
+        results.write_predictions(folder, part, dataset, examples, found.labels, found.confidence)
+    if dataset.fingerprint != runfolder.read_config(folder).get("dataset_sha256"):
+        print("note: these are not the images that the run was trained on", file=sys.stderr)
+    print(
+        f"{value['dataset_title']} {part}: {100 * value['accuracy']:.2f} % "
+        f"({value['correct']:,} of {value['total']:,})"
+        + (
+            ", epochs selected on TEST (protocol published)"
+            if results.selected_on(recipe) == "test"
+            else ""
+        )
+    )
+    if options.json:
+        runfolder.write_json(options.json, value)

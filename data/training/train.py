@@ -1,0 +1,116 @@
+"""What `python -m trunk_jax.train` and its PyTorch sister do once their flags are read."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from data.base import reading
+from data.base.errors import UserError
+from data.base.progress import Reporter
+from data.images import datasets
+from data.images.datasets import Dataset
+from data.images.splits import Splits, split
+from data.recipes.recipe import to_json
+from data.run import results, runfolder
+from data.run.manifest import manifest
+from data.run.options import TrainOptions
+from data.training.framework import Framework, Grown, within_memory
+
+
+def train(framework: Framework, options: TrainOptions) -> None:
+    """Grow a tree into its run folder, evaluate it and print the summary.
+
+    Of a finished run only the summary is printed. UserError for anything a user can put right.
+    """
+    recipe, folder = options.recipe, options.out
+    dataset = datasets.load(recipe.dataset, options.data_dir)
+    splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit)
+    if recipe.batch_size > len(splits.train.labels):
+        raise UserError(
+            f"--batch-size {recipe.batch_size} is more than the {len(splits.train.labels):,} "
+            "training images"
+        )
+    with runfolder.lock(folder), framework.exact():
+        runfolder.create(folder, _config(framework.name, options, dataset), options.resume)
+        if not (folder / "summary.json").exists():
+            with within_memory(framework, "use a smaller --batch-size, or free memory; --resume "
+                               "goes on with what is saved"):  # fmt: skip
+                _grow_and_evaluate(framework, options, dataset, splits)
+        summary = results.read_summary(folder)
+    print(*results.lines(summary), f"  run folder {folder}", sep="\n")
+    if options.json:
+        runfolder.write_json(options.json, summary)
+
+
+def _config(framework: str, options: TrainOptions, dataset: Dataset) -> dict[str, Any]:
+    """All that decides a run's result."""
+    return {
+        "format": runfolder.FORMAT,
+        "framework": framework,
+        "flags": options.flags,
+        "dataset_sha256": dataset.fingerprint,
+        "recipe": to_json(options.recipe),
+    }
+
+
+def _grow_and_evaluate(
+    framework: Framework, options: TrainOptions, dataset: Dataset, splits: Splits
+) -> None:
+    folder = options.out
+    began = time.monotonic()
+    about = manifest(framework.name, framework.device(), options, dataset, splits)
+    about = _continued(folder / "manifest.json", about)
+    runfolder.write_json(folder / "manifest.json", about)
+    grown = _grow(framework, options, dataset, splits)
+    summary = _evaluate(framework, options, dataset, splits, grown)
+    about["seconds"] = round(time.monotonic() - began, 1)
+    runfolder.write_json(folder / "manifest.json", about)
+    runfolder.write_json(folder / "summary.json", summary)  # last: it marks a finished run
+
+
+def _continued(file: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a run that goes on: when it was started, and when resumed."""
+    if not file.exists():
+        return about
+    form = {"started": str}
+    before = reading.json_of_form(file, form, "a run's file; remove it to go on without its dates")
+    if not isinstance(before.get("resumed", []), list):
+        raise UserError(f"{file} is not a run's file; remove it to go on without its dates")
+    resumed = [*before.get("resumed", []), about["started"]]
+    return about | {"started": before["started"], "resumed": resumed}
+
+
+def _grow(framework: Framework, options: TrainOptions, dataset: Dataset, splits: Splits) -> Grown:
+    recipe, classes = options.recipe, len(dataset.spec.class_names)
+    with Reporter() as report:
+        report.note(f"{dataset.spec.name}: {dataset.source}")
+        if recipe.protocol == "published":
+            chosen = {
+                "test": "epochs are selected on the TEST split",
+                "nothing": "the last epoch is kept; validation is on the test split",
+            }
+            report.note(f"protocol published: {chosen[results.selected_on(recipe)]}")
+        return framework.grow(recipe, splits, classes, options.out, report)
+
+
+def _evaluate(
+    framework: Framework, options: TrainOptions, dataset: Dataset, splits: Splits, grown: Grown
+) -> dict[str, Any]:
+    """The run's summary. Predictions for the test split are left in its folder."""
+    recipe, tree, networks = options.recipe, grown.tree, grown.networks
+    parts = {part: getattr(splits, part) for part in ("train", "validation", "test")}
+    found = {
+        part: framework.predict(recipe, tree, networks, examples.images)
+        for part, examples in parts.items()
+    }
+    test = found["test"]
+    results.write_predictions(
+        options.out, "test", dataset, splits.test, test.labels, test.confidence
+    )
+    predicted = {part: (examples, found[part].labels) for part, examples in parts.items()}
+    costs = framework.costs(tree, networks, dataset.spec.image_shape)
+    summary = results.summary(framework.name, recipe, dataset, tree, costs, predicted)
+    if recipe.backbone == "resnet50_qat":
+        labels, size = framework.int8(recipe, networks, splits.test.images)
+        summary["int8"] = results.int8(splits.test, labels, size)
+    return summary

@@ -1,0 +1,1 @@
+"""The tree of labels: its algebra, how classes are grouped, how decisions are measured."""

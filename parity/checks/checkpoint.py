@@ -1,0 +1,51 @@
+"""Check of a trained tree: the same weights in both frameworks, on its dataset's test split."""
+
+from pathlib import Path
+
+import numpy as np
+
+import trunk_jax.framework
+import trunk_torch_ref.framework
+from data.base.errors import UserError
+from data.images import datasets
+from data.images.splits import split
+from data.run import runfolder
+from data.training.framework import Grown
+from parity.checks import tolerance as compare
+from parity.checks.routing import check_routing
+from parity.checks.tolerance import Check
+from trunk_jax.network import exchange
+from trunk_torch_ref.network import exchange as torch_exchange
+
+
+def check_checkpoint(folder: Path, data_dir: str | None) -> list[Check]:
+    """Weights carried across bit for bit; the decisions of both frameworks on every test image.
+
+    UserError if the folder is no finished run, its data is not there, or it is one of
+    `resnet50_qat`: PyTorch's imitation of int8 has no float64, so there is no truth to hold it to.
+    """
+    recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
+    if recipe.backbone == "resnet50_qat":
+        raise UserError(
+            f"{folder} is a resnet50_qat, which cannot be computed in float64; tests/test_qat.py "
+            "holds both frameworks against PyTorch's own"
+        )
+    shape = datasets.spec(recipe.dataset).image_shape
+    ours = trunk_jax.framework.load_networks(folder, recipe, tree, shape)
+    theirs = trunk_torch_ref.framework.load_networks(folder, recipe, tree, shape)
+    dataset = datasets.load_of_run(folder, recipe.dataset, data_dir)
+    test = split(dataset, recipe.protocol, recipe.seed, recipe.limit).test
+    checks = []
+    for node, network in ours.items():
+        left = exchange.to_state_dict(network)
+        right = torch_exchange.to_state_dict(theirs[node])
+        same = left.keys() == right.keys() and all(
+            np.array_equal(left[key], right[key]) for key in left
+        )
+        note = f"{len(left)} tensors"
+        checks.append(compare.equal(str(folder), f"weights of {tree.names[node]}", same, True,
+                                    note=note))  # fmt: skip
+    return checks + check_routing(
+        f"{dataset.title} test", recipe, Grown(tree, ours), Grown(tree, theirs), test.images,
+        test.labels,
+    )  # fmt: skip

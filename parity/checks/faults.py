@@ -1,0 +1,402 @@
+"""`python -m parity.check --self-test`: plant faults one at a time, and see each one caught.
+
+A check that cannot fail proves nothing. Each fault here is a plausible mistake in the JAX
+port; it is planted by replacing one function, and the checks that should notice are run. The
+same checks are first run without a fault, where they must pass.
+"""
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+from jax import lax
+from rich.console import Console
+from rich.table import Table
+
+from data.base.errors import UserError
+from data.images.datasets import load
+from data.recipes import recipe as recipes
+from data.training.framework import Grown
+from data.tree import hierarchy, metrics
+from parity import check
+from parity.checks import optimisers, training
+from parity.checks.nodes import check_in_float32, check_in_float64
+from parity.checks.routing import check_routing
+from parity.checks.tolerance import Check
+from parity.convert import to_torch
+from parity.pairs import passes
+from parity.pairs.families import FAMILIES, Family, build
+from trunk_jax.layers import basic as layers
+from trunk_jax.layers import conv
+from trunk_jax.layers.conv import general
+from trunk_jax.network import exchange, network
+from trunk_jax.nodes import mobilenet
+from trunk_jax.training import fit, grow, objective
+from trunk_torch_ref.training import grow as torch_grow
+
+SEED = 0
+
+
+def _family(name: str) -> Family:
+    return next(family for family in FAMILIES if family.name == name)
+
+
+# What is run to catch a fault.
+
+
+def mobilenet_node() -> list[Check]:
+    """A root with a stride-2 stem, depthwise convolutions, ReLU6 and log-softmax."""
+    return check_in_float64(_family("digits mobilenet root"), SEED)
+
+
+def mobilenet_child() -> list[Check]:
+    """A child, whose blocks have live shortcuts."""
+    return check_in_float64(_family("digits mobilenet sg1"), SEED)
+
+
+def vgg_node() -> list[Check]:
+    """A root with biased convolutions, max pool, dropout, flatten and Linear."""
+    return check_in_float64(_family("digits vgg root"), SEED)
+
+
+def vgg_node_in_float32() -> list[Check]:
+    """The same, forward in float32."""
+    return check_in_float32(_family("digits vgg root"), SEED)
+
+
+def published_phases() -> list[Check]:
+    """The published phases of each optimiser and schedule."""
+    wanted = ("svhn mobilenet", "cifar10 mobilenet", "cifar10 vgg")
+    return [
+        check
+        for phase, name in optimisers.phases().items()
+        if name.startswith("published") and any(part in name for part in wanted)
+        for check in optimisers.check_phase(name, phase, SEED)
+    ]
+
+
+def likelihood() -> list[Check]:
+    """ASL and groups."""
+    return training.check_likelihood(SEED)
+
+
+def small_tree() -> list[Check]:
+    """A tree grown with all the release's faults: subsets as batches, so batches are padded."""
+    recipe = training.small_recipe(faults=True)
+    return training.check_tree(replace(recipe, limit=200), "digits tree")
+
+
+def routing() -> list[Check]:
+    """An untrained tree of two like siblings, on digits."""
+    recipe = recipes.load("default", "digits", "mobilenet")
+    tree = hierarchy.regroup(hierarchy.bare(10), hierarchy.ROOT, ((0, 1, 2, 3, 4), (5, 6, 7, 8, 9)))
+    ours: dict = {}
+    theirs: dict = {}
+    for node in hierarchy.nodes(tree):
+        name = tree.names[node]
+        shape = (8, 8, 1) if node == hierarchy.ROOT else (4, 4, 24)
+        family = Family("digits", "mobilenet", name, shape, hierarchy.width(tree, node))
+        both = build(family, SEED + len(ours))
+        ours[node] = both.jax
+        template = torch_grow.initial_network(recipe, tree, node, "group", theirs, (1, 8, 8))
+        theirs[node] = to_torch(both.jax, template)
+    swapped = [ours[node] for node in _children_order(list(ours))]
+    test = load("digits").test
+    return check_routing(
+        "digits, untrained tree",
+        recipe,
+        Grown(tree, dict(zip(ours, swapped, strict=True))),
+        Grown(tree, theirs),
+        test.images,
+        test.labels,
+    )
+
+
+def _children_order(nodes: list) -> list:
+    """The nodes whose networks stand at `nodes`; a fault replaces this."""
+    return nodes
+
+
+# How a fault is planted.
+
+
+@contextmanager
+def _replaced(target: Any, name: str, value: Any) -> Iterator[None]:
+    with patch.object(target, name, value):
+        yield
+
+
+def _replace(target: Any, name: str, value: Any) -> Callable[[], Any]:
+    return lambda: _replaced(target, name, value)
+
+
+def _layout(layer: type, key: str, axes: tuple[int, ...]) -> Callable[[], Any]:
+    ours, _ = exchange.LAYOUTS[layer][key]
+    table = exchange.LAYOUTS | {layer: exchange.LAYOUTS[layer] | {key: (ours, axes)}}
+    return _replace(exchange, "LAYOUTS", table)
+
+
+def _default(layer: type, **settings: float) -> Callable[[], Any]:
+    """The layer's constructor with other defaults."""
+    init = layer.__init__
+
+    def changed(self, *args, **kwargs):
+        init(self, *args, **(settings | kwargs))
+
+    return _replace(layer, "__init__", changed)
+
+
+def _batch_norm(
+    *, outside: bool = False, biased: bool = False, ignore_valid: bool = False
+) -> Callable[[], Any]:
+    def apply(self, x, mode):
+        if mode.train:
+            mean, var, n = _moments(x, None if ignore_valid else mode.valid)
+            m = self.momentum
+            stored = var if biased else var * (n / (n - 1))
+            self.mean[...] = (1 - m) * self.mean[...] + m * mean
+            self.var[...] = (1 - m) * self.var[...] + m * stored
+            self.count[...] = self.count[...] + 1
+        else:
+            mean, var = self.mean[...], self.var[...]
+        root = jnp.sqrt(var) + self.eps if outside else jnp.sqrt(var + self.eps)
+        return (x - mean) / root * self.scale[...] + self.bias[...]
+
+    return _replace(layers.BatchNorm, "apply", apply)
+
+
+def _moments(x, valid):
+    """Mean and biased variance of each channel over the valid images, and how many values."""
+    weight = jnp.ones(x.shape[0], x.dtype) if valid is None else valid.astype(x.dtype)
+    weight = weight[:, None, None, None]
+    n = weight.sum() * x.shape[1] * x.shape[2]
+    mean = (x * weight).sum((0, 1, 2)) / n
+    return mean, (jnp.square(x - mean) * weight).sum((0, 1, 2)) / n, n
+
+
+def _same_padding(x, kernel, *, stride=1, padding=0, groups=1):
+    if stride == 1:
+        return conv.conv(x, kernel, stride=stride, padding=padding, groups=groups)
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )  # fmt: skip
+
+
+def _rounded(x, kernel, stride, padding, groups=1):
+    """Products as if in bfloat16, in float32 alone: what a fast mode left on would do."""
+    if x.dtype == jnp.float32:
+        x, kernel = (lax.reduce_precision(a, 8, 7) for a in (x, kernel))
+    return general(x, kernel, stride, padding, groups)
+
+
+def _dropout(*, always: bool = False, unscaled: bool = False) -> Callable[[], Any]:
+    apply = layers.Dropout.apply
+
+    def changed(self, x, mode):
+        if always and not mode.train:
+            return x.at[..., ::2].set(0) / (1 - self.rate)
+        y = apply(self, x, mode)
+        return y * (1 - self.rate) if unscaled and mode.train else y
+
+    return _replace(layers.Dropout, "apply", changed)
+
+
+def _optimizer(change: Callable[[Any], Any]) -> Callable[[], Any]:
+    return _replace(objective, "optimizer", change)
+
+
+def _decoupled(phase):
+    base = (
+        objective.adam(*phase.betas) if phase.optimizer == "adam" else optax.trace(phase.momentum)
+    )
+    return optax.chain(base, optax.add_decayed_weights(phase.weight_decay))
+
+
+def _with_adam(transform: Callable[..., Any]) -> Callable[[Any], Any]:
+    def optimizer(phase):
+        decay = optax.add_decayed_weights(phase.weight_decay)
+        if phase.optimizer == "adam":
+            return optax.chain(decay, transform(*phase.betas))
+        return optax.chain(decay, optax.trace(phase.momentum))
+
+    return optimizer
+
+
+def _dampened(phase):
+    decay = optax.add_decayed_weights(phase.weight_decay)
+    if phase.optimizer == "adam":
+        return optax.chain(decay, objective.adam(*phase.betas))
+    return optax.chain(decay, optax.ema(phase.momentum, debias=False))
+
+
+def _rates(change: Callable[[Any, np.ndarray], np.ndarray]) -> Callable[[], Any]:
+    """Another rate in each epoch; `published_phases` has none that is stepped once a batch."""
+    original = objective.learning_rates
+
+    def changed(phase, steps=1):
+        return change(phase, original(phase)).repeat(steps)
+
+    return _replace(objective, "learning_rates", changed)
+
+
+def _stopped(phase, rates):
+    if phase.schedule == "cosine" and 0 < phase.period < phase.epochs:
+        rates = rates.copy()
+        rates[phase.period :] = 0
+    return rates
+
+
+def _early_step(phase, rates):
+    return np.append(rates[1:], rates[-1]) if phase.schedule == "step" else rates
+
+
+def _off_by_a_millionth(value, module):
+    """The converter, but for one weight."""
+    module = to_torch(value, module)
+    weight = next(p for p in module.parameters() if p.ndim == 4)
+    with torch.no_grad():
+        weight.view(-1)[0] *= 1 + 1e-6
+    return module
+
+
+def _ancestors_in_train_mode(value, x):
+    return network.merge(value).features(x, layers.Mode(train=True))
+
+
+class _NoSoftmax:
+    """`data.tree.metrics` but for its softmax."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(metrics, name)
+
+    @staticmethod
+    def softmax(scores: np.ndarray) -> np.ndarray:
+        """The softmax over images instead of classes."""
+        return metrics.softmax(scores.T).T
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`plant` makes a context in which the fault is there; `catch` runs what should notice."""
+
+    name: str
+    plant: Callable[[], Any]
+    catch: Callable[[], list[Check]]
+
+
+def faults() -> list[Fault]:
+    """All of them."""
+    residual = mobilenet.InvertedResidual
+    return [
+        Fault("kernel axes swapped", _layout(layers.Conv, "weight", (3, 2, 1, 0)), vgg_node),
+        Fault("Linear transposed", _layout(layers.Linear, "weight", (0, 1)), vgg_node),
+        Fault("flatten in row, column, channel order", _replace(
+            layers.Flatten, "apply", lambda self, x, mode: x.reshape(x.shape[0], -1)), vgg_node),
+        Fault("batch-norm eps 1e-3", _default(layers.BatchNorm, eps=1e-3), mobilenet_node),
+        Fault("batch-norm eps outside the root", _batch_norm(outside=True), mobilenet_node),
+        Fault("batch-norm momentum read the other way", _default(layers.BatchNorm, momentum=0.9),
+              mobilenet_node),
+        Fault("biased running variance", _batch_norm(biased=True), mobilenet_node),
+        Fault("padding rows counted by batch norm", _batch_norm(ignore_valid=True), small_tree),
+        Fault("missing ReLU6 cap", _replace(
+            layers.Relu6, "apply", lambda self, x, mode: jax.nn.relu(x)), mobilenet_node),
+        Fault('"SAME" padding at stride 2', _replace(layers, "conv", _same_padding),
+              mobilenet_node),
+        Fault("shortcut left out", _replace(
+            residual, "__call__", lambda self, x, mode: self.inverted_residual(x, mode)),
+            mobilenet_child),
+        Fault("convolution in bfloat16", _replace(conv, "general", _rounded),
+              vgg_node_in_float32),
+        Fault("dropout left on in eval mode", _dropout(always=True), vgg_node),
+        Fault("dropout not scaled", _dropout(unscaled=True), vgg_node),
+        Fault("softmax over the wrong axis", _replace(
+            layers.LogSoftmax, "apply", lambda self, x, mode: jax.nn.log_softmax(x, axis=1)),
+            mobilenet_node),
+        Fault("one weight off by one part in a million", _replace(
+            passes, "to_torch", _off_by_a_millionth), mobilenet_child),
+        Fault("decoupled weight decay", _optimizer(_decoupled), published_phases),
+        Fault("Adam's eps inside the root", _optimizer(_with_adam(
+            lambda b1, b2: optax.scale_by_adam(b1, b2, eps=0.0, eps_root=1e-8))),
+            published_phases),
+        Fault("Adam's bias correction in float32", _optimizer(_with_adam(optax.scale_by_adam)),
+              published_phases),
+        Fault("momentum dampened", _optimizer(_dampened), published_phases),
+        Fault("cosine stopped at T_max", _rates(_stopped), published_phases),
+        Fault("learning-rate step an epoch early", _rates(_early_step), published_phases),
+        Fault("softmax of ASL over images", _replace(grow, "metrics", _NoSoftmax()), likelihood),
+        Fault("children in the wrong order", _replace(
+            _module(), "_children_order", lambda nodes: [nodes[0], *nodes[:0:-1]]), routing),
+        Fault("ancestors in train mode", _replace(fit, "features", _ancestors_in_train_mode),
+              small_tree),
+    ]  # fmt: skip
+
+
+def _module() -> Any:
+    import parity.checks.faults  # noqa: PLW0406, by its name, as others see it
+
+    return parity.checks.faults
+
+
+def caught_by(name: str | None, catch: Callable[[], list[Check]] | None = None) -> str | None:
+    """The first check that fails with a fault planted, or without any when `name` is None."""
+    jax.clear_caches()
+    with ExitStack() as stack:
+        if name is not None:
+            fault = next(fault for fault in faults() if fault.name == name)
+            stack.enter_context(fault.plant())
+            catch = fault.catch
+        try:
+            failed = [c for c in catch() if not c.passed]
+        except UserError as error:
+            return f"refused: {error}"
+        finally:
+            from trunk_jax.machine import memory
+
+            memory.forget()
+            jax.clear_caches()
+    return f"{failed[0].name}: {failed[0].what} ({failed[0].dtype})" if failed else None
+
+
+def self_test(jobs: int) -> list[dict[str, str | None]]:
+    """Each fault's name and what caught it; a check that fails without a fault counts as none."""
+    planted = faults()
+    catches = sorted({fault.catch for fault in planted}, key=lambda catch: catch.__name__)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=check.prepare_process) as pool:
+        clean = {catch: pool.submit(caught_by, None, catch) for catch in catches}
+        found = {fault.name: pool.submit(caught_by, fault.name) for fault in planted}
+        broken = {catch: future.result() for catch, future in clean.items()}
+        rows = []
+        for fault in planted:
+            by = found[fault.name].result()
+            if broken[fault.catch]:
+                by = None
+            rows.append({"name": fault.name, "caught_by": by})
+    for catch, failure in broken.items():
+        if failure:
+            print(f"{catch.__name__} fails without any fault: {failure}")
+    table = Table(box=None, pad_edge=False)
+    for column in ("fault", "caught by"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(row["name"], row["caught_by"] or "NOT CAUGHT")
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
+    missed = [row["name"] for row in rows if not row["caught_by"]]
+    print(f"{len(rows) - len(missed)} of {len(rows)} faults caught")
+    return rows
+
+
+__all__ = ["Fault", "faults", "self_test"]

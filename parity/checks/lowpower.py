@@ -1,0 +1,108 @@
+"""Check of the low-power background: each form made by each framework from the same weights."""
+
+import copy
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from torch import nn
+
+import trunk_jax.network.exchange
+import trunk_jax.network.network
+import trunk_jax.shrink.lowpower
+import trunk_torch_ref.network.exchange
+import trunk_torch_ref.network.network
+import trunk_torch_ref.shrink.lowpower
+from data.base.streams import stream
+from data.run import lowpower as background
+from parity.checks import tolerance as compare
+from parity.checks.tolerance import Check
+from parity.convert import to_torch
+
+IMAGES = 8
+
+
+@torch.no_grad()
+def check_background(seed: int) -> list[Check]:
+    """Weights, sizes and outputs of all forms.
+
+    Each framework quantises and prunes on its own; int8 weights, scales and the rows that are
+    left must be identical. Outputs are judged against the float64 truth. With inputs quantised
+    in each call a last bit can move a value by a whole step, so there the layer is compared
+    alone, given the same input: its sums are whole numbers.
+    """
+    rng = stream(seed, "parity", "background")
+    start = trunk_jax.network.network.split(trunk_jax.shrink.lowpower.base(rng))
+    other = trunk_jax.network.network.split(trunk_jax.shrink.lowpower.compressed(rng))
+    ours = trunk_jax.shrink.lowpower.forms(start, other)
+    theirs = trunk_torch_ref.shrink.lowpower.forms(
+        to_torch(start, trunk_torch_ref.shrink.lowpower.base()),
+        to_torch(other, trunk_torch_ref.shrink.lowpower.compressed()),
+    )
+    x = background.images(seed, IMAGES)
+    checks = []
+    for form, network in ours.items():
+        name, module = f"low-power {form}", theirs[form]
+        checks += _same_weights(name, network, module)
+        checks += _same_costs(name, network, module)
+        if form == "int8":
+            checks.append(_dynamic_layer(name, network, module, x))
+        else:
+            checks.append(_outputs(name, network, module, x))
+    return checks
+
+
+def _same_weights(
+    name: str, network: trunk_jax.network.network.Network, module: nn.Module
+) -> list[Check]:
+    left = trunk_jax.network.exchange.to_state_dict(network)
+    right = trunk_torch_ref.network.exchange.to_state_dict(module)
+    checks = [compare.equal(name, "names of tensors", sorted(left), sorted(right))]
+    checks += [
+        compare.equal(name, key, left[key], right[key], str(left[key].dtype))
+        for key in sorted(left.keys() & right.keys())
+    ]
+    return checks
+
+
+def _same_costs(
+    name: str, network: trunk_jax.network.network.Network, module: nn.Module
+) -> list[Check]:
+    height, width, channels = background.IMAGE
+    left = trunk_jax.network.network.cost(network, background.IMAGE)
+    right = trunk_torch_ref.network.network.cost(module, (channels, height, width))
+    return [compare.equal(name, key, left[key], right[key]) for key in left]
+
+
+def _outputs(
+    name: str, network: trunk_jax.network.network.Network, module: nn.Module, x: np.ndarray
+) -> Check:
+    pixels = torch.tensor(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+    scores = jax.jit(lambda network, x: trunk_jax.network.network.apply(network, x)[0][1])
+    truth = copy.deepcopy(module).double()(pixels.double())[1].numpy()
+    weights = [m.weight for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    growth = sum(math.sqrt(weight[0].numel()) for weight in weights)
+    return compare.fair(
+        name,
+        "scores",
+        np.asarray(scores(network, jnp.asarray(x))),
+        module(pixels)[1].numpy(),
+        truth,
+        growth,
+    )
+
+
+def _dynamic_layer(
+    name: str, network: trunk_jax.network.network.Network, module: nn.Module, x: np.ndarray
+) -> Check:
+    pixels = torch.tensor(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+    flat = module.features(pixels).flatten(1)
+    left = trunk_jax.network.network.merge(network).classifier[1](jnp.asarray(flat.numpy()))
+    right = module.classifier[1](flat)
+    # a product of two scales, a product with it, a sum: at most three roundings each
+    bound = 6 * compare.UNIT
+    return compare.close(
+        name, "scores of the same features", left, right.numpy(), bound, dtype="float32"
+    )

@@ -1,0 +1,143 @@
+"""Checks of decisions: the path of every image through a whole tree."""
+
+import copy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from data.images.augmentation import Augmentation
+from data.recipes.recipe import Recipe
+from data.training.framework import Grown
+from data.tree.hierarchy import ROOT, Path, ancestors
+from parity.checks import tolerance as compare
+from parity.checks.tolerance import Check
+from trunk_jax.inference import route
+from trunk_jax.network.augment import prepare
+from trunk_jax.network.network import apply
+from trunk_torch_ref.inference import route as torch_route
+from trunk_torch_ref.network.augment import prepare as torch_prepare
+
+BATCH = 256
+
+
+def check_routing(
+    name: str, recipe: Recipe, ours: Grown, theirs: Grown, images: np.ndarray, labels: np.ndarray
+) -> list[Check]:
+    """Predictions of both frameworks in float32 against each other and the float64 truth.
+
+    They must be identical wherever the two best scores of every node on the way are further
+    apart than twice the error measured on them; closer images are counted. The error itself
+    must be one of rounding: within `compare.CONSTANT` times unit roundoff, the scale of the
+    scores and the root of the accumulation length summed over the layers of the path.
+    """
+    jax_labels = route.predict(recipe, ours.tree, ours.networks, images).labels
+    torch_labels = torch_route.predict(recipe, theirs.tree, theirs.networks, images).labels
+    truth, close, error = truth_of(recipe, ours, theirs, images)
+    note = f"{int(close.sum())} of {len(images)} images are closer than the measured error"
+    checks = [
+        compare.equal(
+            name,
+            f"predictions, {which}",
+            np.where(close, truth, found),
+            truth,
+            "float32",
+            note,
+        )
+        for which, found in (
+            ("JAX against truth", jax_labels),
+            ("PyTorch against truth", torch_labels),
+        )
+    ]
+    right = [int((found == labels).sum()) for found in (jax_labels, torch_labels)]
+    agree = int((jax_labels == torch_labels).sum())
+    detail = f"right: JAX {right[0]}, PyTorch {right[1]}; equal: {agree} of {len(images)}"
+    same = compare.equal(
+        name,
+        "predictions, JAX against PyTorch",
+        np.where(close, 0, jax_labels),
+        np.where(close, 0, torch_labels),
+        "float32",
+        detail,
+    )
+    bound = compare.CONSTANT * compare.UNIT * _growth(theirs)
+    return [
+        *checks,
+        same,
+        Check(
+            name, "error of scores, larger of both", "float32", error[0], error[1],
+            f"{bound:.0e} of scale", error[1] <= bound, share=error[1] / bound * compare.CONSTANT,
+        ),
+    ]  # fmt: skip
+
+
+def _growth(grown: Grown) -> float:
+    """The root of the accumulation length, summed over the layers of the deepest path."""
+
+    def of(node: Path) -> float:
+        layers = [m for m in grown.networks[node].modules() if not list(m.children())]
+        return sum(float(np.sqrt(m.weight[0].numel())) if hasattr(m, "weight") else 1.0
+                   for m in layers)  # fmt: skip
+
+    return max(sum(of(above) for above in (*ancestors(node), node)) for node in grown.networks)
+
+
+@jax.jit
+def _jax_node(network, x):
+    return apply(network, x)[0]
+
+
+def truth_of(
+    recipe: Recipe, ours: Grown, theirs: Grown, images: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
+    """(float64 predictions, whether an image is too close to call, largest error of a score).
+
+    The error: absolute, and as a share of the largest score that its node gave to the batch.
+    """
+    tree = theirs.tree
+    exact = {node: copy.deepcopy(net).double().eval() for node, net in theirs.networks.items()}
+    leaves = {path: label for label, path in enumerate(tree.paths)}
+    truth = np.full(len(images), -1)
+    close = np.zeros(len(images), bool)
+    largest = [0.0, 0.0]
+    device = next(theirs.networks[ROOT].parameters()).device
+    # a baseline's maps may be large
+    batch = recipe.eval_batch_size if recipe.monolith else BATCH
+
+    def visit(node: Path, x64, x32, ours_x, places: np.ndarray) -> None:
+        with torch.no_grad():
+            f64, s64 = exact[node](x64)
+            f32, s32 = theirs.networks[node].eval()(x32)
+        padded = np.zeros((route.bucket(len(places), batch), *ours_x.shape[1:]), np.float32)
+        padded[: len(places)] = ours_x
+        our_f, our_s = (
+            np.asarray(a)[: len(places)] for a in _jax_node(ours.networks[node], padded)
+        )
+        s64 = s64.cpu().numpy()
+        error = np.maximum(np.abs(s32.cpu().numpy() - s64), np.abs(our_s - s64)).max(1)
+        best = np.sort(s64, 1)
+        close[places] |= best[:, -1] - best[:, -2] <= 2 * error
+        worst = float(error.max())
+        largest[:] = max(largest[0], worst), max(largest[1], worst / float(np.abs(s64).max()))
+        chosen = s64.argmax(1)
+        for output in np.unique(chosen):
+            mine = np.flatnonzero(chosen == output)
+            child = (*node, int(output))
+            if child in leaves:
+                truth[places[mine]] = leaves[child]
+            else:
+                rows = torch.tensor(mine)
+                visit(child, f64[rows], f32[rows], our_f[mine], places[mine])
+
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        pixels = torch.tensor(np.ascontiguousarray(part.transpose(0, 3, 1, 2)), device=device)
+        mean, std = recipe.mean, recipe.std
+        x64, x32 = (
+            torch_prepare(pixels, {}, Augmentation(), mean, std, kind)
+            for kind in (torch.float64, torch.float32)
+        )
+        ours_x = np.asarray(prepare(jnp.asarray(part), {}, Augmentation(), mean, std))
+        visit(ROOT, x64, x32, ours_x, np.arange(start, start + len(part)))
+    return truth, close, (largest[0], largest[1])

@@ -1,0 +1,1 @@
+"""The same network in both frameworks, and what passes between them."""

@@ -1,0 +1,173 @@
+"""Reading a published folder (published.md, section 5): JSON, and tensors without objects.
+
+A `.pt` file is a pickle, and a pickle can run code when it is loaded. Files are read by
+PyTorch's restricted reader alone, which knows tensors and plain containers and refuses the
+rest before anything of it is called; `tree.pkl` is never opened.
+"""
+
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.base import reading
+from data.base.errors import UserError
+from data.run import runfolder
+from data.tree import hierarchy
+from data.tree.hierarchy import Groups, Tree
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tree of a published folder.
+
+    `inputs`: by node (leaves left out), the channels, height and width of its input.
+    """
+
+    tree: Tree
+    inputs: dict[str, tuple[int, ...]]
+
+
+def read_layout(folder: Path) -> Layout:
+    """The tree and each node's input, from `target_map.json` and `inputs_to_models.json`.
+
+    UserError if a file is missing, or if the two do not describe one tree.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no published folder: there is no such folder")
+    reading.need_inside(folder)
+    models_file = _find(folder, "inputs_to_models.json")
+    models = runfolder.read_json(models_file)
+    target_map = runfolder.read_json(_find(folder, "target_map.json"))
+    try:
+        tree = hierarchy.from_published(target_map, models)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+    inputs = {}
+    for node in hierarchy.nodes(tree):
+        name, width = tree.names[node], hierarchy.width(tree, node)
+        match models[name]:
+            case [[int(c), int(h), int(w)], int(outputs)] if min(c, h, w, outputs) > 0:
+                inputs[name] = (c, h, w)
+            case _:
+                raise UserError(
+                    f"{models_file}: {name} must be [[channels, height, width], outputs], not "
+                    f"{models[name]!r:.80}"
+                )
+        if outputs != width:
+            raise UserError(
+                f"{models_file}: {name} has {outputs} outputs, but {width} in the target map"
+            )
+    return Layout(tree, inputs)
+
+
+def read_groups(folder: Path, node: str, classes: int) -> Groups:
+    """The groups in `{node}_supergroups.json`, in its order: a partition of the node's classes.
+
+    UserError if the file is missing or holds something else.
+    """
+    file = _find(folder, f"{node}_supergroups.json")
+    value = runfolder.read_json(file)
+    try:
+        groups = tuple(tuple(value[f"Group {k + 1}"]) for k in range(len(value)))
+        indices = [index for group in groups for index in group]
+        if sorted(indices) != list(range(classes)) or any(type(i) is not int for i in indices):
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f'{file} must hold "Group 1", "Group 2", ... with each of the indices 0 to '
+            f"{classes - 1} once"
+        ) from None
+    return groups
+
+
+def read_asl(folder: Path, node: str, classes: int) -> np.ndarray:
+    """A node's averaged softmax likelihood, float64 [classes, classes].
+
+    UserError if the file is missing, unreadable or holds something else.
+    """
+    file = folder / "model_softmax" / f"{node}_avg_softmax.pt"
+    value = read_tensors(file)
+    shape = (classes, classes)
+    if not isinstance(value, Tensor) or value.shape != shape or not value.is_floating_point():
+        raise UserError(f"{file} must hold one tensor of {classes}x{classes} floats")
+    asl = _array(value, file).astype(np.float64)
+    if not np.isfinite(asl).all():
+        raise UserError(f"{file} holds NaN or infinite values")
+    return asl
+
+
+def read_weights(folder: Path, node: str) -> dict[str, np.ndarray]:
+    """A node's state_dict, plain or with the epoch and the optimiser's state beside it.
+
+    UserError if the file is missing, unreadable or holds something else.
+    """
+    file = folder / "model_weights" / f"{node}.pt"
+    value = read_tensors(file)
+    if isinstance(value, dict) and "model_state_dict" in value:
+        value = value["model_state_dict"]
+    whole = isinstance(value, dict) and value
+    if not whole or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()):
+        raise UserError(f"{file} holds no state_dict (tensors by name)")
+    return arrays(value, file)
+
+
+def arrays(tensors: Mapping[str, Tensor], file: Path) -> dict[str, np.ndarray]:
+    """Tensors of a file as NumPy's. UserError for such as NumPy does not have.
+
+    A view that repeats its numbers may claim any size, so it is refused too.
+    """
+    for key, tensor in tensors.items():
+        if tensor.layout == torch.strided and tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise UserError(f"{file}: {key:.80} repeats its numbers; it was not loaded")
+    return {key: _array(tensor, file) for key, tensor in tensors.items()}
+
+
+def _array(tensor: Tensor, file: Path) -> np.ndarray:
+    try:
+        return tensor.detach().numpy()
+    except (TypeError, RuntimeError) as error:  # a type or layout that NumPy does not have
+        raise UserError(f"{file} holds an unusual tensor ({_first_sentence(error)})") from None
+
+
+def read_tensors(file: Path) -> Any:
+    """The tensors of a `.pt` file, on the CPU wherever they were saved.
+
+    UserError if it is missing or damaged, or holds objects: none is made, no code is run.
+    """
+    if not file.is_file():
+        raise UserError(f"{file} is missing")
+    try:
+        if file.stat().st_size > reading.MOST_WEIGHTS:
+            raise ValueError(f"it is larger than {reading.MOST_WEIGHTS >> 20} MiB")
+        if zipfile.is_zipfile(file):
+            reading.need_plain_archive(file)
+        with warnings.catch_warnings(action="ignore"):  # about odd files, which are refused below
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{file} is damaged, or holds objects other than tensors, which can run code when "
+            "loaded; it was not loaded"
+        ) from None
+    except Exception as error:  # each way to be damaged raises a different type
+        raise UserError(f"{file} cannot be read ({_first_sentence(error)}); get it anew") from None
+
+
+def _first_sentence(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.split(". ")[0][:160]
+
+
+def _find(folder: Path, name: str) -> Path:
+    """A file of the folder, or of its `model_weights`: it may be in either."""
+    for file in (folder / name, folder / "model_weights" / name):
+        if file.exists():
+            return file
+    raise UserError(f"{folder / name} is missing (and is not in model_weights either)")

@@ -1,0 +1,1 @@
+"""From images to decisions: batches, one image, programs compiled ahead of time."""

@@ -1,0 +1,79 @@
+"""One image through a whole tree as one compiled program: no Python between nodes."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int, UInt8
+
+from data.images.augmentation import Augmentation
+from data.recipes.recipe import Recipe
+from data.tree import hierarchy
+from data.tree.hierarchy import ROOT, Path, Tree
+from trunk_jax.machine.memory import compile_for_one_image
+from trunk_jax.network.augment import prepare
+from trunk_jax.network.network import Network, apply, dtype_of
+
+Answer = tuple[Int[Array, ""], Float[Array, ""], Int[Array, " depth"]]
+
+
+def compile_single(
+    recipe: Recipe, tree: Tree, networks: dict[Path, Network], shape: tuple[int, int, int]
+) -> Callable[[UInt8[Array, "h w c"]], Answer]:
+    """A function of one image, uint8 [h, w, c], compiled ahead of its first call.
+
+    It returns (label, probability, path): the class, the product of the probabilities of the
+    decisions that led to it, and the decision at each depth, -1 below the leaf. The weights
+    are a part of the program. With JAX's persistent compilation cache switched on
+    (`jax_compilation_cache_dir`) a later process loads the program instead of compiling it.
+    """
+    program = jax.jit(program_of(recipe, tree, networks))
+    return compile_for_one_image(program.lower(jax.ShapeDtypeStruct(shape, jnp.uint8)))
+
+
+def program_of(
+    recipe: Recipe, tree: Tree, networks: dict[Path, Network]
+) -> Callable[[UInt8[Array, "h w c"]], Answer]:
+    """That function, not yet compiled.
+
+    Weights that are arguments, hundreds of small arrays, would have to be looked at in each
+    call, which takes a tenth of a mobilenet tree's time for an image.
+    """
+    weights = {tree.names[node]: networks[node] for node in hierarchy.nodes(tree)}
+    dtype = str(dtype_of(networks[ROOT]))
+    return partial(_follow, tree, recipe.mean, recipe.std, dtype, weights)
+
+
+def _follow(
+    tree: Tree,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    dtype: str,
+    networks: dict[str, Network],
+    image: UInt8[Array, "h w c"],
+) -> Answer:
+    leaves = {path: label for label, path in enumerate(tree.paths)}
+    depth = max(map(len, leaves))
+
+    def visit(node: Path, likelihood: Array, path: Array, x: Array) -> Answer:
+        """The answer below a node for its input `x`."""
+        (features, scores), _ = apply(networks[tree.names[node]], x)
+        likelihoods = jax.nn.log_softmax(scores[0])
+        chosen = scores[0].argmax()
+
+        def leaf(label: int, likelihood: Array, path: Array, features: Array) -> Answer:
+            return jnp.int32(label), jnp.exp(likelihood), path
+
+        branches = []
+        for output in range(hierarchy.width(tree, node)):
+            child = (*node, output)
+            branches.append(
+                partial(leaf, leaves[child]) if child in leaves else partial(visit, child)
+            )
+        path = path.at[len(node)].set(chosen.astype(jnp.int32))
+        return jax.lax.switch(chosen, branches, likelihood + likelihoods[chosen], path, features)
+
+    x = prepare(image[None], {}, Augmentation(), mean, std, dtype)
+    return visit(ROOT, jnp.zeros((), x.dtype), jnp.full(depth, -1, jnp.int32), x)

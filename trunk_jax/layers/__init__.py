@@ -1,0 +1,1 @@
+"""Layers with PyTorch's semantics, in the form that is fast where it runs."""

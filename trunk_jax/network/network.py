@@ -1,0 +1,92 @@
+"""A node's network as a value: its graph, parameters and statistics, and pure functions on them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from trunk_jax.layers.basic import EVAL, Mode, record
+
+Arrays = dict[str | int, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Network:
+    """An NNX module split once. The graph is static; the rest are nested dicts of arrays.
+
+    The dicts hold plain arrays, not NNX variables: a module merged from them can change its
+    own variables and nothing else.
+    """
+
+    graph: nnx.GraphDef = field(metadata={"static": True})
+    params: Arrays
+    stats: Arrays
+
+
+def split(module: nnx.Module) -> Network:
+    """The module as a value."""
+    graph, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
+    return Network(graph, nnx.to_pure_dict(params), nnx.to_pure_dict(stats))
+
+
+def merge(network: Network) -> nnx.Module:
+    """The value as a module."""
+    return nnx.merge(network.graph, nnx.State(network.params), nnx.State(network.stats))
+
+
+@jax.jit
+def warmed(network: Network, image: Float[Array, "h w c"]) -> Network:
+    """The network after one image through its features in train mode: statistics one step on.
+
+    The published constructors do this with an image of ones.
+    """
+    module = merge(network)
+    module.features(image[None], Mode(train=True, key=jax.random.key(0)))
+    return split(module)
+
+
+def apply(
+    network: Network, x: Float[Array, "b h w c"], mode: Mode = EVAL
+) -> tuple[tuple[Float[Array, "b h2 w2 c2"], Float[Array, "b outputs"]], Arrays]:
+    """((features, scores), statistics after the pass)."""
+    module = merge(network)
+    outputs = module(x, mode)
+    return outputs, split(module).stats
+
+
+def features(network: Network, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+    """What the children are given, in eval mode."""
+    return merge(network).features(x, EVAL)
+
+
+def dtype_of(network: Network) -> jnp.dtype:
+    """The type of the parameters, in which the network computes."""
+    leaves = jax.tree.leaves(network.params)
+    return next(leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating))
+
+
+def feature_shape(network: Network, in_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Height, width and channels of what the children are given."""
+    return jax.eval_shape(features, network, _image(network, in_shape)).shape[1:]
+
+
+def cost(network: Network, in_shape: tuple[int, int, int]) -> dict[str, int]:
+    """Parameters, and multiply-adds for one image, of convolutions, linear layers and attention.
+
+    Counted from the program: every layer's own output shape, padding included, as the
+    published figures are.
+    """
+    with record() as tape:
+        jax.eval_shape(lambda network, x: apply(network, x)[0], network, _image(network, in_shape))
+    multiply_adds = sum(layer.multiply_adds(x, y) for layer, x, y in tape)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(network.params))
+    return {"parameters": parameters, "multiply_adds": multiply_adds}
+
+
+def _image(network: Network, shape: tuple[int, int, int]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *shape), dtype_of(network))

@@ -1,0 +1,1 @@
+"""Smaller networks: pruned, with int8 weights, and the low-power demonstration."""

@@ -1,0 +1,1 @@
+"""Training a node, siblings, a whole tree; their state on disk."""

@@ -1,0 +1,365 @@
+"""Training one node: compiled epochs over data that stays on the device."""
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float, Int, UInt8
+
+from data.images.augmentation import Augmentation
+from data.recipes.recipe import Phase, Recipe
+from data.training import epochs
+from data.training.batches import Plan, pad
+from data.training.epochs import Pass, Position, metrics_row
+from data.tree import metrics
+from trunk_jax.inference.microbatched import in_pieces, infer
+from trunk_jax.layers.basic import Mode
+from trunk_jax.machine import devices, hosts, memory
+from trunk_jax.network.augment import prepare
+from trunk_jax.network.network import Network, apply, dtype_of, features
+from trunk_jax.training.objective import descend, learning_rates, loss, optimizer
+
+Draws = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a compiled pass depends on besides arrays. `mesh`: its devices; None: the only one."""
+
+    phase: Phase
+    loss: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dtype: str
+    mesh: Mesh | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Source:
+    """Images on the device and how a node sees them.
+
+    `targets`: the node's output for each image, -1 for images that are not its own.
+    `above`: the networks of its ancestors, root first; frozen, in eval mode. `kept`: their
+    features, computed already (see `keep`), at `rows` of each image; `above` is then empty.
+    """
+
+    images: UInt8[Array, "n h w c"]
+    targets: Int[Array, " n"]
+    above: tuple[Network, ...]
+    kept: Float[Array, "m h2 w2 c2"] | None = None
+    rows: Int[Array, " n"] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """What training changes."""
+
+    network: Network
+    moments: optax.OptState
+
+
+@dataclass(frozen=True)
+class Result:
+    """A trained node: the best epoch's network, its validation accuracy and number."""
+
+    network: Network
+    accuracy: float
+    epoch: int
+
+
+@dataclass(frozen=True)
+class EpochTraining:
+    """A training pass that a fit asks for. `rates`: the learning rate of each step."""
+
+    program: Program
+    padded: bool
+    state: State
+    source: Source
+    run: Pass
+    rates: np.ndarray
+    report: Callable[..., None]
+
+
+Trained = tuple[State, float, int]  # after a pass; sum of loss times images, right answers
+Fitting = Generator[EpochTraining, Trained, Result]
+
+
+def program_of(recipe: Recipe, phase: Phase, network: Network) -> Program:
+    """The program of a phase, in the type of the network's parameters, on the devices in use."""
+    kind = str(dtype_of(network))
+    return Program(phase, recipe.loss, recipe.mean, recipe.std, kind, devices.mesh())
+
+
+def inputs(
+    program: Program, source: Source, policy: Augmentation, index: Int[Array, " b"], draws: Draws
+) -> Array:
+    """What the node is given for the images at `index`: augmented, normalised, through `above`."""
+    index = devices.split(program.mesh, index)
+    if source.kept is not None:
+        return source.kept[source.rows[index]]
+    mine = {name: values[index] for name, values in draws.items()}
+    x = prepare(source.images[index], mine, policy, program.mean, program.std, program.dtype)
+
+    def through(x: Array) -> Array:
+        for network in source.above:
+            x = features(network, x)
+        return x
+
+    return in_pieces(through, x, program.mesh) if source.above else x
+
+
+def _rounded(values):
+    """In bfloat16, whole numbers as they are; gradients come back in the values' own type."""
+    return jax.tree.map(
+        lambda v: v.astype(jnp.bfloat16) if jnp.issubdtype(v.dtype, jnp.floating) else v, values
+    )
+
+
+def train_step(
+    program: Program,
+    state: State,
+    x: Array,
+    targets: Int[Array, " b"],
+    mode: Mode,
+    learning_rate: Array,
+) -> tuple[State, Array, Array]:
+    """One step on one batch: (state, loss, number of right answers)."""
+    lower = program.phase.precision == "bfloat16"
+
+    def objective(params):
+        network = replace(state.network, params=_rounded(params) if lower else params)
+        (_, scores), stats = apply(network, _rounded(x) if lower else x, mode)
+        scores = scores.astype(program.dtype)
+        smoothing = program.phase.label_smoothing
+        return loss(scores, targets, mode.valid, program.loss, smoothing), (scores, stats)
+
+    gradient = jax.value_and_grad(objective, has_aux=True)
+    (value, (scores, stats)), gradients = gradient(state.network.params)
+    steps, moments = optimizer(program.phase).update(gradients, state.moments, state.network.params)
+    params = descend(state.network.params, steps, learning_rate)
+    right = scores.argmax(1) == targets
+    if mode.valid is not None:
+        right &= mode.valid
+    state = State(replace(state.network, params=params, stats=stats), moments)
+    return state, value, right.sum(dtype=jnp.int32)
+
+
+@partial(
+    jax.jit, static_argnames=("program", "policy", "padded"), donate_argnames=("state", "sums")
+)
+def train_steps(
+    program: Program,
+    policy: Augmentation,
+    padded: bool,
+    state: State,
+    sums: tuple[Array, Array],
+    source: Source,
+    index: Int[Array, "steps width"],
+    valid: Bool[Array, "steps width"],
+    draws: Draws,
+    key: Array,
+    rates: Float[Array, " steps"],
+    start: Array,
+    stop: Array,
+) -> tuple[State, tuple[Array, Array]]:
+    """Steps `start` to `stop` of an epoch. `sums`: loss times images, right answers.
+
+    The bounds are arguments, not shapes: one program serves a whole epoch in one call (on
+    accelerators) and slices of it (on CPUs, where an epoch can take minutes and a user
+    wants to see progress and to interrupt).
+    """
+
+    def body(step, carry):
+        state, (total, right) = carry
+        rows, real = index[step], valid[step]
+        mode = Mode(True, real if padded else None, jax.random.fold_in(key, step))
+        x = inputs(program, source, policy, rows, draws)
+        targets = jnp.maximum(source.targets[rows], 0)
+        state, value, correct = train_step(program, state, x, targets, mode, rates[step])
+        sums = (total + value * real.sum().astype(value.dtype), right + correct)
+        return devices.whole(program.mesh, (state, sums))
+
+    return jax.lax.fori_loop(start, stop, body, (state, sums))
+
+
+@partial(jax.jit, static_argnames=("program", "policy", "train"))
+def scores_of(
+    program: Program,
+    policy: Augmentation,
+    train: bool,
+    network: Network,
+    source: Source,
+    index: Int[Array, "steps width"],
+    valid: Bool[Array, "steps width"],
+    draws: Draws,
+    key: Array,
+) -> tuple[Array, Network]:
+    """The node's scores, [steps, width, outputs], and the network after the pass.
+
+    With `train` the release's fault: batch statistics, which the running ones absorb, and
+    dropout; otherwise the network is returned as it came.
+    """
+
+    def body(network, step):
+        rows, real = index[step], valid[step]
+        x = inputs(program, source, policy, rows, draws)
+        if not train:
+            return network, infer(network, x, program.mesh)[1]
+        mode = Mode(True, real, jax.random.fold_in(key, step))
+        (_, scores), stats = apply(network, x, mode)
+        return replace(network, stats=stats), scores
+
+    network, scores = jax.lax.scan(body, network, jnp.arange(index.shape[0]))
+    return devices.whole(program.mesh, (scores, network))
+
+
+def evaluate(
+    program: Program,
+    policy: Augmentation,
+    train: bool,
+    network: Network,
+    source: Source,
+    batches: Plan,
+    draws: dict[str, np.ndarray],
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray, Network]:
+    """(scores [n, outputs], targets [n], network) over the images of a plan, in its order."""
+    arguments = (network, source, batches.index, batches.valid, draws, jax.random.key(seed))
+    scores, network = scores_of(program, policy, train, *devices.put(program.mesh, arguments))
+    targets = np.asarray(source.targets)[batches.index]
+    return np.asarray(scores)[batches.valid], targets[batches.valid], network
+
+
+def one_shape(plans: list[Plan]) -> list[Plan]:
+    """The plans padded to the longest and widest, so that one program serves them all."""
+    shapes = [batches.index.shape for batches in plans]
+    steps, width = map(max, zip(*shapes, strict=True))
+    return [pad(batches, steps, width) for batches in plans]
+
+
+def fit(*arguments, **more) -> Result:
+    """Train a network for a phase and return its best epoch; the arguments are `fitting`'s."""
+    steps, trained = fitting(*arguments, **more), None
+    while True:
+        try:
+            trained = train_epoch(steps.send(trained))
+        except StopIteration as end:
+            return end.value
+
+
+def fitting(
+    recipe: Recipe,
+    phase: Phase,
+    stage: str,
+    network: Network,
+    train: Source,
+    validation: Source,
+    *,
+    restore: Callable[[State, Network], tuple[State, Network, Position] | None],
+    save: Callable[[State, Network, Position, bool], None],
+    report: Callable[..., None],
+    keep: Callable[[Source, Augmentation], Source] = lambda source, policy: source,
+) -> Fitting:
+    """The course of training `network` for a phase; it returns the best epoch.
+
+    A generator: it asks for each epoch's training pass, so that several can be run together
+    (`trunk_jax.training.siblings`).
+
+    Args:
+      stage: names the random streams, e.g. `sg1/class`.
+      restore: given templates, the (state, best network, position) of an interrupted run.
+      save: called after each epoch with the same; its last argument tells the final one.
+      report: called with the epoch's numbers, and during it with how far it is.
+      keep: makes a source ready that epochs are to come from; not called if there are none.
+
+    An epoch: train, validate, keep if best, then the next learning rate. The network's type
+    is the one that all is computed in.
+
+    """
+    program = program_of(recipe, phase, network)
+    targets, check_targets = np.asarray(train.targets), np.asarray(validation.targets)
+    size = train.images.shape[1:3]
+
+    # The state is donated to each step; the caller's network stays the caller's.
+    state = State(jax.tree.map(jnp.copy, network), optimizer(phase).init(network.params))
+    best = network
+    position = Position()
+    restored = restore(state, best)
+    if restored is not None:
+        state, best, position = restored
+    if position.epoch == phase.epochs:
+        return Result(devices.here(best), position.best_accuracy, position.best_epoch)
+    train, validation = keep(train, recipe.augment), keep(validation, recipe.eval_augment)
+    plans = one_shape(epochs.training_batches(recipe, stage, phase.epochs, targets))
+    padded = not all(batches.valid.all() for batches in plans)
+    checks = epochs.validation_batches(recipe, stage, check_targets)
+    state, train, validation = devices.put(program.mesh, (state, train, validation))
+    rates = learning_rates(phase, len(plans[0].index)).reshape(phase.epochs, -1)
+    for epoch in range(position.epoch + 1, phase.epochs + 1):
+        began = time.perf_counter()
+        rate, batches = rates[epoch - 1], plans[epoch - 1]
+        run = epochs.training(recipe, stage, epoch, batches, len(targets), size)
+        tell = partial(report, epoch=epoch, epochs=phase.epochs)
+        state, total, right = yield EpochTraining(program, padded, state, train, run, rate, tell)
+        run = epochs.validation(recipe, stage, epoch, checks, len(check_targets), size)
+        scores, truth, checked = evaluate(
+            program, run.policy, run.train, state.network, validation, run.batches, run.draws,
+            run.seed,
+        )  # fmt: skip
+        state = replace(state, network=checked)  # another one if the run was in train mode
+        accuracy, check_loss = metrics.score_accuracy(scores, truth)
+        position = position.after(accuracy, recipe.ties)
+        if position.improved:
+            best = jax.tree.map(jnp.copy, state.network)  # the state's own is donated
+        seconds = time.perf_counter() - began
+        row = metrics_row(
+            epoch, float(rate[0]), (total, right, batches.images), (accuracy, check_loss), seconds
+        )
+        tell(share=1.0, row=row)
+        save(state, best, position, epoch == phase.epochs)
+    return Result(devices.here(best), position.best_accuracy, position.best_epoch)
+
+
+def train_epoch(epoch: EpochTraining) -> Trained:
+    """A training pass."""
+    program, batches, state = epoch.program, epoch.run.batches, epoch.state
+    sums = (jnp.zeros((), program.dtype), jnp.zeros((), jnp.int32))
+    key, rates = jax.random.key(epoch.run.seed), jnp.asarray(epoch.rates, program.dtype)
+    arguments = (epoch.source, batches.index, batches.valid, epoch.run.draws, key, rates)
+    sums, arguments = devices.put(program.mesh, (sums, arguments))
+    compiled = memory.compile_within(
+        train_steps, program, epoch.run.policy, epoch.padded, state, sums, *arguments, 0, 0
+    )
+    steps = int(batches.valid.any(1).sum())
+    for start, stop in slices(steps):
+        state, sums = compiled(state, sums, *arguments, start, stop)
+        jax.block_until_ready(sums)
+        epoch.report(share=stop / steps)
+    return state, float(sums[0]), int(sums[1])
+
+
+def slices(steps: int, target: float = 0.5) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the calls that make up an epoch: one on an accelerator.
+
+    On a CPU they grow until a call takes about `target` seconds; with several processes, whose
+    clocks differ, there is one as well.
+    """
+    if jax.default_backend() != "cpu" or hosts.several():
+        yield 0, steps
+        return
+    start, size = 0, 1
+    while start < steps:
+        began = time.perf_counter()
+        stop = min(start + size, steps)
+        yield start, stop
+        took = time.perf_counter() - began
+        start, size = stop, max(1, min(4 * size, int(size * target / took)))

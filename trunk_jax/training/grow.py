@@ -1,0 +1,170 @@
+"""Growing a tree with this framework's networks, into a run folder."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path as FilePath
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from data.base import streams
+from data.images.augmentation import Augmentation
+from data.images.splits import Splits
+from data.recipes.recipe import Recipe
+from data.training import epochs, growth, stages
+from data.training.framework import Grown
+from data.training.stages import Stage
+from data.tree import grouping, hierarchy, metrics
+from data.tree.hierarchy import Path, Tree
+from trunk_jax import nodes
+from trunk_jax.baselines import start as baselines
+from trunk_jax.network.exchange import to_state_dict
+from trunk_jax.network.network import Network, feature_shape, split, warmed
+from trunk_jax.training import joint
+from trunk_jax.training.checkpoint import Checkpoints
+from trunk_jax.training.feature_cache import with_kept
+from trunk_jax.training.fit import Fitting, Program, Source, evaluate, fitting, program_of
+from trunk_jax.training.siblings import fit_all, wanted
+
+
+def grow(
+    recipe: Recipe,
+    splits: Splits,
+    classes: int,
+    folder: FilePath,
+    report: Callable[..., None],
+    *,
+    start: Callable[..., Network] | None = None,
+    siblings: str = "auto",
+) -> Grown:
+    """Grow and train a tree; what the folder already holds is taken from there.
+
+    `start`: makes a node's untrained network, with the arguments of `initial_network` (which
+    it is by default); its type is the one that the tree is computed in. `siblings`: whether the
+    children of a node are trained `together` or `alone` (`auto`: together on accelerators).
+    """
+    start = start or initial_network
+    if recipe.others.class_phase.precision == "bfloat16" and jax.default_backend() == "cpu":
+        report(stage="training", note="bfloat16 is for GPUs; on a CPU it is slower than float32")
+    networks: dict[Path, Network] = {}
+    train = jnp.asarray(splits.train.images)
+    validation = jnp.asarray(splits.validation.images)
+    image_shape = splits.train.images.shape[1:]
+
+    def source(images: Array, labels: np.ndarray, stage: Stage) -> Source:
+        above = tuple(networks[ancestor] for ancestor in hierarchy.ancestors(stage.node))
+        return Source(images, jnp.asarray(stage.targets(labels)), above)
+
+    def fitting_of(stage: Stage, checkpoints: Checkpoints) -> Fitting:
+        phase, tell = stage.settings(recipe), stages.reporter(folder, stage, report)
+        network = start(recipe, stage.tree, stage.node, stage.phase, networks, image_shape)
+        program = program_of(recipe, phase, network)
+
+        def kept(images: Source, policy: Augmentation) -> Source:
+            return with_kept(program, images, policy, phase.epochs, tell)
+
+        return fitting(
+            recipe,
+            phase,
+            str(stage),
+            network,
+            source(train, splits.train.labels, stage),
+            source(validation, splits.validation.labels, stage),
+            keep=kept,
+            restore=checkpoints.restore,
+            save=checkpoints.save,
+            report=tell,
+        )
+
+    done: set[str] = set()
+
+    def fit_node(stage: Stage) -> None:
+        if str(stage) not in done:
+            fit_nodes([stage])
+
+    def fit_nodes(mine: Sequence[Stage]) -> None:
+        tell = stages.reporter(folder, mine[0], report)
+        with ExitStack() as opened:
+            fittings = []
+            for stage in mine:
+                checkpoints = Checkpoints(stages.checkpoint_folder(folder, stage))
+                fittings.append(fitting_of(stage, opened.enter_context(checkpoints)))
+            results = fit_all(fittings, tell)
+        for stage, result in zip(mine, results, strict=True):
+            networks[stage.node] = result.network
+            done.add(str(stage))
+
+    def likelihood(stage: Stage) -> np.ndarray:
+        program = program_of(recipe, stage.settings(recipe), networks[stage.node])
+        mine = source(train, splits.train.labels, stage)
+        return average_likelihood(recipe, program, networks[stage.node], mine, stage.name)
+
+    def fit_tree(stage: Stage) -> None:
+        with Checkpoints(stages.checkpoint_folder(folder, stage)) as checkpoints:
+            trained = joint.fit_tree(
+                recipe,
+                stage.settings(recipe),
+                str(stage),
+                stage.tree,
+                networks,
+                splits,
+                restore=checkpoints.restore,
+                save=checkpoints.save,
+                report=stages.reporter(folder, stage, report),
+            )
+        networks.update(trained)
+
+    tree = growth.grow_into(
+        folder,
+        recipe,
+        classes,
+        fit=fit_node,
+        likelihood=likelihood,
+        weights=lambda node: to_state_dict(networks[node]),
+        joint=fit_tree,
+        ahead=fit_nodes if wanted(siblings) else None,
+    )
+    return Grown(tree, networks)
+
+
+def initial_network(
+    recipe: Recipe,
+    tree: Tree,
+    node: Path,
+    phase: str,
+    networks: dict[Path, Network],
+    image_shape: nodes.Shape,
+) -> Network:
+    """A node's network before it is trained for `phase`."""
+    stage = Stage(tree, node, phase)
+    if recipe.monolith is not None:
+        return baselines.start(recipe, image_shape, stage.outputs)
+    shape = image_shape
+    for ancestor in hierarchy.ancestors(node):
+        shape = feature_shape(networks[ancestor], shape)
+    module = nodes.build(
+        recipe.dataset,
+        recipe.backbone,
+        stage.name,
+        shape,
+        stage.outputs,
+        faults=recipe.faults,
+        rng=streams.stream(recipe.seed, stage.name, phase, "weights"),
+    )
+    if "warm_batchnorm" in recipe.faults:
+        return warmed(split(module), jnp.ones(shape, jnp.float32))
+    return split(module)
+
+
+def average_likelihood(
+    recipe: Recipe, program: Program, network: Network, source: Source, name: str
+) -> np.ndarray:
+    """ASL of a node over its training images, float64 [classes, classes]."""
+    targets = np.asarray(source.targets)
+    asl = epochs.likelihood(recipe, name, targets, source.images.shape[1:3])
+    scores, truth, _ = evaluate(
+        program, asl.policy, asl.train, network, source, asl.batches, asl.draws, asl.seed
+    )
+    return grouping.average_softmax(metrics.softmax(scores), truth)

@@ -1,0 +1,226 @@
+"""Training all nodes of a grown tree together, with gradients through their ancestors."""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jaxtyping import Float, Int, UInt8
+
+from data.images.augmentation import Augmentation
+from data.images.splits import Splits
+from data.recipes.recipe import Phase, Recipe
+from data.training import epochs
+from data.training import joint as plans
+from data.training.epochs import Pass, Position, metrics_row
+from data.training.joint import Layout
+from data.tree import metrics
+from data.tree.hierarchy import Path, Tree
+from trunk_jax.inference import route
+from trunk_jax.layers.basic import Mode
+from trunk_jax.machine import devices, memory
+from trunk_jax.network.augment import prepare
+from trunk_jax.network.network import Network, apply
+from trunk_jax.training.fit import Program, program_of, slices
+from trunk_jax.training.objective import descend, learning_rates, loss, optimizer
+
+Draws = dict[str, Array]
+Networks = dict[str, Network]  # by node name
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """What training changes: every node's network, and the optimiser's moments."""
+
+    networks: Networks
+    moments: optax.OptState
+
+
+def objective(
+    program: Program,
+    layout: Layout,
+    networks: Networks,
+    x: Float[Array, "b h w c"],
+    labels: Int[Array, " b"],
+    mode: Mode,
+) -> tuple[Array, tuple[Array, dict]]:
+    """(loss, (number of images that no node on their true path gets wrong, statistics)).
+
+    The loss of an image is the sum of the losses of the nodes on its true path: with cross
+    entropy, minus the log-probability of that path. Rows follow `layout`.
+    """
+    total, right, stats, seen = jnp.zeros((), x.dtype), jnp.ones(len(labels), bool), {}, []
+    for place, share in enumerate(layout.shares):
+        if share.parent >= 0:
+            above = layout.shares[share.parent]
+            x = seen[share.parent][share.start - above.start : share.stop - above.start]
+            x = devices.split(program.mesh, x)  # a part of the batch, evenly split again
+        own = replace(mode, key=None if mode.key is None else jax.random.fold_in(mode.key, place))
+        (features, scores), stats[share.name] = apply(networks[share.name], x, own)
+        seen.append(features)
+        targets = jnp.asarray(share.targets, jnp.int32)[labels[share.start : share.stop]]
+        mean = loss(scores, targets, None, program.loss, program.phase.label_smoothing)
+        total += mean * (len(targets) / layout.width)
+        hit = scores.argmax(1) == targets
+        right = right.at[share.start : share.stop].set(right[share.start : share.stop] & hit)
+    return total, (right.sum(dtype=jnp.int32), stats)
+
+
+def train_step(
+    program: Program,
+    layout: Layout,
+    state: State,
+    x: Float[Array, "b h w c"],
+    labels: Int[Array, " b"],
+    mode: Mode,
+    learning_rate: Array,
+) -> tuple[State, Array, Array]:
+    """One step on one batch: (state, loss, number of right answers)."""
+
+    def value(params):
+        networks = {
+            name: replace(network, params=params[name]) for name, network in state.networks.items()
+        }
+        return objective(program, layout, networks, x, labels, mode)
+
+    params = {name: network.params for name, network in state.networks.items()}
+    lower = program.phase.precision == "bfloat16"
+    with jax.default_matmul_precision("bfloat16") if lower else nullcontext():
+        (total, (right, stats)), gradients = jax.value_and_grad(value, has_aux=True)(params)
+    steps, moments = optimizer(program.phase).update(gradients, state.moments, params)
+    params = descend(params, steps, learning_rate)
+    networks = {
+        name: replace(network, params=params[name], stats=stats[name])
+        for name, network in state.networks.items()
+    }
+    return State(networks, moments), total, right
+
+
+@partial(
+    jax.jit, static_argnames=("program", "policy", "layout"), donate_argnames=("state", "sums")
+)
+def train_steps(
+    program: Program,
+    policy: Augmentation,
+    layout: Layout,
+    state: State,
+    sums: tuple[Array, Array],
+    images: UInt8[Array, "n h w c"],
+    labels: Int[Array, " n"],
+    index: Int[Array, "steps width"],
+    draws: Draws,
+    key: Array,
+    rates: Float[Array, " steps"],
+    start: Array,
+    stop: Array,
+) -> tuple[State, tuple[Array, Array]]:
+    """Steps `start` to `stop` of an epoch. `sums`: loss times images, right answers."""
+
+    def body(step, carry):
+        state, (total, right) = carry
+        rows = devices.split(program.mesh, index[step])
+        mine = {name: values[rows] for name, values in draws.items()}
+        x = prepare(images[rows], mine, policy, program.mean, program.std, program.dtype)
+        mode = Mode(True, None, jax.random.fold_in(key, step))
+        state, value, correct = train_step(
+            program, layout, state, x, labels[rows], mode, rates[step]
+        )
+        return devices.whole(program.mesh, (state, (total + value * layout.width, right + correct)))
+
+    return jax.lax.fori_loop(start, stop, body, (state, sums))
+
+
+def fit_tree(
+    recipe: Recipe,
+    phase: Phase,
+    stage: str,
+    tree: Tree,
+    networks: dict[Path, Network],
+    splits: Splits,
+    *,
+    restore: Callable[[State, Networks], tuple[State, Networks, Position] | None],
+    save: Callable[[State, Networks, Position, bool], None],
+    report: Callable[..., None],
+) -> dict[Path, Network]:
+    """Train all networks of a tree together and return those of the best epoch.
+
+    An epoch is chosen by the tree's accuracy on the validation images, each following its
+    own decisions to a leaf. `restore`, `save`, `report`: as in `trunk_jax.training.fit.fit`; the
+    validation loss is not taken (NaN), since it belongs to true paths, not to these.
+    """
+    names = {tree.names[node]: node for node in networks}
+    template = {name: networks[node] for name, node in names.items()}
+    program = program_of(recipe, phase, next(iter(template.values())))
+    labels = splits.train.labels
+    layout = plans.layout(tree, labels, recipe.batch_size, recipe.balanced)
+    images, targets = jnp.asarray(splits.train.images), jnp.asarray(labels, jnp.int32)
+    steps = max(1, len(labels) // layout.width)
+    rates = learning_rates(phase, steps).reshape(phase.epochs, steps)
+
+    params = {name: network.params for name, network in template.items()}
+    state = State(jax.tree.map(jnp.copy, template), optimizer(phase).init(params))
+    best, position = template, Position()
+    restored = restore(state, best)
+    if restored is not None:
+        state, best, position = restored
+    state, images, targets = devices.put(program.mesh, (state, images, targets))
+    for epoch in range(position.epoch + 1, phase.epochs + 1):
+        began = time.perf_counter()
+        batches = plans.batches(recipe, stage, epoch, tree, layout, labels)
+        run = epochs.training(recipe, stage, epoch, batches, len(labels), images.shape[1:3])
+        tell = partial(report, epoch=epoch, epochs=phase.epochs)
+        state, total, right = _train_epoch(
+            program, layout, state, (images, targets), run, rates[epoch - 1], tell
+        )
+        reached = {names[n]: v for n, v in devices.here(state.networks).items()}
+        accuracy = _accuracy(recipe, tree, reached, splits)
+        position = position.after(accuracy, recipe.ties)
+        if position.improved:
+            best = jax.tree.map(jnp.copy, state.networks)  # the state's own are donated
+        seconds = time.perf_counter() - began
+        row = metrics_row(
+            epoch, float(rates[epoch - 1][0]), (total, right, batches.images),
+            (accuracy, float("nan")), seconds,
+        )  # fmt: skip
+        tell(share=1.0, row=row)
+        save(state, best, position, epoch == phase.epochs)
+    return {names[name]: network for name, network in devices.here(best).items()}
+
+
+def _train_epoch(
+    program: Program,
+    layout: Layout,
+    state: State,
+    source: tuple[Array, Array],
+    run: Pass,
+    rates: np.ndarray,
+    report: Callable[..., None],
+) -> tuple[State, float, int]:
+    """A training pass: (state, sum of loss times images, right answers)."""
+    sums = (jnp.zeros((), program.dtype), jnp.zeros((), jnp.int32))
+    key, rates = jax.random.key(run.seed), jnp.asarray(rates, program.dtype)
+    arguments = (*source, run.batches.index, run.draws, key, rates)
+    sums, arguments = devices.put(program.mesh, (sums, arguments))
+    compiled = memory.compile_within(
+        train_steps, program, run.policy, layout, state, sums, *arguments, 0, 0
+    )
+    steps = len(run.batches.index)
+    for start, stop in slices(steps):
+        state, sums = compiled(state, sums, *arguments, start, stop)
+        jax.block_until_ready(sums)
+        report(share=stop / steps)
+    return state, float(sums[0]), int(sums[1])
+
+
+def _accuracy(recipe: Recipe, tree: Tree, networks: dict[Path, Network], splits: Splits) -> float:
+    """The share of validation images that reach their own leaf, as the recipe counts them."""
+    follow = partial(route.predict, recipe, tree)
+    found = devices.predict(follow, networks, splits.validation.images, route.BATCH).labels
+    return metrics.accuracy(splits.validation.labels, found, recipe.balanced)

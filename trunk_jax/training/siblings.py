@@ -1,0 +1,161 @@
+"""Training several nodes together: one program for all that have one shape.
+
+Siblings depend on nothing of each other. A step of one small node leaves an accelerator idle
+most of the time, so the steps of alike nodes are batched (`jax.vmap`). Each sees the images,
+random choices and learning rates that it would see alone; what differs is the order in which
+products are summed, so weights agree to rounding, not bit for bit.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from data.base.errors import UserError
+from data.images.augmentation import Augmentation
+from data.training.batches import pad
+from trunk_jax.layers.basic import Mode
+from trunk_jax.machine import devices, memory
+from trunk_jax.training import fit
+from trunk_jax.training.fit import EpochTraining, Fitting, Program, Result, Source, State, Trained
+
+
+def wanted(choice: str) -> bool:
+    """Whether siblings are to be trained `together`; `auto` means on a single accelerator.
+
+    UserError if they are to be, but batches are split over several devices.
+    """
+    if devices.mesh() is not None:
+        if choice == "together":
+            raise UserError("--siblings together is for one device: add --devices 1")
+        return False
+    return choice == "together" or (choice == "auto" and jax.default_backend() != "cpu")
+
+
+def fit_all(fittings: Sequence[Fitting], report: Callable[..., None]) -> list[Result]:
+    """The results of fits that go on side by side, an epoch of each at a time."""
+    results: dict[int, Result] = {}
+    answers: dict[int, Trained | None] = dict.fromkeys(range(len(fittings)))
+    while answers:
+        asked: dict[int, EpochTraining] = {}
+        for place, answer in answers.items():
+            try:
+                asked[place] = fittings[place].send(answer)
+            except StopIteration as end:
+                results[place] = end.value
+        answers = dict(zip(asked, train_epochs(list(asked.values()), report), strict=True))
+    return [results[place] for place in range(len(fittings))]
+
+
+def train_epochs(epochs: Sequence[EpochTraining], report: Callable[..., None]) -> list[Trained]:
+    """An epoch of each; those of one shape together, the others alone.
+
+    `report` is told in a `note` when memory is too short for that.
+    """
+    groups: dict[object, list[int]] = {}
+    for place, epoch in enumerate(epochs):
+        groups.setdefault(_kind(epoch), []).append(place)
+    trained: dict[int, Trained] = {}
+    for places in groups.values():
+        mine = [epochs[place] for place in places]
+        trained |= zip(places, _together(mine, report), strict=True)
+    return [trained[place] for place in range(len(epochs))]
+
+
+def _kind(epoch: EpochTraining) -> object:
+    """What epochs must have in common to run as one."""
+    leaves, structure = jax.tree.flatten(epoch.state)
+    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    policy, width = epoch.run.policy, epoch.run.batches.index.shape[1]
+    return epoch.program, epoch.padded, policy, width, structure, shapes
+
+
+def _together(epochs: Sequence[EpochTraining], report: Callable[..., None]) -> list[Trained]:
+    if len(epochs) == 1:
+        return [fit.train_epoch(epochs[0])]
+    first, many = epochs[0], len(epochs)
+    longest = max(len(epoch.run.batches.index) for epoch in epochs)
+    plans = [pad(e.run.batches, longest, e.run.batches.index.shape[1]) for e in epochs]
+    counts = [int(plan.valid.any(1).sum()) for plan in plans]
+    dtype = first.program.dtype
+    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(epoch.state for epoch in epochs))
+    sums = (jnp.zeros(many, dtype), jnp.zeros(many, jnp.int32))
+    arguments = (
+        tuple(epoch.source for epoch in epochs),
+        jnp.stack([plan.index for plan in plans]),
+        jnp.stack([plan.valid for plan in plans]),
+        tuple(epoch.run.draws for epoch in epochs),
+        jnp.stack([jax.random.key(epoch.run.seed) for epoch in epochs]),
+        jnp.stack([jnp.resize(jnp.asarray(e.rates, dtype), longest) for e in epochs]),
+        jnp.asarray(counts),
+    )
+    try:
+        compiled = memory.compile_within(
+            train_steps, first.program, first.run.policy, first.padded, states, sums, *arguments,
+            0, 0,
+        )  # fmt: skip
+    except UserError as error:  # too little memory
+        report(note=f"siblings are trained one after the other: together {error}")
+        return [fit.train_epoch(epoch) for epoch in epochs]
+    for start, stop in fit.slices(max(counts)):
+        states, sums = compiled(states, sums, *arguments, start, stop)
+        jax.block_until_ready(sums)
+        for epoch, count in zip(epochs, counts, strict=True):
+            epoch.report(share=min(stop, count) / count)
+    return [
+        (jax.tree.map(lambda leaf, place=place: leaf[place], states), float(total), int(right))
+        for place, (total, right) in enumerate(zip(*sums, strict=True))
+    ]
+
+
+@partial(
+    jax.jit, static_argnames=("program", "policy", "padded"), donate_argnames=("states", "sums")
+)
+def train_steps(
+    program: Program,
+    policy: Augmentation,
+    padded: bool,
+    states: State,
+    sums: tuple[Array, Array],
+    sources: tuple[Source, ...],
+    index: Int[Array, "nodes steps width"],
+    valid: Bool[Array, "nodes steps width"],
+    draws: tuple[fit.Draws, ...],
+    keys: Array,
+    rates: Float[Array, "nodes steps"],
+    counts: Int[Array, " nodes"],
+    start: Array,
+    stop: Array,
+) -> tuple[State, tuple[Array, Array]]:
+    """`fit.train_steps` for several nodes. `states`, `sums`: with a leading axis of nodes.
+
+    A node that has done its `counts` steps stays as it is.
+    """
+
+    def body(step, carry):
+        states, (total, right) = carry
+        rows, real = index[:, step], valid[:, step]
+        each = list(zip(sources, rows, draws, strict=True))
+        x = jnp.stack(
+            [fit.inputs(program, source, policy, row, mine) for source, row, mine in each]
+        )
+        targets = jnp.stack([jnp.maximum(source.targets[row], 0) for source, row, _ in each])
+
+        def one(state, x, targets, real, key, rate):
+            mode = Mode(True, real if padded else None, jax.random.fold_in(key, step))
+            return fit.train_step(program, state, x, targets, mode, rate)
+
+        after, value, correct = jax.vmap(one)(states, x, targets, real, keys, rates[:, step])
+        busy = step < counts
+
+        def kept(new, old):
+            return jnp.where(busy.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+        images = real.sum(1).astype(value.dtype)
+        sums = (kept(total + value * images, total), kept(right + correct, right))
+        return jax.tree.map(kept, after, states), sums
+
+    return jax.lax.fori_loop(start, stop, body, (states, sums))

@@ -1,0 +1,190 @@
+"""What the commands need of this framework: its device, a finished tree read back, costs."""
+
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.base.errors import UserError
+from data.images.augmentation import Augmentation
+from data.images.splits import Splits
+from data.recipes.recipe import Recipe
+from data.run import compression, runfolder
+from data.run.compression import Compression
+from data.training.framework import Framework, Grown, Predictions
+from data.tree import hierarchy
+from data.tree.hierarchy import Path as NodePath
+from data.tree.hierarchy import Tree
+from trunk_torch_ref import nodes
+from trunk_torch_ref.baselines import qat
+from trunk_torch_ref.baselines import start as baselines
+from trunk_torch_ref.inference import route
+from trunk_torch_ref.network.augment import prepare
+from trunk_torch_ref.network.exchange import from_state_dict
+from trunk_torch_ref.network.network import cost, feature_shape, initial
+from trunk_torch_ref.nodes import Node
+from trunk_torch_ref.shrink.prune import resized
+from trunk_torch_ref.shrink.quantized import quantize
+from trunk_torch_ref.training import grow
+
+
+def where() -> torch.device:
+    """The device to compute on: the first GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device() -> dict[str, Any]:
+    """What the run computes on."""
+    platform = where().type
+    return {
+        "platform": platform,
+        "kind": torch.cuda.get_device_name() if platform == "cuda" else "cpu",
+        "count": torch.cuda.device_count() if platform == "cuda" else 1,
+        "threads": torch.get_num_threads(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+    }
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Only algorithms that repeat bit for bit, and full float32 (no TF32), inside the block."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    backends = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+def channel_first(image_shape: tuple[int, int, int]) -> nodes.Shape:
+    """(height, width, channels) as datasets state it to (channels, height, width)."""
+    height, width, channels = image_shape
+    return channels, height, width
+
+
+def load_networks(
+    folder: Path, recipe: Recipe, tree: Tree, image_shape: tuple[int, int, int]
+) -> dict[NodePath, Node]:
+    """The network of every node of a run, from `weights/`. UserError if any does not fit.
+
+    `image_shape`: height, width and channels.
+    """
+    networks: dict[NodePath, Node] = {}
+    how = compression.read(folder)
+    shapes = {hierarchy.ROOT: channel_first(image_shape)}
+    for node in hierarchy.nodes(tree):
+        name = tree.names[node]
+        if node != hierarchy.ROOT:
+            shapes[node] = feature_shape(networks[node[:-1]], shapes[node[:-1]])
+        template = _template(recipe, name, shapes[node], hierarchy.width(tree, node))
+        weights = runfolder.read_weights(folder, name)
+        try:
+            template = compressed(template, how, shapes[node], weights)
+            loaded = from_state_dict(template, weights)
+        except UserError as error:
+            raise UserError(f"{name} of {folder}: {error}") from None
+        networks[node] = loaded.to(where()).eval()
+    return networks
+
+
+def compressed(
+    network: Node,
+    how: Compression | None,
+    in_shape: nodes.Shape,
+    weights: Mapping[str, np.ndarray],
+) -> Node:
+    """The network as a compressed run has it, still with values of its own.
+
+    UserError if pruned layers do not fit together.
+    """
+    if how is None:
+        return network
+    if how.method == "int8":
+        return quantize(network)
+    return initial(lambda: resized(network, in_shape, weights), seed=0)
+
+
+def _template(recipe: Recipe, name: str, shape: nodes.Shape, outputs: int) -> Node:
+    """A node's network, whose weights are about to be set."""
+    if recipe.monolith is not None:
+        return baselines.empty(recipe, shape, outputs)
+    where = (recipe.dataset, recipe.backbone, name)
+    return initial(lambda: nodes.build(*where, shape, outputs, faults=recipe.faults), seed=0)
+
+
+def predict(
+    recipe: Recipe, tree: Tree, networks: dict[NodePath, Node], images: np.ndarray
+) -> Predictions:
+    """`route.predict`; a monolith's batches are its recipe's, for its maps are large."""
+    batch = recipe.eval_batch_size if recipe.monolith is not None else route.BATCH
+    return route.predict(recipe, tree, networks, images, batch)
+
+
+@torch.no_grad()
+def as_int8(
+    recipe: Recipe, networks: dict[NodePath, Node], images: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """(labels that the int8 form of a quantisation-aware baseline predicts, its bytes on disk)."""
+    model = qat.convert(networks[hierarchy.ROOT])
+    labels = []
+    for start in range(0, len(images), recipe.eval_batch_size):
+        part = grow.as_images(images[start : start + recipe.eval_batch_size])
+        x = prepare(part, {}, Augmentation(), recipe.mean, recipe.std)
+        labels.append(model(x)[1].argmax(1).numpy())
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    return np.concatenate(labels), len(file.getvalue())
+
+
+def costs(
+    tree: Tree, networks: dict[NodePath, Node], image_shape: tuple[int, int, int]
+) -> dict[str, dict[str, int]]:
+    """Parameters and multiply-adds of each node, by name."""
+    shapes = {hierarchy.ROOT: channel_first(image_shape)}
+    result = {}
+    for node in hierarchy.nodes(tree):
+        if node != hierarchy.ROOT:
+            shapes[node] = feature_shape(networks[node[:-1]], shapes[node[:-1]])
+        result[tree.names[node]] = cost(networks[node], shapes[node])
+    return result
+
+
+def grow_here(
+    recipe: Recipe, splits: Splits, classes: int, folder: Path, report: Callable[..., None]
+) -> Grown:
+    """`grow.grow` on `where()`."""
+    return grow.grow(recipe, splits, classes, folder, report, device=where())
+
+
+# The last are oneDNN's, of a convolution that has worked before.
+_NO_MEMORY = ("out of memory", "allocate memory", "could not create a primitive")
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch says that memory ran out: a GPU and a CPU each in words of its own."""
+    return any(words in str(error) for words in _NO_MEMORY)
+
+
+FRAMEWORK = Framework(
+    name="torch",
+    device=device,
+    grow=grow_here,
+    load_networks=load_networks,
+    predict=predict,
+    int8=as_int8,
+    costs=costs,
+    out_of_memory=out_of_memory,
+    exact=exact,
+)

@@ -1,0 +1,26 @@
+"""Weights as a state_dict in NumPy: the form in which both frameworks read and write them."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from data.base.weights import check_fit
+from trunk_torch_ref.nodes import Node
+
+
+def to_state_dict(network: Node) -> dict[str, np.ndarray]:
+    """A copy of the network's arrays under their names, of unchanged type."""
+    return {key: value.cpu().numpy().copy() for key, value in network.state_dict().items()}
+
+
+def from_state_dict(network: Node, weights: Mapping[str, np.ndarray]) -> Node:
+    """The network, its arrays overwritten by those of a state_dict.
+
+    UserError listing every missing, extra or misshapen tensor.
+    """
+    state = network.state_dict()
+    types = {key: value.numpy(force=True).dtype for key, value in state.items()}
+    check_fit({key: tuple(value.shape) for key, value in state.items()}, weights, types)
+    network.load_state_dict({key: torch.tensor(value) for key, value in weights.items()})
+    return network

@@ -1,0 +1,64 @@
+"""Structured pruning by the L2 norm of rows, and networks of the sizes that it leaves."""
+
+import copy
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from data.base.errors import UserError
+
+
+def masked(module: nn.Module, share: float) -> nn.Module:
+    """A copy with the weakest rows of every convolution and linear layer set to zero."""
+    module = copy.deepcopy(module)
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            prune.ln_structured(layer, "weight", amount=share, n=2, dim=0)
+            prune.remove(layer, "weight")
+    return module
+
+
+def strongest(weight: Tensor, share: float) -> Tensor:
+    """The rows that `masked` leaves, in order."""
+    rows = len(weight)
+    count = rows - min(round(share * rows), rows - 1)
+    return weight.detach().flatten(1).double().norm(dim=1).topk(count).indices.sort().values
+
+
+def resized(
+    module: nn.Module, in_shape: tuple[int, int, int], weights: Mapping[str, np.ndarray]
+) -> nn.Module:
+    """The module with layers of the sizes that pruned weights have, untrained.
+
+    UserError if those sizes do not fit together.
+    """
+    for name, layer in list(module.named_modules()):
+        array = weights.get(f"{name}.weight")
+        if array is None or array.ndim != layer.weight.ndim:
+            continue  # a missing tensor is reported when the weights are loaded
+        replacement = _of_size(layer, tuple(array.shape))
+        parent, _, child = name.rpartition(".")
+        setattr(module.get_submodule(parent), child, replacement)
+    try:
+        with torch.no_grad():
+            module.eval()(torch.zeros(1, *in_shape))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0][:160]
+        raise UserError(f"the pruned layers do not fit together ({reason})") from None
+    return module
+
+
+def _of_size(layer: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """A layer like this one, with a weight of this shape."""
+    if isinstance(layer, nn.Conv2d):
+        groups = shape[0] if layer.groups > 1 else 1
+        return nn.Conv2d(
+            shape[1] * groups, shape[0], layer.kernel_size, layer.stride, layer.padding,
+            groups=groups, bias=layer.bias is not None,
+        )  # fmt: skip
+    if isinstance(layer, nn.Linear):
+        return nn.Linear(shape[1], shape[0])
+    return nn.BatchNorm2d(shape[0], layer.eps, layer.momentum)

@@ -1,0 +1,1 @@
+"""Training a node and a whole tree; their state on disk."""

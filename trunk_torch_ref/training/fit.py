@@ -1,0 +1,223 @@
+"""Training one node, a batch at a time."""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from data.images.augmentation import Augmentation
+from data.recipes.recipe import Phase, Recipe
+from data.training import epochs
+from data.training.batches import Plan
+from data.training.epochs import Pass, Position, metrics_row
+from data.tree import metrics
+from trunk_torch_ref.network.augment import prepare
+from trunk_torch_ref.network.network import features, location, seeded
+from trunk_torch_ref.nodes import Node
+from trunk_torch_ref.training.objective import each_step, loss, optimizer, scheduler
+
+Draws = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images on the device and how a node sees them.
+
+    `images`: uint8 [N, C, H, W]. `targets`: int64 [N], the node's output for each image, -1
+    for images that are not its own. `above`: the networks of its ancestors, root first;
+    frozen, in eval mode.
+    """
+
+    images: Tensor
+    targets: Tensor
+    above: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class State:
+    """What training changes, in place."""
+
+    network: Node
+    optimizer: Optimizer
+    scheduler: LRScheduler
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it as plain values and tensors."""
+        return {name: getattr(self, name).state_dict() for name in vars(self)}
+
+    def load_state_dict(self, values: dict[str, Any]) -> None:
+        """Overwrite it with `state_dict`'s values."""
+        for name in vars(self):
+            getattr(self, name).load_state_dict(values[name])
+
+
+@dataclass(frozen=True)
+class Result:
+    """A trained node: the best epoch's network, its validation accuracy and number."""
+
+    network: Node
+    accuracy: float
+    epoch: int
+
+
+@torch.no_grad()
+def inputs(
+    recipe: Recipe,
+    source: Source,
+    policy: Augmentation,
+    index: np.ndarray,
+    draws: Draws,
+    dtype: torch.dtype,
+) -> Tensor:
+    """What the node is given for the images at `index`: augmented, normalised, through `above`.
+
+    `index`: int [B]; `draws` for all images. Returns [B, C, H, W] of `dtype`.
+    """
+    device = source.images.device
+    mine = {name: torch.tensor(values[index], device=device) for name, values in draws.items()}
+    images = source.images[torch.tensor(index, dtype=torch.int64, device=device)]
+    x = prepare(images, mine, policy, recipe.mean, recipe.std, dtype)
+    x = x.contiguous(memory_format=torch.channels_last)  # in which CPU convolutions are fast
+    for network in source.above:
+        x = features(network, x)
+    return x
+
+
+def train_step(
+    network: Node,
+    optimizer: Optimizer,
+    x: Tensor,
+    targets: Tensor,
+    kind: str,
+    smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """One step on one batch, in place: (loss, number of right answers), without gradients.
+
+    `x`: [B, C, H, W]; `targets`: int64 [B]; `kind`, `smoothing`: the loss.
+    """
+    network.train()
+    optimizer.zero_grad()
+    _, scores = network(x)
+    value = loss(scores, targets, kind, smoothing)
+    value.backward()
+    optimizer.step()
+    return value.detach(), (scores.argmax(1) == targets).sum()
+
+
+@torch.no_grad()
+def evaluate(
+    recipe: Recipe,
+    policy: Augmentation,
+    train: bool,
+    network: Node,
+    source: Source,
+    batches: Plan,
+    draws: Draws,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(scores [n, outputs], targets [n]) over the images of a plan, in its order.
+
+    With `train` the release's fault: batch statistics, which the network's running ones
+    absorb, and dropout, its masks drawn from `seed`.
+    """
+    _, dtype = location(network)
+    scores, targets = [], []
+    with seeded(seed):
+        for row, valid in zip(batches.index, batches.valid, strict=True):
+            x = inputs(recipe, source, policy, row[valid], draws, dtype)
+            scores.append(network.train(train)(x)[1].cpu().numpy())
+            targets.append(source.targets.cpu().numpy()[row[valid]])
+    return np.concatenate(scores), np.concatenate(targets)
+
+
+def fit(
+    recipe: Recipe,
+    phase: Phase,
+    stage: str,
+    network: Node,
+    train: Source,
+    validation: Source,
+    *,
+    restore: Callable[[State, Node], Position | None],
+    save: Callable[[State, Node, Position, bool], None],
+    report: Callable[..., None],
+) -> Result:
+    """Train `network`, in place, for a phase and return its best epoch.
+
+    Args:
+      stage: names the random streams, e.g. `sg1/class`.
+      restore: fills in the state and best network of an interrupted run; its position.
+      save: called after each epoch with the same; its last argument tells the final one.
+      report: called with the epoch's numbers, and during it with how far it is.
+
+    An epoch: train, validate, keep if best, then the next learning rate.
+
+    """
+    targets, check_targets = train.targets.cpu().numpy(), validation.targets.cpu().numpy()
+    size = tuple(train.images.shape[2:])
+    plans = epochs.training_batches(recipe, stage, phase.epochs, targets)
+    checks = epochs.validation_batches(recipe, stage, check_targets)
+
+    network = network.to(memory_format=torch.channels_last)
+    moments = optimizer(phase, network.parameters())
+    schedule = scheduler(phase, moments, max(len(batches.index) for batches in plans))
+    state, best = State(network, moments, schedule), copy.deepcopy(network)
+    position = restore(state, best) or Position()
+    for epoch in range(position.epoch + 1, phase.epochs + 1):
+        began = time.perf_counter()
+        rate, batches = state.scheduler.get_last_lr()[0], plans[epoch - 1]
+        run = epochs.training(recipe, stage, epoch, batches, len(targets), size)
+        tell = partial(report, epoch=epoch, epochs=phase.epochs)
+        total, right = _train_epoch(recipe, phase, state, train, run, tell)
+        run = epochs.validation(recipe, stage, epoch, checks, len(check_targets), size)
+        scores, truth = evaluate(
+            recipe, run.policy, run.train, network, validation, run.batches, run.draws, run.seed
+        )
+        accuracy, check_loss = metrics.score_accuracy(scores, truth)
+        position = position.after(accuracy, recipe.ties)
+        if position.improved:
+            best = copy.deepcopy(network)
+        if not each_step(phase):
+            state.scheduler.step()
+        seconds = time.perf_counter() - began
+        row = metrics_row(
+            epoch, rate, (total, right, batches.images), (accuracy, check_loss), seconds
+        )
+        tell(share=1.0, row=row)
+        save(state, best, position, epoch == phase.epochs)
+    return Result(best.eval(), position.best_accuracy, position.best_epoch)
+
+
+def _train_epoch(
+    recipe: Recipe,
+    phase: Phase,
+    state: State,
+    source: Source,
+    run: Pass,
+    report: Callable[..., None],
+) -> tuple[float, int]:
+    """A training pass: (sum of loss times images, right answers)."""
+    _, dtype = location(state.network)
+    batches, total, right = run.batches, 0.0, 0
+    with seeded(run.seed):
+        for step, (row, valid) in enumerate(zip(batches.index, batches.valid, strict=True), 1):
+            index = row[valid]
+            x = inputs(recipe, source, run.policy, index, run.draws, dtype)
+            targets = source.targets[torch.tensor(index, dtype=torch.int64, device=x.device)]
+            value, correct = train_step(
+                state.network, state.optimizer, x, targets, recipe.loss, phase.label_smoothing
+            )
+            if each_step(phase):
+                state.scheduler.step()
+            total += value.item() * len(index)
+            right += int(correct)
+            report(share=step / len(batches.index))
+    return total, right

@@ -1,0 +1,149 @@
+"""Growing a tree with this framework's networks, into a run folder."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path as FilePath
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.base import streams
+from data.base.errors import UserError
+from data.images.splits import Splits
+from data.recipes.recipe import Recipe
+from data.training import epochs, growth, stages
+from data.training.framework import Grown
+from data.training.stages import Stage
+from data.tree import grouping, hierarchy, metrics
+from data.tree.hierarchy import Path, Tree
+from trunk_torch_ref import nodes
+from trunk_torch_ref.baselines import start as baselines
+from trunk_torch_ref.network.exchange import to_state_dict
+from trunk_torch_ref.network.network import feature_shape, initial
+from trunk_torch_ref.nodes import Node
+from trunk_torch_ref.training import joint
+from trunk_torch_ref.training.checkpoint import Checkpoints
+from trunk_torch_ref.training.fit import Source, evaluate, fit
+
+
+def initial_network(
+    recipe: Recipe,
+    tree: Tree,
+    node: Path,
+    phase: str,
+    networks: dict[Path, Node],
+    image_shape: nodes.Shape,
+) -> Node:
+    """A node's network before it is trained for `phase`."""
+    stage = Stage(tree, node, phase)
+    if recipe.monolith is not None:
+        return baselines.start(recipe, image_shape, stage.outputs)
+    shape = image_shape
+    for ancestor in hierarchy.ancestors(node):
+        shape = feature_shape(networks[ancestor], shape)
+
+    def build() -> Node:
+        dataset, backbone, faults = recipe.dataset, recipe.backbone, recipe.faults
+        return nodes.build(dataset, backbone, stage.name, shape, stage.outputs, faults=faults)
+
+    return initial(build, streams.integer(recipe.seed, stage.name, phase, "weights"))
+
+
+def grow(
+    recipe: Recipe,
+    splits: Splits,
+    classes: int,
+    folder: FilePath,
+    report: Callable[..., None],
+    *,
+    device: torch.device | str = "cpu",
+    start: Callable[..., Node] = initial_network,
+) -> Grown:
+    """Grow and train a tree; what the folder already holds is taken from there.
+
+    UserError for a recipe whose nodes train in bfloat16: this port does so in joint training only.
+
+    `start`: makes a node's untrained network, with the arguments of `initial_network`; its
+    type is the one that the tree is computed in.
+    """
+    phases = (getattr(node, kind) for node in (recipe.root, recipe.others)
+              for kind in ("class_phase", "group_phase"))  # fmt: skip
+    if any(phase.precision != "float32" for phase in phases):
+        raise UserError("PyTorch's nodes train in float32 here; bfloat16 is for joint training")
+    networks: dict[Path, Node] = {}
+    train = as_images(splits.train.images, device)
+    validation = as_images(splits.validation.images, device)
+    image_shape = tuple(train.shape[1:])
+
+    def source(images: Tensor, labels: np.ndarray, stage: Stage) -> Source:
+        targets = torch.tensor(stage.targets(labels), dtype=torch.int64, device=device)
+        above = tuple(networks[ancestor] for ancestor in hierarchy.ancestors(stage.node))
+        return Source(images, targets, above)
+
+    def fit_node(stage: Stage) -> None:
+        network = start(recipe, stage.tree, stage.node, stage.phase, networks, image_shape)
+        with Checkpoints(stages.checkpoint_folder(folder, stage)) as checkpoints:
+            result = fit(
+                recipe,
+                stage.settings(recipe),
+                str(stage),
+                network.to(device),
+                source(train, splits.train.labels, stage),
+                source(validation, splits.validation.labels, stage),
+                restore=checkpoints.restore,
+                save=checkpoints.save,
+                report=stages.reporter(folder, stage, report),
+            )
+        networks[stage.node] = result.network
+
+    def likelihood(stage: Stage) -> np.ndarray:
+        mine = source(train, splits.train.labels, stage)
+        return average_likelihood(recipe, networks[stage.node], mine, stage.name)
+
+    def fit_tree(stage: Stage) -> None:
+        with Checkpoints(stages.checkpoint_folder(folder, stage)) as checkpoints:
+            trained = joint.fit_tree(
+                recipe,
+                stage.settings(recipe),
+                str(stage),
+                stage.tree,
+                networks,
+                train,
+                splits,
+                restore=checkpoints.restore,
+                save=checkpoints.save,
+                report=stages.reporter(folder, stage, report),
+            )
+        networks.update(trained)
+
+    tree = growth.grow_into(
+        folder,
+        recipe,
+        classes,
+        fit=fit_node,
+        likelihood=likelihood,
+        weights=lambda node: to_state_dict(networks[node]),
+        joint=fit_tree,
+    )
+    return Grown(tree, networks)
+
+
+def average_likelihood(recipe: Recipe, network: Node, source: Source, name: str) -> np.ndarray:
+    """ASL of a node over its training images, float64 [classes, classes].
+
+    The network itself stays as it is.
+    """
+    targets = source.targets.cpu().numpy()
+    asl = epochs.likelihood(recipe, name, targets, tuple(source.images.shape[2:]))
+    if asl.train:
+        network = copy.deepcopy(network)  # its running statistics will move
+    scores, truth = evaluate(
+        recipe, asl.policy, asl.train, network, source, asl.batches, asl.draws, asl.seed
+    )
+    return grouping.average_softmax(metrics.softmax(scores), truth)
+
+
+def as_images(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 [N, H, W, C] to a tensor [N, C, H, W] of its own memory, in that order."""
+    return torch.tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), device=device)

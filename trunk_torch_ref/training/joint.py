@@ -1,0 +1,187 @@
+"""Training all nodes of a grown tree together, with gradients through their ancestors."""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from data.images.splits import Splits
+from data.recipes.recipe import Phase, Recipe
+from data.training import epochs
+from data.training import joint as plans
+from data.training.epochs import Pass, Position, metrics_row
+from data.training.joint import Layout
+from data.tree import metrics
+from data.tree.hierarchy import Path, Tree
+from trunk_torch_ref.inference import route
+from trunk_torch_ref.network.augment import prepare
+from trunk_torch_ref.network.network import location, seeded
+from trunk_torch_ref.nodes import Node
+from trunk_torch_ref.training.objective import each_step, loss, optimizer, scheduler
+
+
+@dataclass(frozen=True)
+class State:
+    """What training changes, in place; `networks` by node name."""
+
+    networks: nn.ModuleDict
+    optimizer: Optimizer
+    scheduler: LRScheduler
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it as plain values and tensors."""
+        return {name: getattr(self, name).state_dict() for name in vars(self)}
+
+    def load_state_dict(self, values: dict[str, Any]) -> None:
+        """Overwrite it with `state_dict`'s values."""
+        for name in vars(self):
+            getattr(self, name).load_state_dict(values[name])
+
+
+def objective(
+    recipe: Recipe,
+    phase: Phase,
+    layout: Layout,
+    networks: nn.ModuleDict,
+    x: Tensor,
+    labels: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """(loss, number of images that no node on their true path gets wrong).
+
+    The loss of an image is the sum of the losses of the nodes on its true path: with cross
+    entropy, minus the log-probability of that path. `x`: [B, C, H, W]; `labels`: int64 [B],
+    in the order of `layout`.
+    """
+    total, seen = x.new_zeros(()), []
+    right = torch.ones(len(labels), dtype=torch.bool, device=x.device)
+    for share in layout.shares:
+        if share.parent >= 0:
+            above = layout.shares[share.parent]
+            x = seen[share.parent][share.start - above.start : share.stop - above.start]
+        features, scores = networks[share.name](x)
+        seen.append(features)
+        mine = slice(share.start, share.stop)
+        targets = torch.tensor(share.targets, device=x.device)[labels[mine]]
+        mean = loss(scores, targets, recipe.loss, phase.label_smoothing)
+        total = total + mean * (len(targets) / layout.width)
+        right[mine] &= scores.argmax(1) == targets
+    return total, right.sum()
+
+
+def train_step(
+    recipe: Recipe, phase: Phase, layout: Layout, state: State, x: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One step on one batch, in place: (loss, number of right answers), without gradients."""
+    state.networks.train()
+    state.optimizer.zero_grad()
+    lower = phase.precision == "bfloat16"
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=lower):
+        value, right = objective(recipe, phase, layout, state.networks, x, labels)
+    value.backward()
+    state.optimizer.step()
+    if each_step(phase):
+        state.scheduler.step()
+    return value.detach(), right
+
+
+def fit_tree(
+    recipe: Recipe,
+    phase: Phase,
+    stage: str,
+    tree: Tree,
+    networks: dict[Path, Node],
+    images: Tensor,
+    splits: Splits,
+    *,
+    restore: Callable[[State, nn.Module], Position | None],
+    save: Callable[[State, nn.Module, Position, bool], None],
+    report: Callable[..., None],
+) -> dict[Path, Node]:
+    """Train all networks of a tree together, in place, and return those of the best epoch.
+
+    An epoch is chosen by the tree's accuracy on the validation images, each following its
+    own decisions to a leaf. `images`: the training images, uint8 [N, C, H, W]. `restore`,
+    `save`, `report`: as in `training.fit.fit`; the validation loss is not taken (NaN),
+    since it belongs to true paths, not to these.
+    """
+    names = {tree.names[node]: node for node in networks}
+    modules = nn.ModuleDict({name: networks[node] for name, node in names.items()})
+    # the layout in which PyTorch's CPU convolutions are fast
+    modules = modules.to(memory_format=torch.channels_last)
+    labels = splits.train.labels
+    layout = plans.layout(tree, labels, recipe.batch_size, recipe.balanced)
+    steps = max(1, len(labels) // layout.width)
+
+    moments = optimizer(phase, modules.parameters())
+    state = State(modules, moments, scheduler(phase, moments, steps))
+    best = copy.deepcopy(modules)
+    position = restore(state, best) or Position()
+    for epoch in range(position.epoch + 1, phase.epochs + 1):
+        began = time.perf_counter()
+        rate = state.scheduler.get_last_lr()[0]
+        batches = plans.batches(recipe, stage, epoch, tree, layout, labels)
+        run = epochs.training(recipe, stage, epoch, batches, len(labels), tuple(images.shape[2:]))
+        tell = partial(report, epoch=epoch, epochs=phase.epochs)
+        total, right = _train_epoch(recipe, phase, layout, state, images, labels, run, tell)
+        accuracy = _accuracy(recipe, tree, _by_path(modules, names), splits)
+        position = position.after(accuracy, recipe.ties)
+        if position.improved:
+            best = copy.deepcopy(modules)
+        if not each_step(phase):
+            state.scheduler.step()
+        seconds = time.perf_counter() - began
+        row = metrics_row(
+            epoch, rate, (total, right, batches.images), (accuracy, float("nan")), seconds
+        )
+        tell(share=1.0, row=row)
+        save(state, best, position, epoch == phase.epochs)
+    best = best.to(memory_format=torch.contiguous_format)
+    return _by_path(best.eval(), names)
+
+
+def _by_path(modules: nn.ModuleDict, names: dict[str, Path]) -> dict[Path, Node]:
+    return {names[name]: module for name, module in modules.items()}
+
+
+def _train_epoch(
+    recipe: Recipe,
+    phase: Phase,
+    layout: Layout,
+    state: State,
+    images: Tensor,
+    labels: np.ndarray,
+    run: Pass,
+    report: Callable[..., None],
+) -> tuple[float, int]:
+    """A training pass: (sum of loss times images, right answers)."""
+    device, dtype = location(state.networks)
+    total, right = 0.0, 0
+    with seeded(run.seed):
+        for step, index in enumerate(run.batches.index, 1):
+            mine = {
+                name: torch.tensor(values[index], device=device)
+                for name, values in run.draws.items()
+            }
+            rows = images[torch.tensor(index, dtype=torch.int64, device=device)]
+            x = prepare(rows, mine, run.policy, recipe.mean, recipe.std, dtype)
+            x = x.contiguous(memory_format=torch.channels_last)
+            truth = torch.tensor(labels[index], dtype=torch.int64, device=device)
+            value, correct = train_step(recipe, phase, layout, state, x, truth)
+            total += value.item() * len(index)
+            right += int(correct)
+            report(share=step / len(run.batches.index))
+    return total, right
+
+
+def _accuracy(recipe: Recipe, tree: Tree, networks: dict[Path, Node], splits: Splits) -> float:
+    """The share of validation images that reach their own leaf, as the recipe counts them."""
+    found = route.predict(recipe, tree, networks, splits.validation.images).labels
+    return metrics.accuracy(splits.validation.labels, found, recipe.balanced)
