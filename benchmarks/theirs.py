@@ -28,8 +28,9 @@ from data.recipes.recipe import Recipe
 from data.tree import hierarchy
 from data.tree.hierarchy import ROOT
 from trunk_torch_ref import nodes
-from trunk_torch_ref.framework import channel_first, load_networks, where
 from trunk_torch_ref.inference import route
+from trunk_torch_ref.inference.load import channel_first, load_networks
+from trunk_torch_ref.machine.devices import where
 from trunk_torch_ref.network.augment import prepare as prepare_images
 from trunk_torch_ref.network.network import seeded
 from trunk_torch_ref.training import objective

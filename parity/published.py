@@ -32,8 +32,8 @@ from data.run.options import Parser
 from data.tree import grouping, hierarchy
 from data.tree.hierarchy import ROOT, Groups, Tree
 from data.tree.hierarchy import Path as NodePath
-from parity.convert import to_jax
 from parity.pairs import published_files
+from parity.pairs.conversion import to_jax
 from parity.pairs.published_files import Layout
 from trunk_torch_ref import framework as run
 from trunk_torch_ref.network.exchange import from_state_dict

@@ -11,8 +11,9 @@ from data.images import datasets
 from data.images.cache import cache_root
 from data.run import runfolder
 from data.tree import hierarchy
-from trunk_jax.framework import load_networks, predict
+from trunk_jax.framework import predict
 from trunk_jax.inference import aot as ahead
+from trunk_jax.inference.load import load_networks
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints" / "svhn-efficient"
 

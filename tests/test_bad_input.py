@@ -45,7 +45,7 @@ from data.run.options import train_options
 from data.training.epochs import Position
 from data.tree import grouping
 from parity.pairs import published_files
-from trunk_torch_ref import framework as torch_run
+from trunk_torch_ref.inference.load import load_networks
 
 ROOT = Path(__file__).parents[1]
 LONGEST_S = 20.0  # of the processor: a machine may be busy with other things
@@ -243,7 +243,7 @@ def load(run):
     """What evaluate, predict and the others read of a run before they compute."""
     chosen, tree = runfolder.read_recipe(run), runfolder.read_tree(run)
     shape = datasets.spec(chosen.dataset).image_shape
-    torch_run.load_networks(run, chosen, tree, shape)
+    load_networks(run, chosen, tree, shape)
 
 
 def resume(run):
@@ -443,7 +443,7 @@ def safetensors_of(header, body=b""):
 
 
 def test_weights(run, monkeypatch):
-    from trunk_jax import framework as jax_run
+    from trunk_jax.inference import load as jax_load
 
     file = run / "weights" / "root.safetensors"
     good = file.read_bytes()
@@ -489,7 +489,7 @@ def test_weights(run, monkeypatch):
     chosen, tree = runfolder.read_recipe(run), runfolder.read_tree(run)
     for content in contents[:19]:  # JAX has its own reading of what fits
         file.write_bytes(content)
-        action = lambda: jax_run.load_networks(run, chosen, tree, (8, 8, 1))  # noqa: E731
+        action = lambda: jax_load.load_networks(run, chosen, tree, (8, 8, 1))  # noqa: E731
         assert attempt("safetensors", b"jax" + content, action)
 
 

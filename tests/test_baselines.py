@@ -29,8 +29,8 @@ from trunk_jax.layers.basic import EVAL, Mode
 from trunk_jax.network import exchange
 from trunk_jax.network.network import apply, cost, split
 from trunk_torch_ref import baselines as torch_baselines
+from trunk_torch_ref.measure.costs import cost as torch_cost
 from trunk_torch_ref.network.exchange import from_state_dict as torch_from_state_dict
-from trunk_torch_ref.network.network import cost as torch_cost
 
 # Parameters of the public models; tensors in their state_dicts; some keys with their shapes.
 PUBLIC = {

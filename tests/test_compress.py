@@ -16,7 +16,7 @@ from data.run import lowpower as background
 from data.run import runfolder
 from data.run.compression import Compression, check
 from parity.checks.lowpower import check_background
-from parity.convert import convert_run, to_torch
+from parity.pairs.conversion import convert_run, to_torch
 from trunk_jax import compress, evaluate, lowpower, nodes, train
 from trunk_jax.layers.basic import Conv, Linear
 from trunk_jax.network.exchange import from_state_dict, to_state_dict

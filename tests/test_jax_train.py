@@ -27,6 +27,7 @@ from data.training.epochs import Position
 from data.tree import hierarchy
 from trunk_jax import evaluate, nodes, train
 from trunk_jax import framework as run
+from trunk_jax.inference.load import load_networks
 from trunk_jax.network.exchange import to_state_dict
 from trunk_jax.network.network import split
 from trunk_jax.training import fit, grow, objective
@@ -224,7 +225,7 @@ def test_the_groups_are_those_of_the_asl(finished):
 
 def test_weights_on_disk_are_those_of_the_networks(finished):
     chosen, tree = runfolder.read_recipe(finished), runfolder.read_tree(finished)
-    networks = run.load_networks(finished, chosen, tree, datasets.spec("digits").image_shape)
+    networks = load_networks(finished, chosen, tree, datasets.spec("digits").image_shape)
     for node, network in networks.items():
         stored = runfolder.read_weights(finished, tree.names[node])
         again = to_state_dict(network)

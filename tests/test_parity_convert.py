@@ -21,7 +21,8 @@ import trunk_torch_ref.train
 from data.base.errors import UserError, run_command
 from data.run import runfolder
 from parity.checks.baselines import SMALL, build
-from parity.convert import convert_run, main, to_jax, to_torch
+from parity.convert import main
+from parity.pairs.conversion import convert_run, to_jax, to_torch
 from trunk_jax.baselines import layers as own
 from trunk_jax.layers import basic as layers
 from trunk_jax.network.network import Network, apply, merge, split

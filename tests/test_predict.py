@@ -183,7 +183,7 @@ def test_orbax_holds_the_same_arrays(run, tmp_path):
     import orbax.checkpoint as ocp
 
     from trunk_jax import export
-    from trunk_jax.framework import load_networks
+    from trunk_jax.inference.load import load_networks
 
     folder = tmp_path / "handed-on"
     export.main([str(run), str(folder)])

@@ -12,7 +12,7 @@ from trunk_jax import nodes
 from trunk_jax.network import exchange
 from trunk_jax.network.network import cost, feature_shape, split
 from trunk_torch_ref import nodes as torch_nodes
-from trunk_torch_ref.network.network import cost as torch_cost
+from trunk_torch_ref.measure.costs import cost as torch_cost
 
 DATASETS = ("cifar10", "svhn", "emnist", "digits")
 

@@ -21,13 +21,14 @@ from data.images.splits import split
 from data.recipes import recipe
 from data.recipes.recipe import Phase
 from data.run import runfolder
-from data.training import train as training
 from data.training.batches import plan
 from data.training.epochs import Position
+from data.training.train import train as training
 from data.tree import hierarchy
 from trunk_torch_ref import evaluate, nodes, train
-from trunk_torch_ref import framework as run
 from trunk_torch_ref.inference import route
+from trunk_torch_ref.inference.load import load_networks
+from trunk_torch_ref.measure import costs
 from trunk_torch_ref.network import network
 from trunk_torch_ref.network.exchange import from_state_dict, to_state_dict
 from trunk_torch_ref.training import fit, grow, objective
@@ -69,7 +70,7 @@ def test_published_nodes_have_the_published_costs(
     dataset, backbone, name, shape, outputs, parameters, millions, features
 ):
     node = nodes.build(dataset, backbone, name, shape, outputs, faults=("pointwise_padding",))
-    cost = network.cost(node, shape)
+    cost = costs.cost(node, shape)
     assert cost["parameters"] == parameters
     assert round(cost["multiply_adds"] / 1e6, 1) == millions
     assert network.feature_shape(node, shape) == features
@@ -456,7 +457,7 @@ def test_evaluate_reproduces_the_summary(finished, tmp_path, part):
 
 def test_weights_on_disk_are_those_of_the_networks(finished):
     chosen, tree = runfolder.read_recipe(finished), runfolder.read_tree(finished)
-    networks = run.load_networks(finished, chosen, tree, datasets.spec("digits").image_shape)
+    networks = load_networks(finished, chosen, tree, datasets.spec("digits").image_shape)
     for node, loaded in networks.items():
         stored = runfolder.read_weights(finished, tree.names[node])
         again = to_state_dict(loaded)

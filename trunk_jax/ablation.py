@@ -114,8 +114,8 @@ def row_of(volatility: float, summary: dict[str, Any]) -> dict[str, Any]:
 
 def grow_tree(options: TrainOptions, others: list[Path]) -> dict[str, Any]:
     """Train one tree, or find it finished; `others` are finished ones. Its summary."""
-    from data.training import train
     from data.training.sharing import share
+    from data.training.train import train
     from trunk_jax.framework import FRAMEWORK
 
     def grow(recipe: Any, splits: Any, classes: int, folder: Path, report: Any) -> Any:

@@ -26,6 +26,7 @@ from data.tree.hierarchy import ROOT, Tree
 from data.tree.metrics import path_costs
 from trunk_jax import framework as run
 from trunk_jax.baselines import start
+from trunk_jax.inference.load import load_networks
 from trunk_jax.inference.single import compile_single
 from trunk_jax.measure import comparison
 from trunk_jax.measure.comparison import Row
@@ -75,7 +76,7 @@ def measure(
 def from_run(folder: Path, images: np.ndarray, labels: np.ndarray) -> Row:
     """A finished run: its accuracy on test as it recorded it, its costs measured now."""
     recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
-    networks = run.load_networks(folder, recipe, tree, images.shape[1:])
+    networks = load_networks(folder, recipe, tree, images.shape[1:])
     summary = results.read_summary(folder)
     return measure(
         recipe, tree, networks, images, labels,

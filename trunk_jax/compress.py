@@ -19,20 +19,20 @@ from data.run import compression, results, runfolder
 from data.run.compression import Compression
 from data.run.options import Parser
 from data.tree import hierarchy
+from trunk_jax.inference.load import load_networks
 
 _CARRIED = ("tree.json", "metrics.jsonl", "asl/*.json")
 
 
 def smaller_weights(folder: Path, recipe: Recipe, how: Compression) -> dict[str, Any]:
     """The compressed state_dict of each node, by name."""
-    from trunk_jax import framework as run
     from trunk_jax.measure.costs import input_shapes
     from trunk_jax.network.exchange import to_state_dict
     from trunk_jax.shrink import prune
     from trunk_jax.shrink.quantized import quantize
 
     tree, shape = runfolder.read_tree(folder), datasets.spec(recipe.dataset).image_shape
-    networks = run.load_networks(folder, recipe, tree, shape)
+    networks = load_networks(folder, recipe, tree, shape)
     shapes = input_shapes(tree, networks, shape)
     result = {}
     for node, network in networks.items():

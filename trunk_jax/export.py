@@ -29,8 +29,8 @@ def export(run: Path, folder: Path, data_dir: str | None) -> None:
     test = split(dataset, recipe.protocol, recipe.seed, recipe.limit).test
     import orbax.checkpoint as ocp  # after what can be a user's mistake: they take seconds to load
 
-    from trunk_jax.framework import load_networks
     from trunk_jax.inference import route
+    from trunk_jax.inference.load import load_networks
 
     networks = load_networks(run, recipe, tree, dataset.spec.image_shape)
     found = route.predict(recipe, tree, networks, test.images)

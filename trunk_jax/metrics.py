@@ -20,6 +20,7 @@ from data.run import runfolder
 from data.run.options import Parser
 from data.tree import attrition, hierarchy
 from data.tree.grouping import membership
+from trunk_jax.inference.load import load_networks
 from trunk_jax.pictures import style
 from trunk_jax.pictures.run import asl_pictures
 
@@ -84,7 +85,7 @@ def measure(
 
     tree, test = runfolder.read_tree(folder), splits.test
     shape, names = dataset.spec.image_shape, dataset.spec.class_names
-    networks = run.load_networks(folder, recipe, tree, shape)
+    networks = load_networks(folder, recipe, tree, shape)
     predicted = route.predict(recipe, tree, networks, test.images).labels
     of = costs.node_costs(tree, networks, shape, folder)
     lost = attrition.by_node(tree, test.labels, predicted)

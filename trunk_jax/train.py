@@ -7,7 +7,7 @@ from functools import partial
 from data.base.errors import run_command
 from data.images import datasets
 from data.run.options import train_options
-from data.training import train
+from data.training.train import train
 
 
 def main(arguments: list[str] | None = None) -> None:

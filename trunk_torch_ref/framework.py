@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,32 +10,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.base.errors import UserError
 from data.images.augmentation import Augmentation
 from data.images.splits import Splits
 from data.recipes.recipe import Recipe
-from data.run import compression, runfolder
-from data.run.compression import Compression
 from data.training.framework import Framework, Grown, Predictions
 from data.tree import hierarchy
 from data.tree.hierarchy import Path as NodePath
 from data.tree.hierarchy import Tree
-from trunk_torch_ref import nodes
 from trunk_torch_ref.baselines import qat
-from trunk_torch_ref.baselines import start as baselines
 from trunk_torch_ref.inference import route
+from trunk_torch_ref.inference.load import channel_first, load_networks
+from trunk_torch_ref.machine.devices import where
+from trunk_torch_ref.measure.costs import cost
 from trunk_torch_ref.network.augment import prepare
-from trunk_torch_ref.network.exchange import from_state_dict
-from trunk_torch_ref.network.network import cost, feature_shape, initial
+from trunk_torch_ref.network.network import feature_shape
 from trunk_torch_ref.nodes import Node
-from trunk_torch_ref.shrink.prune import resized
-from trunk_torch_ref.shrink.quantized import quantize
 from trunk_torch_ref.training import grow
-
-
-def where() -> torch.device:
-    """The device to compute on: the first GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def device() -> dict[str, Any]:
@@ -66,62 +56,6 @@ def exact() -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic)
         for backend, precision in zip(backends, before, strict=True):
             backend.fp32_precision = precision
-
-
-def channel_first(image_shape: tuple[int, int, int]) -> nodes.Shape:
-    """(height, width, channels) as datasets state it to (channels, height, width)."""
-    height, width, channels = image_shape
-    return channels, height, width
-
-
-def load_networks(
-    folder: Path, recipe: Recipe, tree: Tree, image_shape: tuple[int, int, int]
-) -> dict[NodePath, Node]:
-    """The network of every node of a run, from `weights/`. UserError if any does not fit.
-
-    `image_shape`: height, width and channels.
-    """
-    networks: dict[NodePath, Node] = {}
-    how = compression.read(folder)
-    shapes = {hierarchy.ROOT: channel_first(image_shape)}
-    for node in hierarchy.nodes(tree):
-        name = tree.names[node]
-        if node != hierarchy.ROOT:
-            shapes[node] = feature_shape(networks[node[:-1]], shapes[node[:-1]])
-        template = _template(recipe, name, shapes[node], hierarchy.width(tree, node))
-        weights = runfolder.read_weights(folder, name)
-        try:
-            template = compressed(template, how, shapes[node], weights)
-            loaded = from_state_dict(template, weights)
-        except UserError as error:
-            raise UserError(f"{name} of {folder}: {error}") from None
-        networks[node] = loaded.to(where()).eval()
-    return networks
-
-
-def compressed(
-    network: Node,
-    how: Compression | None,
-    in_shape: nodes.Shape,
-    weights: Mapping[str, np.ndarray],
-) -> Node:
-    """The network as a compressed run has it, still with values of its own.
-
-    UserError if pruned layers do not fit together.
-    """
-    if how is None:
-        return network
-    if how.method == "int8":
-        return quantize(network)
-    return initial(lambda: resized(network, in_shape, weights), seed=0)
-
-
-def _template(recipe: Recipe, name: str, shape: nodes.Shape, outputs: int) -> Node:
-    """A node's network, whose weights are about to be set."""
-    if recipe.monolith is not None:
-        return baselines.empty(recipe, shape, outputs)
-    where = (recipe.dataset, recipe.backbone, name)
-    return initial(lambda: nodes.build(*where, shape, outputs, faults=recipe.faults), seed=0)
 
 
 def predict(

@@ -15,9 +15,12 @@ def main(arguments: list[str] | None = None) -> None:
     import torch
     from torch import nn
 
-    from trunk_torch_ref.framework import channel_first, device, where
+    from trunk_torch_ref.framework import device
+    from trunk_torch_ref.inference.load import channel_first
+    from trunk_torch_ref.machine.devices import where
+    from trunk_torch_ref.measure.costs import cost
     from trunk_torch_ref.network.exchange import to_state_dict
-    from trunk_torch_ref.network.network import cost, seeded
+    from trunk_torch_ref.network.network import seeded
     from trunk_torch_ref.shrink.lowpower import base, compressed, forms
 
     def structure(module: nn.Module, x: torch.Tensor) -> list[str]:

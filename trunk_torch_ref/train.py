@@ -4,7 +4,7 @@ import sys
 
 from data.base.errors import run_command
 from data.run.options import train_options
-from data.training import train
+from data.training.train import train
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -3,8 +3,8 @@
 What happens to an image is decided here; `trunk_jax.network.augment` and
 `trunk_torch_ref.network.augment` each carry it out. Values are whole numbers wherever a result is
 a whole number, so that both arrive at the same pixels without depending on anybody's rounding. The
-operations are those of torchvision on uint8 tensors, in exact arithmetic: torchvision's float32 comes out
-one level lower on a few pixels (under 1 % at magnitude 8) whose exact value is whole.
+operations are those of torchvision on uint8 tensors, in exact arithmetic: torchvision's float32
+comes out one level lower on a few pixels (under 1 % at magnitude 8) whose exact value is whole.
 """
 
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ from data.recipes.baselines.architectures import ARCHITECTURES, Architecture
 from data.recipes.baselines.pruning import narrowed
 from parity.checks.nodes import check_trial, trial
 from parity.checks.tolerance import Check
-from parity.convert import to_torch
+from parity.pairs.conversion import to_torch
 from parity.pairs.passes import Pair
 from trunk_jax import baselines as ours
 from trunk_jax.baselines import layers as own

@@ -31,8 +31,8 @@ def check_checkpoint(folder: Path, data_dir: str | None) -> list[Check]:
             "holds both frameworks against PyTorch's own"
         )
     shape = datasets.spec(recipe.dataset).image_shape
-    ours = trunk_jax.framework.load_networks(folder, recipe, tree, shape)
-    theirs = trunk_torch_ref.framework.load_networks(folder, recipe, tree, shape)
+    ours = trunk_jax.inference.load.load_networks(folder, recipe, tree, shape)
+    theirs = trunk_torch_ref.inference.load.load_networks(folder, recipe, tree, shape)
     dataset = datasets.load_of_run(folder, recipe.dataset, data_dir)
     test = split(dataset, recipe.protocol, recipe.seed, recipe.limit).test
     checks = []

@@ -32,13 +32,13 @@ from parity.checks import optimisers, training
 from parity.checks.nodes import check_in_float32, check_in_float64
 from parity.checks.routing import check_routing
 from parity.checks.tolerance import Check
-from parity.convert import to_torch
 from parity.pairs import passes
+from parity.pairs.conversion import to_torch
 from parity.pairs.families import FAMILIES, Family, build
 from trunk_jax.layers import basic as layers
 from trunk_jax.layers import conv
 from trunk_jax.layers.conv import general
-from trunk_jax.network import exchange, network
+from trunk_jax.network import network
 from trunk_jax.nodes import mobilenet
 from trunk_jax.training import fit, grow, objective
 from trunk_torch_ref.training import grow as torch_grow
@@ -140,9 +140,8 @@ def _replace(target: Any, name: str, value: Any) -> Callable[[], Any]:
 
 
 def _layout(layer: type, key: str, axes: tuple[int, ...]) -> Callable[[], Any]:
-    ours, _ = exchange.LAYOUTS[layer][key]
-    table = exchange.LAYOUTS | {layer: exchange.LAYOUTS[layer] | {key: (ours, axes)}}
-    return _replace(exchange, "LAYOUTS", table)
+    ours, _ = layer.LAYOUT[key]
+    return _replace(layer, "LAYOUT", layer.LAYOUT | {key: (ours, axes)})
 
 
 def _default(layer: type, **settings: float) -> Callable[[], Any]:

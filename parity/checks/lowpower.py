@@ -19,7 +19,7 @@ from data.base.streams import stream
 from data.run import lowpower as background
 from parity.checks import tolerance as compare
 from parity.checks.tolerance import Check
-from parity.convert import to_torch
+from parity.pairs.conversion import to_torch
 
 IMAGES = 8
 
@@ -72,7 +72,7 @@ def _same_costs(
 ) -> list[Check]:
     height, width, channels = background.IMAGE
     left = trunk_jax.network.network.cost(network, background.IMAGE)
-    right = trunk_torch_ref.network.network.cost(module, (channels, height, width))
+    right = trunk_torch_ref.measure.costs.cost(module, (channels, height, width))
     return [compare.equal(name, key, left[key], right[key]) for key in left]
 
 

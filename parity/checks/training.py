@@ -23,7 +23,7 @@ from parity.checks import tolerance as compare
 from parity.checks.nodes import inputs
 from parity.checks.routing import check_routing
 from parity.checks.tolerance import Check
-from parity.convert import to_torch
+from parity.pairs.conversion import to_torch
 from parity.pairs.families import Family, build
 from parity.pairs.passes import DTYPES, Pair, by_stream, cast, recorded_masks
 from trunk_jax.layers.basic import Mode

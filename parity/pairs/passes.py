@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from flax import nnx
 
-from parity.convert import to_torch
+from parity.pairs.conversion import to_torch
 from trunk_jax.layers import basic as layers
 from trunk_jax.network import exchange
 from trunk_jax.network.network import Network, apply, merge, split

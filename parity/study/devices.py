@@ -16,7 +16,7 @@ from data.recipes import recipe
 from data.recipes.recipe import Recipe
 from data.tree import hierarchy
 from parity.checks import modes
-from parity.convert import to_jax
+from parity.pairs.conversion import to_jax
 from parity.pairs.passes import DEVICE, Pair
 from parity.study.independent import UNSPLIT
 from parity.study.trace import digits

@@ -12,9 +12,10 @@ where `band` is the largest difference that any control showed in that tensor up
 `K` is 100, as in `parity.checks.training`. Flipped bits are rounding errors made once, in the
 weights; another framework rounds every operation differently, in every step. The effects of n
 independent errors add up like a random walk, to the root of n times one: 100
-stands for 10,000 times as many. One flipped weight alone is too weak a control in float32, where the first steps of Adam turn
-rounding of gradients near zero into whole steps: with it alone, this rule called a difference of
-rounding (SVHN, mobilenet, 8.6e-4 against 6.9e-4 at step 2) one of the frameworks.
+stands for 10,000 times as many. One flipped weight alone is too weak a control in float32, where
+the first steps of Adam turn rounding of gradients near zero into whole steps: with it alone, this
+rule called a difference of rounding (SVHN, mobilenet, 8.6e-4 against 6.9e-4 at step 2) one of the
+frameworks.
 
 `floor` stands for the steps in which flipped bits have not yet reached a tensor: in float64
 what `parity.check` allows between the frameworks (1e-12 for values, 1e-10 for gradients and for

@@ -5,6 +5,7 @@ either.
 """
 
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,13 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from trunk_jax.layers.basic import Conv, Dropout, Layer, Linear, Mode
+from trunk_jax.layers.basic import Conv, Dropout, Layer, Layout, Linear, Mode
 
 
 class LayerNorm(Layer):
     """torch.nn.LayerNorm over the last axis."""
+
+    LAYOUT: ClassVar[Layout] = {"weight": ("scale", (0,)), "bias": ("bias", (0,))}
 
     def __init__(self, features: int, *, eps: float = 1e-6):
         self.scale = nnx.Param(jnp.ones(features, jnp.float32))
@@ -102,6 +105,8 @@ class Token(Layer):
     Not called; `value` is read.
     """
 
+    LAYOUT: ClassVar[Layout] = {"": ("value", (0, 1, 2))}
+
     def __init__(self, count: int, width: int):
         self.value = nnx.Param(jnp.zeros((1, count, width), jnp.float32))
 
@@ -109,12 +114,16 @@ class Token(Layer):
 class MaskToken(Layer):
     """The [1, d] that DINOv2's training puts in a masked patch's place; nothing here reads it."""
 
+    LAYOUT: ClassVar[Layout] = {"": ("value", (0, 1))}
+
     def __init__(self, width: int):
         self.value = nnx.Param(jnp.zeros((1, width), jnp.float32))
 
 
 class ChannelScale(Layer):
     """torchvision's layer scale: a learned factor a channel, [d, 1, 1] in PyTorch."""
+
+    LAYOUT: ClassVar[Layout] = {"": ("value", (2, 0, 1))}
 
     def __init__(self, channels: int, start: float = 1e-6):
         self.value = nnx.Param(jnp.full((1, 1, channels), start, jnp.float32))
@@ -125,6 +134,8 @@ class ChannelScale(Layer):
 
 class LayerScale(Layer):
     """DINOv2's layer scale: a learned factor a feature."""
+
+    LAYOUT: ClassVar[Layout] = {"gamma": ("gamma", (0,))}
 
     def __init__(self, features: int, start: float = 1.0):
         self.gamma = nnx.Param(jnp.full(features, start, jnp.float32))
@@ -160,6 +171,11 @@ class MultiHeadAttention(Layer):
 
     `kernel` [d, 3 d] and `bias` [3 d] are PyTorch's packed in_proj; `out_proj` is a Linear.
     """
+
+    LAYOUT: ClassVar[Layout] = {
+        "in_proj_weight": ("kernel", (1, 0)),
+        "in_proj_bias": ("bias", (0,)),
+    }
 
     def __init__(self, width: int, heads: int, *, rng: np.random.Generator | None):
         packed = Linear(width, 3 * width, rng=rng)

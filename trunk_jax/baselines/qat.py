@@ -8,6 +8,8 @@ rounded, and scaled back before the norm is applied.
 The layers are our own; whether a library's arithmetic could be made to match has not been tried.
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,9 +24,11 @@ from trunk_jax.baselines.resnet import EXPANSION
 from trunk_jax.layers.basic import (
     EVAL,
     BatchNorm,
+    Conv,
     Flatten,
     GlobalAvgPool,
     Layer,
+    Layout,
     Linear,
     Mode,
     Sequential,
@@ -39,6 +43,8 @@ EPS = float(np.finfo(np.float32).eps)
 class Observer(nnx.Module):
     """The range of what was seen; infinite, and turned around, before anything was."""
 
+    LAYOUT: ClassVar[Layout] = {name: (name, None) for name in ("min_val", "max_val", "eps")}
+
     def __init__(self, channels: int | None):
         shape = () if channels is None else (channels,)
         self.min_val = nnx.BatchStat(jnp.full(shape, jnp.inf, jnp.float32))
@@ -52,6 +58,11 @@ class FakeQuant(Layer):
     With `channels` per channel of the last axis and symmetric, int8; without per tensor,
     unsigned and of 7 bits.
     """
+
+    LAYOUT: ClassVar[Layout] = {
+        name: (name, (0,))
+        for name in ("scale", "zero_point", "fake_quant_enabled", "observer_enabled")
+    }
 
     def __init__(self, channels: int | None = None):
         count = channels or 1
@@ -123,6 +134,8 @@ def fake_quantise(x: Array, scale: Array, zero_point: Array, least: int, most: i
 
 class QuantConv(Layer):
     """A convolution with batch norm and, if asked for, ReLU, as torch.ao fuses them."""
+
+    LAYOUT: ClassVar[Layout] = {"weight": Conv.LAYOUT["weight"]}
 
     def __init__(
         self, channels: int, out: int, size: int, *, stride: int = 1, padding: int = 0, relu: bool

@@ -52,7 +52,7 @@ def load(run: Path) -> Callable[[np.ndarray], tuple[jax.Array, jax.Array, jax.Ar
 
 def _make(run: Path) -> bytes:
     """The exported program."""
-    from trunk_jax.framework import load_networks  # Flax takes a second to load
+    from trunk_jax.inference.load import load_networks  # Flax takes a second to load
     from trunk_jax.inference.single import program_of
 
     recipe, tree = runfolder.read_recipe(run), runfolder.read_tree(run)

@@ -1,8 +1,8 @@
 """Layers with PyTorch's semantics, as Flax NNX modules.
 
 Images are channel-last. Attribute paths of modules equal PyTorch's; leaf names are Flax's
-(`kernel`, `bias`, `scale`, `mean`, `var`), and `trunk_jax.network.exchange` knows, by layer type,
-what each is called and how it is laid out in a state_dict.
+(`kernel`, `bias`, `scale`, `mean`, `var`), and each class has its `LAYOUT`: what they are called
+in a state_dict, and how they are laid out there.
 
 Every layer is called as `layer(x, mode)`; what differs between training and inference is in
 `mode` alone, so a module is a pure function of its state, its input and its mode.
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -66,8 +67,18 @@ def record() -> Iterator[list[tuple["Layer", Array, Array]]]:
         _recorder.reset(token)
 
 
+# PyTorch's name -> (our name, axes that turn our layout into PyTorch's). An empty name is a
+# parameter that PyTorch keeps under the module's own path; no axes mean as they are.
+Layout = dict[str, tuple[str, tuple[int, ...] | None]]
+
+
 class Layer(nnx.Module):
-    """A single operation: subclasses define `apply(x, mode)`."""
+    """A single operation: subclasses define `apply(x, mode)`.
+
+    `LAYOUT`: where a state_dict has the layer's arrays.
+    """
+
+    LAYOUT: ClassVar[Layout] = {}
 
     def __call__(self, x: Array, mode: Mode = EVAL) -> Array:
         y = self.apply(x, mode)
@@ -115,6 +126,8 @@ def _wide(x: Array) -> Array:
 class Conv(Layer):
     """torch.nn.Conv2d with a square kernel; kernel [k, k, in / groups, out], bias [out]."""
 
+    LAYOUT: ClassVar[Layout] = {"weight": ("kernel", (3, 2, 0, 1)), "bias": ("bias", (0,))}
+
     def __init__(
         self,
         in_channels: int,
@@ -144,6 +157,8 @@ class Conv(Layer):
 class Linear(Layer):
     """torch.nn.Linear; kernel [in, out], bias [out]."""
 
+    LAYOUT: ClassVar[Layout] = {"weight": ("kernel", (1, 0)), "bias": ("bias", (0,))}
+
     def __init__(self, in_features: int, out_features: int, *, rng: np.random.Generator | None):
         self.kernel = nnx.Param(_uniform(rng, (in_features, out_features), in_features))
         self.bias = nnx.Param(_uniform(rng, (out_features,), in_features))
@@ -162,6 +177,14 @@ class BatchNorm(Layer):
     `momentum` is the weight of the new value (PyTorch's sense). `count` is PyTorch's
     num_batches_tracked.
     """
+
+    LAYOUT: ClassVar[Layout] = {
+        "weight": ("scale", (0,)),
+        "bias": ("bias", (0,)),
+        "running_mean": ("mean", (0,)),
+        "running_var": ("var", (0,)),
+        "num_batches_tracked": ("count", ()),
+    }
 
     def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1):
         self.scale = nnx.Param(jnp.ones(channels, jnp.float32))

@@ -1,7 +1,7 @@
 """Weights as a PyTorch state_dict in NumPy: the form in which both frameworks read and write them.
 
-Driven by layer type: module paths equal PyTorch's, so this table of what each kind of layer
-calls its arrays, and how it lays them out, serves every model.
+Driven by layer type: module paths equal PyTorch's, and each layer class has a `LAYOUT`, which says
+what PyTorch calls its arrays and how it lays them out. No model needs a table of its own.
 """
 
 from collections.abc import Mapping
@@ -12,65 +12,23 @@ import numpy as np
 from flax import nnx
 
 from data.base.weights import check_fit
-from trunk_jax.baselines.layers import (
-    ChannelScale,
-    LayerNorm,
-    LayerScale,
-    MaskToken,
-    MultiHeadAttention,
-    PatchConv,
-    Token,
-)
-from trunk_jax.baselines.qat import FakeQuant, Observer, QuantConv, QuantLinear
-from trunk_jax.layers.basic import BatchNorm, Conv, Linear
+from trunk_jax.layers.basic import Layout
 from trunk_jax.network.network import Network, merge, split
-from trunk_jax.shrink.quantized import QuantizedConv, QuantizedLinear
 
-# layer type -> PyTorch's name -> (our name, axes that turn our layout into PyTorch's); an empty
-# name is a parameter that PyTorch keeps under the module's own path, no axes mean as they are
-LAYOUTS: dict[type, dict[str, tuple[str, tuple[int, ...] | None]]] = {
-    Conv: {"weight": ("kernel", (3, 2, 0, 1)), "bias": ("bias", (0,))},
-    Linear: {"weight": ("kernel", (1, 0)), "bias": ("bias", (0,))},
-    QuantizedConv: {
-        "weight": ("kernel", (3, 2, 0, 1)),
-        "scale": ("scale", (0,)),
-        "bias": ("bias", (0,)),
-    },
-    QuantizedLinear: {
-        "weight": ("kernel", (1, 0)),
-        "scale": ("scale", (0,)),
-        "bias": ("bias", (0,)),
-    },
-    BatchNorm: {
-        "weight": ("scale", (0,)),
-        "bias": ("bias", (0,)),
-        "running_mean": ("mean", (0,)),
-        "running_var": ("var", (0,)),
-        "num_batches_tracked": ("count", ()),
-    },
-    LayerNorm: {"weight": ("scale", (0,)), "bias": ("bias", (0,))},
-    MultiHeadAttention: {"in_proj_weight": ("kernel", (1, 0)), "in_proj_bias": ("bias", (0,))},
-    LayerScale: {"gamma": ("gamma", (0,))},
-    ChannelScale: {"": ("value", (2, 0, 1))},
-    Token: {"": ("value", (0, 1, 2))},
-    MaskToken: {"": ("value", (0, 1))},
-}
-LAYOUTS[PatchConv] = LAYOUTS[Conv]
-LAYOUTS[QuantConv] = {"weight": LAYOUTS[Conv]["weight"]}
-LAYOUTS[QuantLinear] = LAYOUTS[Linear]
-LAYOUTS[FakeQuant] = {
-    name: (name, (0,)) for name in ("scale", "zero_point", "fake_quant_enabled", "observer_enabled")
-}
-LAYOUTS[Observer] = {name: (name, None) for name in ("min_val", "max_val", "eps")}
 # PyTorch's type where it is not ours
 _INT64 = ("num_batches_tracked", "fake_quant_enabled", "observer_enabled")
+
+
+def layout(layer: nnx.Module) -> Layout:
+    """Where a state_dict has the arrays that the layer itself holds; nothing for a container."""
+    return getattr(type(layer), "LAYOUT", {})
 
 
 def _entries(module: nnx.Module) -> list[tuple[str, nnx.Variable, tuple[int, ...]]]:
     """(state_dict key, variable, axes) of every array in a module."""
     entries, covered = [], 0
     for path, layer in nnx.iter_modules(module):
-        for theirs, (ours, axes) in LAYOUTS.get(type(layer), {}).items():
+        for theirs, (ours, axes) in layout(layer).items():
             variable = getattr(layer, ours)
             if variable is not None:
                 axes = tuple(range(variable.ndim)) if axes is None else axes
@@ -79,7 +37,7 @@ def _entries(module: nnx.Module) -> list[tuple[str, nnx.Variable, tuple[int, ...
                 covered += 1
     total = len(nnx.to_flat_state(nnx.state(module, (nnx.Param, nnx.BatchStat))))
     if covered != total:
-        raise TypeError(f"{total - covered} arrays belong to layers that LAYOUTS does not know")
+        raise TypeError(f"{total - covered} arrays belong to layers without a LAYOUT for them")
     return sorted(entries, key=lambda entry: entry[0])
 
 

@@ -33,7 +33,7 @@ from trunk_jax.layers.basic import (
     Relu6,
     record,
 )
-from trunk_jax.network.exchange import to_state_dict
+from trunk_jax.network.exchange import layout, to_state_dict
 from trunk_jax.network.network import Network, dtype_of, merge, split
 from trunk_jax.nodes import Shape
 
@@ -156,11 +156,9 @@ def resized(network: Network, in_shape: Shape, weights: Mapping[str, np.ndarray]
 
     UserError if those shapes do not fit together.
     """
-    from trunk_jax.network.exchange import LAYOUTS
-
     module = merge(network)
     for path, layer in nnx.iter_modules(module):
-        for theirs, (ours, axes) in LAYOUTS.get(type(layer), {}).items():
+        for theirs, (ours, axes) in layout(layer).items():
             array = weights.get(".".join(map(str, (*path, theirs))))
             variable = getattr(layer, ours)
             if array is not None and variable is not None and array.ndim == len(axes):

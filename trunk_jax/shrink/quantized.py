@@ -5,20 +5,22 @@ s[o] = max |w| / 127 over the channel. XLA's CPU backend has no fast code for in
 convert it, so on a CPU these layers are small rather than quick.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 from jaxtyping import Float, Int8
 
-from trunk_jax.layers.basic import Conv, Layer, Linear, Mode
+from trunk_jax.layers.basic import Conv, Layer, Layout, Linear, Mode
 from trunk_jax.layers.conv import conv
 from trunk_jax.network.network import Network, merge, split
 
 
 class QuantizedConv(Conv):
     """A convolution whose kernel is int8; it is computed in the type of its input."""
+
+    LAYOUT: ClassVar[Layout] = Conv.LAYOUT | {"scale": ("scale", (0,))}
 
     def __init__(self, layer: Conv):
         self.kernel, self.scale = _quantized(layer.kernel[...])
@@ -38,6 +40,8 @@ class QuantizedLinear(Linear):
     `dynamic`: its input is made int8 too, with one scale a row of the batch that is found
     anew in each call, and products are summed as whole numbers.
     """
+
+    LAYOUT: ClassVar[Layout] = Linear.LAYOUT | {"scale": ("scale", (0,))}
 
     def __init__(self, layer: Linear, dynamic: bool):
         self.kernel, self.scale = _quantized(layer.kernel[...])

@@ -6,9 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from trunk_torch_ref.baselines.layers import ScaledDotProduct, SelfAttention
 from trunk_torch_ref.nodes import Node, Shape
-from trunk_torch_ref.shrink.quantized import QuantizedConv2d, QuantizedLinear
 
 
 @contextmanager
@@ -40,42 +38,10 @@ def features(network: Node, x: Tensor) -> Tensor:
 
 def feature_shape(network: Node, in_shape: Shape) -> Shape:
     """Channels, height and width of what the children are given."""
-    return tuple(features(network, _image(network, in_shape)).shape[1:])
+    return tuple(features(network, blank(network, in_shape)).shape[1:])
 
 
-@torch.no_grad()
-def cost(network: Node, in_shape: Shape) -> dict[str, int]:
-    """Parameters, and multiply-adds for one image, of convolutions, linear layers and attention.
-
-    Counted from a pass: every layer's own output shape, padding included, as the published
-    figures are.
-    """
-    multiply_adds = 0
-
-    def count(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        nonlocal multiply_adds
-        if not isinstance(layer, attention):
-            multiply_adds += output.numel() * layer.weight[0].numel()
-        else:  # scores and weighted values; PyTorch's own attention has its projections inside
-            multiply_adds += 2 * output.numel() * output.shape[1]
-            if isinstance(layer, SelfAttention):
-                matrices = layer.in_proj_weight.numel() + layer.out_proj.weight.numel()
-                multiply_adds += output.shape[:2].numel() * matrices
-
-    attention = (SelfAttention, ScaledDotProduct)
-    kinds = (nn.Conv2d, nn.Linear, QuantizedConv2d, QuantizedLinear, *attention)
-    layers = [m for m in network.modules() if isinstance(m, kinds)]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    try:
-        network.eval()(_image(network, in_shape))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    parameters += sum(b.numel() for b in network.buffers() if b.dtype == torch.int8)
-    return {"parameters": parameters, "multiply_adds": multiply_adds}
-
-
-def _image(network: Node, shape: Shape) -> Tensor:
+def blank(network: Node, shape: Shape) -> Tensor:
+    """One image of zeros, [1, C, H, W], where and in what the network computes."""
     device, dtype = location(network)
     return torch.zeros(1, *shape, device=device, dtype=dtype)

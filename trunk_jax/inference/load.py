@@ -1,0 +1,66 @@
+"""A finished run's networks, read back from its folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from data.base.errors import UserError
+from data.recipes.recipe import Recipe
+from data.run import compression, runfolder
+from data.run.compression import Compression
+from data.tree import hierarchy
+from data.tree.hierarchy import Path as NodePath
+from data.tree.hierarchy import Tree
+from trunk_jax import nodes
+from trunk_jax.baselines import start as baselines
+from trunk_jax.network.exchange import from_state_dict
+from trunk_jax.network.network import Network, feature_shape, split
+from trunk_jax.shrink.prune import resized
+from trunk_jax.shrink.quantized import quantize
+
+
+def load_networks(
+    folder: Path, recipe: Recipe, tree: Tree, image_shape: nodes.Shape
+) -> dict[NodePath, Network]:
+    """The network of every node of a run, from `weights/`. UserError if any does not fit."""
+    networks: dict[NodePath, Network] = {}
+    how = compression.read(folder)
+    shapes = {hierarchy.ROOT: image_shape}
+    for node in hierarchy.nodes(tree):
+        name = tree.names[node]
+        if node != hierarchy.ROOT:
+            shapes[node] = feature_shape(networks[node[:-1]], shapes[node[:-1]])
+        weights = runfolder.read_weights(folder, name)
+        template = _template(recipe, name, shapes[node], hierarchy.width(tree, node))
+        try:
+            network = compressed(template, how, shapes[node], weights)
+            networks[node] = from_state_dict(network, weights)
+        except UserError as error:
+            raise UserError(f"{name} of {folder}: {error}") from None
+    return networks
+
+
+def compressed(
+    network: Network,
+    how: Compression | None,
+    in_shape: nodes.Shape,
+    weights: Mapping[str, np.ndarray],
+) -> Network:
+    """The network as a compressed run has it, still with values of its own.
+
+    UserError if pruned layers do not fit together.
+    """
+    if how is None:
+        return network
+    if how.method == "int8":
+        return quantize(network)
+    return resized(network, in_shape, weights)
+
+
+def _template(recipe: Recipe, name: str, shape: nodes.Shape, outputs: int) -> Network:
+    """A node's network, whose weights are about to be set."""
+    if recipe.monolith is not None:
+        return baselines.empty(recipe, shape, outputs)
+    where, rng = (recipe.dataset, recipe.backbone, name), np.random.default_rng(0)
+    return split(nodes.build(*where, shape, outputs, faults=recipe.faults, rng=rng))

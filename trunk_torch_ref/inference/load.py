@@ -1,0 +1,78 @@
+"""A finished run's networks, read back from its folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from data.base.errors import UserError
+from data.recipes.recipe import Recipe
+from data.run import compression, runfolder
+from data.run.compression import Compression
+from data.tree import hierarchy
+from data.tree.hierarchy import Path as NodePath
+from data.tree.hierarchy import Tree
+from trunk_torch_ref import nodes
+from trunk_torch_ref.baselines import start as baselines
+from trunk_torch_ref.machine.devices import where
+from trunk_torch_ref.network.exchange import from_state_dict
+from trunk_torch_ref.network.network import feature_shape, initial
+from trunk_torch_ref.nodes import Node
+from trunk_torch_ref.shrink.prune import resized
+from trunk_torch_ref.shrink.quantized import quantize
+
+
+def channel_first(image_shape: tuple[int, int, int]) -> nodes.Shape:
+    """(height, width, channels) as datasets state it to (channels, height, width)."""
+    height, width, channels = image_shape
+    return channels, height, width
+
+
+def load_networks(
+    folder: Path, recipe: Recipe, tree: Tree, image_shape: tuple[int, int, int]
+) -> dict[NodePath, Node]:
+    """The network of every node of a run, from `weights/`. UserError if any does not fit.
+
+    `image_shape`: height, width and channels.
+    """
+    networks: dict[NodePath, Node] = {}
+    how = compression.read(folder)
+    shapes = {hierarchy.ROOT: channel_first(image_shape)}
+    for node in hierarchy.nodes(tree):
+        name = tree.names[node]
+        if node != hierarchy.ROOT:
+            shapes[node] = feature_shape(networks[node[:-1]], shapes[node[:-1]])
+        template = _template(recipe, name, shapes[node], hierarchy.width(tree, node))
+        weights = runfolder.read_weights(folder, name)
+        try:
+            template = compressed(template, how, shapes[node], weights)
+            loaded = from_state_dict(template, weights)
+        except UserError as error:
+            raise UserError(f"{name} of {folder}: {error}") from None
+        networks[node] = loaded.to(where()).eval()
+    return networks
+
+
+def compressed(
+    network: Node,
+    how: Compression | None,
+    in_shape: nodes.Shape,
+    weights: Mapping[str, np.ndarray],
+) -> Node:
+    """The network as a compressed run has it, still with values of its own.
+
+    UserError if pruned layers do not fit together.
+    """
+    if how is None:
+        return network
+    if how.method == "int8":
+        return quantize(network)
+    return initial(lambda: resized(network, in_shape, weights), seed=0)
+
+
+def _template(recipe: Recipe, name: str, shape: nodes.Shape, outputs: int) -> Node:
+    """A node's network, whose weights are about to be set."""
+    if recipe.monolith is not None:
+        return baselines.empty(recipe, shape, outputs)
+    where = (recipe.dataset, recipe.backbone, name)
+    return initial(lambda: nodes.build(*where, shape, outputs, faults=recipe.faults), seed=0)

@@ -1,0 +1,1 @@
+"""What the machine has: the device to compute on."""
