@@ -72,7 +72,7 @@ def test_only_parity_tests_and_benchmarks_import_both():
     for folder in folders:
         if not folder.name.startswith(".") and folder.name not in ("build", "dist", "runs"):
             paths += sources(folder)
-    assert ROOT / "data" / "errors.py" in paths
+    assert ROOT / "data" / "base" / "errors.py" in paths
     for path in paths:
         names = set(imported(path.read_text()))
         assert not (names & JAX and names & TORCH), path

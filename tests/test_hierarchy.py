@@ -169,7 +169,7 @@ def test_regrouping_changes_the_node_alone(history):
         assert after.names[path] == before.names[path]
 
 
-# --- names: an oracle that follows published.md's words on a live tree of mutable nodes
+# --- names: an oracle that follows the words of docs/trunk.md on a live tree of mutable nodes
 
 
 class Live:
@@ -254,7 +254,7 @@ def test_cifar10_published_files(shared):
 
 
 def test_svhn_target_map():
-    """published.md, section 1."""
+    """docs/trunk.md, section 1."""
     groups = ((0, 6, 8, 9), (1,), (2,), (3, 5), (4,), (7,))
     tree = hierarchy.regroup(hierarchy.bare(10), ROOT, groups)
     expected = {

@@ -1,4 +1,4 @@
-"""Every node's shapes, counts, names and shortcuts (published.md, section 2)."""
+"""Every node's shapes, counts, names and shortcuts (docs/trunk.md, section 2)."""
 
 import json
 

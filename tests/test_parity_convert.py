@@ -419,7 +419,7 @@ def test_a_tensor_that_changes_on_the_way_is_noticed(runs, tmp_path, monkeypatch
         bias = weights["classifier.0.bias"]
         return load(network, weights | {"classifier.0.bias": np.nextafter(bias, np.float32(9))})
 
-    monkeypatch.setattr("trunk_torch_ref.framework.from_state_dict", lossy)
+    monkeypatch.setattr("trunk_torch_ref.inference.load.from_state_dict", lossy)
     with pytest.raises(UserError, match=r"bit for bit: classifier\.0\.bias \(float32\)"):
         convert_run(runs / "jax", "torch", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -23,7 +23,7 @@ from trunk_torch_ref.network import network
 REAL = Path(__file__).parents[1].parent / "shared" / "published" / "cifar10-vgg"
 IMAGES = 20
 
-# published.md, section 1
+# docs/trunk.md, section 1
 SVHN_PATHS = (
     (0, 0), (1,), (2,), (3, 0), (4,), (3, 1), (0, 1), (5,), (0, 2), (0, 3),
 )  # fmt: skip

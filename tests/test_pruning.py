@@ -51,7 +51,7 @@ def test_the_narrow_network_is_the_widest_that_is_cheap_enough(speed_up):
 
 
 def test_the_releases_network_is_halved():
-    """399 to 200 million at 32x32 (published.md; a million each is batch norm's)."""
+    """399 to 200 million at 32x32 (docs/trunk.md; a million each is batch norm's)."""
     spec = ARCHITECTURES["vgg16_bn_small"]
     narrow = pruning.narrowed(spec, 2, 32)
     assert 196e6 < pruning.multiply_adds(narrow, 32) < 200e6

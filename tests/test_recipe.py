@@ -23,7 +23,7 @@ ALL = [
 ]
 
 
-# --- published.md, section 3
+# --- docs/trunk.md, section 3
 
 
 def adam(epochs, lr, weight_decay, schedule, period):

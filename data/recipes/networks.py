@@ -1,4 +1,4 @@
-"""The node networks as data: which layers each node has (published.md, section 2, and ours).
+"""The node networks as data: which layers each node has (docs/trunk.md, section 2, and ours).
 
 A mobilenet node is a list of inverted residuals (out, expansion, stride) after an optional
 stem; a vgg node a list of words:

@@ -15,7 +15,7 @@ from data.recipes.networks import BACKBONES
 
 FOLDER = Path(__file__).parent
 
-# The release's faults that change numbers (published.md, section 6), each switched on by name.
+# The release's faults that change numbers (docs/trunk.md, section 6), each switched on by name.
 FAULTS = (
     "pointwise_padding",  # padding 1 on 1x1 convolutions
     "warm_batchnorm",  # one image of ones through `features` in train mode before training

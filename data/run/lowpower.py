@@ -1,6 +1,6 @@
 """The low-power background demonstration: one small CNN, and four ways to make it smaller.
 
-The networks are those of the published demonstration (published.md, section 4): 3x32x32 in,
+The networks are those of the published demonstration (docs/trunk.md, section 4): 3x32x32 in,
 1000 out. What both frameworks measure of them, and how it is shown, is here.
 """
 

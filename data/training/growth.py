@@ -1,4 +1,4 @@
-"""The order in which a tree is grown (published.md, section 1); the same for every framework."""
+"""The order in which a tree is grown (docs/trunk.md, section 1); the same for every framework."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath

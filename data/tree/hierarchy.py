@@ -102,7 +102,7 @@ def regroup(tree: Tree, node: Path, groups: Groups) -> Tree:
     """The tree after the members of `node` are put into `groups` of local class indices.
 
     A group of one class becomes a leaf; a larger one a child with a leaf a class. Names
-    follow the release (published.md, section 1): labels are visited in order, each new
+    follow the release (docs/trunk.md, section 1): labels are visited in order, each new
     path is walked from the root, a slot that exists keeps its name, and a new one is
     `sg{k+1}` for the parent's k children if that is free, else one above the highest.
     """
@@ -156,7 +156,7 @@ def from_json(value: Any) -> Tree:
 
 
 def from_published(target_map: Any, models: Any) -> Tree:
-    """The tree of a published folder (published.md, section 5).
+    """The tree of a published folder (docs/trunk.md, section 5).
 
     `target_map`: the content of `target_map.json`, label -> path padded with -1;
     `models`: that of `inputs_to_models.json`, whose keys are in depth-first pre-order.

@@ -1,4 +1,4 @@
-"""Reading a published folder (published.md, section 5): JSON, and tensors without objects.
+"""Reading a published folder (docs/trunk.md, section 5): JSON, and tensors without objects.
 
 A `.pt` file is a pickle, and a pickle can run code when it is loaded. Files are read by
 PyTorch's restricted reader alone, which knows tensors and plain containers and refuses the

@@ -1,4 +1,4 @@
-"""MobileNet-style node (published.md, section 2)."""
+"""MobileNet-style node (docs/trunk.md, section 2)."""
 
 import numpy as np
 from flax import nnx

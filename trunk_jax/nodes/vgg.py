@@ -1,4 +1,4 @@
-"""VGG-style node (published.md, section 2)."""
+"""VGG-style node (docs/trunk.md, section 2)."""
 
 import numpy as np
 from flax import nnx

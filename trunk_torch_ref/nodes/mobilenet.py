@@ -1,4 +1,4 @@
-"""MobileNet-style node (published.md, section 2)."""
+"""MobileNet-style node (docs/trunk.md, section 2)."""
 
 from torch import Tensor, nn
 

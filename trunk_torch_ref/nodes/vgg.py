@@ -1,4 +1,4 @@
-"""VGG-style node (published.md, section 2)."""
+"""VGG-style node (docs/trunk.md, section 2)."""
 
 from torch import Tensor, nn
 

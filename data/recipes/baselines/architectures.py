@@ -1,4 +1,4 @@
-"""The monolithic baselines' architectures as data (published.md, section 4), for both frameworks.
+"""The monolithic baselines' architectures as data (docs/trunk.md, section 4), for both frameworks.
 
 The defaults of each family are the published network; tests and parity make smaller ones of
 the same kind. Which public weights each is named after:
