@@ -148,17 +148,21 @@ def _epoch(case: Case, form: str, folder: Path) -> Round:
         source = keep.with_kept(program, source, recipe.augment, 2, lambda note: None)
         assert source.kept is not None
     index = jnp.arange(count).reshape(EPOCH_BATCHES, STEP_BATCH)
-    valid = jnp.ones(index.shape, bool)
-    rates = jnp.full(EPOCH_BATCHES, phase.lr, jnp.float32)
+    steps = fit.Steps(
+        policy=recipe.augment,
+        padded=False,
+        index=index,
+        valid=jnp.ones(index.shape, bool),
+        draws={},
+        key=jax.random.key(0),
+        rates=jnp.full(EPOCH_BATCHES, phase.lr, jnp.float32),
+    )
 
     def run():
         network = jax.tree.map(jnp.copy, networks[node])  # the state is donated
         state = fit.State(network, optimizer(phase).init(network.params))
         sums = (jnp.zeros(()), jnp.zeros((), jnp.int32))
-        return fit.train_steps(
-            program, recipe.augment, False, state, sums, source, index, valid, {},
-            jax.random.key(0), rates, 0, EPOCH_BATCHES,
-        )  # fmt: skip
+        return fit.train_steps(program, state, sums, source, steps, 0, EPOCH_BATCHES)
 
     return partial(_timed, run, count)
 

@@ -46,7 +46,7 @@ _TRIES = 20  # for a moment: a process may end before it comes
 # With state saved after every epoch, so that moments fall into the saving as well.
 _START = """
 import runpy, sys
-from {package} import checkpoint
+from {package}.training import checkpoint
 checkpoint.SECONDS_BETWEEN = {seconds}
 sys.argv[0] = "{package}.train"
 runpy.run_module("{package}.train", run_name="__main__", alter_sys=True)

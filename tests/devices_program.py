@@ -111,8 +111,8 @@ def measure(case, some):
     programs = []
     original = memory.compile_within
 
-    def remember(*arguments):
-        programs.append(original(*arguments))
+    def remember(*arguments, **more):
+        programs.append(original(*arguments, **more))
         return programs[-1]
 
     memory.compile_within = remember

@@ -774,7 +774,7 @@ def test_start_from_the_cache_imports_neither_tfds_nor_scikit_learn(prepared):
     datasets.load("digits")
     datasets.load("emnist", prepared[0])
     code = (
-        "import sys; from data import datasets; "
+        "import sys; from data.images import datasets; "
         f"datasets.load('digits'); datasets.load('emnist', {str(prepared[0])!r}); "
         "print({'sklearn', 'tensorflow_datasets', 'PIL', 'jax', 'torch'} & set(sys.modules))"
     )

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 
 CHILD = """
 import contextlib, signal, sys, time
-from data import interrupts
+from data.base import interrupts
 from data.base.errors import run_command
 signal.signal(signal.SIGINT, signal.{sigint})
 def main():
@@ -260,7 +260,7 @@ def test_out_of_memory_is_one_line(capsys, error):
 SUBJECT = """
 import json, pathlib, random, sys, time
 from data.base.errors import run_command
-from data import runfolder
+from data.run import runfolder
 out = pathlib.Path(sys.argv[1])
 def main():
     with runfolder.hold(out):

@@ -42,7 +42,7 @@ FLAGS = ["--backbone", "vgg", "--limit", "300", "--epochs", "3", "--batch-size",
 # Every epoch leaves a checkpoint. Ctrl-C works even where a shell started the tests with it off.
 COMMAND = """
 import runpy, signal, sys
-from trunk_jax import checkpoint
+from trunk_jax.training import checkpoint
 signal.signal(signal.SIGINT, signal.default_int_handler)
 checkpoint.SECONDS_BETWEEN = 0
 runpy.run_module("trunk_jax.train", run_name="__main__", alter_sys=True)

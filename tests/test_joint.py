@@ -178,8 +178,8 @@ def test_interrupted_joint_training_ends_with_the_same_weights(framework, tmp_pa
     from data.run import runfolder
 
     package = {"jax": "trunk_jax", "torch": "trunk_torch_ref"}[framework]
-    grow = importlib.import_module(f"{package}.grow")
-    checkpoint = importlib.import_module(f"{package}.checkpoint")
+    grow = importlib.import_module(f"{package}.training.grow")
+    checkpoint = importlib.import_module(f"{package}.training.checkpoint")
     monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 0.0)
     monkeypatch.setattr(grouping, "group", fixed_groups)
     recipe = recipes.load("efficient", "digits", "resnet")

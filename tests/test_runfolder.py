@@ -227,7 +227,7 @@ def test_a_damaged_recipe_names_the_file(tmp_path, capsys):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from data import runfolder
+from data.run import runfolder
 with runfolder.lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -62,10 +62,10 @@ def test_siblings_together_get_the_weights_that_each_gets_alone():
 def test_memory_too_short_for_all_trains_them_one_by_one_and_says_so(monkeypatch):
     compiled = memory.compile_within
 
-    def short(function, *arguments):
+    def short(function, *arguments, **more):
         if function is siblings.train_steps:
             raise UserError("a training step needs 2.0 GB of memory and 1.0 GB are free")
-        return compiled(function, *arguments)
+        return compiled(function, *arguments, **more)
 
     monkeypatch.setattr(memory, "compile_within", short)
     notes = []

@@ -22,7 +22,7 @@ from data.recipes import recipe
 from data.recipes.recipe import Phase
 from data.run import runfolder
 from data.training.batches import plan
-from data.training.epochs import Position
+from data.training.epochs import Pass, Position
 from data.training.train import train as training
 from data.tree import hierarchy
 from trunk_torch_ref import evaluate, nodes, train
@@ -326,10 +326,9 @@ def test_a_double_network_is_trained_in_double():
     assert torch.equal(x, source.images[:9].double() / 255)
     weights = to_state_dict(result.network)
     assert weights["features.0.weight"].dtype == np.float64
-    scores, _ = fit.evaluate(
-        RECIPE, Augmentation(), False, result.network, _source(CHECKED),
-        plan(np.arange(CHECKED), np.ones(CHECKED, bool), 20), {}, 0,
-    )  # fmt: skip
+    batches = plan(np.arange(CHECKED), np.ones(CHECKED, bool), 20)
+    run = Pass(batches, Augmentation(), {}, 0, train=False)
+    scores, _ = fit.evaluate(RECIPE, result.network, _source(CHECKED), run)
     assert scores.shape == (CHECKED, 4)
     assert scores.dtype == np.float64
     # not float32 values in a wider type: those have 29 zero bits at their end
@@ -493,7 +492,8 @@ def test_a_killed_run_ends_with_the_same_bits(finished, tmp_path):
     folder = tmp_path / "killed"
     program = f"""
 import os, signal
-from trunk_torch_ref import checkpoint, train
+from trunk_torch_ref import train
+from trunk_torch_ref.training import checkpoint
 checkpoint.SECONDS_BETWEEN = 0
 saves, rename = [], os.replace
 def replace(aside, file):

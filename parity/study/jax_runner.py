@@ -156,9 +156,8 @@ class JaxRunner:
     def scores(self, part: str, run: Pass) -> tuple[np.ndarray, np.ndarray]:
         """(scores, targets) of the node as it stands, over its images of a split."""
         scores, targets, network = fit.evaluate(
-            self.program, run.policy, run.train, self.state.network, self.source[part],
-            run.batches, run.draws, run.seed,
-        )  # fmt: skip
+            self.program, self.state.network, self.source[part], run
+        )
         self.state = replace(self.state, network=network)
         return scores, targets
 

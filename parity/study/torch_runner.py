@@ -94,10 +94,7 @@ class TorchRunner:
 
     def scores(self, part: str, run: Pass) -> tuple[np.ndarray, np.ndarray]:
         """(scores, targets) of the node as it stands, over its images of a split."""
-        return fit.evaluate(
-            self.recipe, run.policy, run.train, self.network, self.source[part], run.batches,
-            run.draws, run.seed,
-        )  # fmt: skip
+        return fit.evaluate(self.recipe, self.network, self.source[part], run)
 
     def end(self) -> None:
         """The stage is over: its best epoch is the node's network."""

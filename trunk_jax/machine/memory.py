@@ -53,7 +53,7 @@ def compile_for_one_image(lowered: Any) -> Any:
     return lowered.compile()
 
 
-def compile_within(function: Any, *arguments: Any, statics: int = 3) -> Any:
+def compile_within(function: Any, *arguments: Any, statics: int) -> Any:
     """`function` (jitted, its first `statics` arguments static) compiled for `arguments`.
 
     Call the result without the static arguments. Raises UserError when the program's

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import jax
@@ -17,7 +17,8 @@ from data.images.augmentation import Augmentation
 from data.recipes.recipe import Phase, Recipe
 from data.training import epochs
 from data.training.batches import Plan, pad
-from data.training.epochs import Pass, Position, metrics_row
+from data.training.course import epochs_left, finish
+from data.training.epochs import Pass, Position
 from data.tree import metrics
 from trunk_jax.inference.microbatched import in_pieces, infer
 from trunk_jax.layers.basic import Mode
@@ -65,6 +66,31 @@ class State:
 
     network: Network
     moments: optax.OptState
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Steps:
+    """The steps of a pass, its random choices made.
+
+    Attributes:
+      policy: the augmentation that `draws` are of.
+      padded: whether `valid` is False anywhere.
+      index: the images of each step.
+      valid: which of them are images and not padding.
+      draws: the augmentation's random numbers, for all images.
+      key: what each step's dropout masks are drawn from.
+      rates: the learning rate of each step; None where nothing is learned.
+
+    """
+
+    policy: Augmentation = field(metadata={"static": True})
+    padded: bool = field(metadata={"static": True})
+    index: Int[Array, "steps width"]
+    valid: Bool[Array, "steps width"]
+    draws: Draws
+    key: Array
+    rates: Float[Array, " steps"] | None = None
 
 
 @dataclass(frozen=True)
@@ -153,21 +179,13 @@ def train_step(
     return state, value, right.sum(dtype=jnp.int32)
 
 
-@partial(
-    jax.jit, static_argnames=("program", "policy", "padded"), donate_argnames=("state", "sums")
-)
+@partial(jax.jit, static_argnames=("program",), donate_argnames=("state", "sums"))
 def train_steps(
     program: Program,
-    policy: Augmentation,
-    padded: bool,
     state: State,
     sums: tuple[Array, Array],
     source: Source,
-    index: Int[Array, "steps width"],
-    valid: Bool[Array, "steps width"],
-    draws: Draws,
-    key: Array,
-    rates: Float[Array, " steps"],
+    steps: Steps,
     start: Array,
     stop: Array,
 ) -> tuple[State, tuple[Array, Array]]:
@@ -180,28 +198,20 @@ def train_steps(
 
     def body(step, carry):
         state, (total, right) = carry
-        rows, real = index[step], valid[step]
-        mode = Mode(True, real if padded else None, jax.random.fold_in(key, step))
-        x = inputs(program, source, policy, rows, draws)
+        rows, real = steps.index[step], steps.valid[step]
+        mode = Mode(True, real if steps.padded else None, jax.random.fold_in(steps.key, step))
+        x = inputs(program, source, steps.policy, rows, steps.draws)
         targets = jnp.maximum(source.targets[rows], 0)
-        state, value, correct = train_step(program, state, x, targets, mode, rates[step])
+        state, value, correct = train_step(program, state, x, targets, mode, steps.rates[step])
         sums = (total + value * real.sum().astype(value.dtype), right + correct)
         return devices.whole(program.mesh, (state, sums))
 
     return jax.lax.fori_loop(start, stop, body, (state, sums))
 
 
-@partial(jax.jit, static_argnames=("program", "policy", "train"))
+@partial(jax.jit, static_argnames=("program", "train"))
 def scores_of(
-    program: Program,
-    policy: Augmentation,
-    train: bool,
-    network: Network,
-    source: Source,
-    index: Int[Array, "steps width"],
-    valid: Bool[Array, "steps width"],
-    draws: Draws,
-    key: Array,
+    program: Program, train: bool, network: Network, source: Source, steps: Steps
 ) -> tuple[Array, Network]:
     """The node's scores, [steps, width, outputs], and the network after the pass.
 
@@ -210,31 +220,30 @@ def scores_of(
     """
 
     def body(network, step):
-        rows, real = index[step], valid[step]
-        x = inputs(program, source, policy, rows, draws)
+        rows, real = steps.index[step], steps.valid[step]
+        x = inputs(program, source, steps.policy, rows, steps.draws)
         if not train:
             return network, infer(network, x, program.mesh)[1]
-        mode = Mode(True, real, jax.random.fold_in(key, step))
+        mode = Mode(True, real, jax.random.fold_in(steps.key, step))
         (_, scores), stats = apply(network, x, mode)
         return replace(network, stats=stats), scores
 
-    network, scores = jax.lax.scan(body, network, jnp.arange(index.shape[0]))
+    network, scores = jax.lax.scan(body, network, jnp.arange(steps.index.shape[0]))
     return devices.whole(program.mesh, (scores, network))
 
 
+def steps_of(run: Pass, rates: np.ndarray | None = None, padded: bool = True) -> Steps:
+    """A pass as the compiled programs take it, still in the host's memory."""
+    key, batches = jax.random.key(run.seed), run.batches
+    return Steps(run.policy, padded, batches.index, batches.valid, run.draws, key, rates)
+
+
 def evaluate(
-    program: Program,
-    policy: Augmentation,
-    train: bool,
-    network: Network,
-    source: Source,
-    batches: Plan,
-    draws: dict[str, np.ndarray],
-    seed: int,
+    program: Program, network: Network, source: Source, run: Pass
 ) -> tuple[np.ndarray, np.ndarray, Network]:
-    """(scores [n, outputs], targets [n], network) over the images of a plan, in its order."""
-    arguments = (network, source, batches.index, batches.valid, draws, jax.random.key(seed))
-    scores, network = scores_of(program, policy, train, *devices.put(program.mesh, arguments))
+    """(scores [n, outputs], targets [n], network) over the images of a pass, in its order."""
+    arguments, batches = (network, source, steps_of(run)), run.batches
+    scores, network = scores_of(program, run.train, *devices.put(program.mesh, arguments))
     targets = np.asarray(source.targets)[batches.index]
     return np.asarray(scores)[batches.valid], targets[batches.valid], network
 
@@ -304,28 +313,19 @@ def fitting(
     checks = epochs.validation_batches(recipe, stage, check_targets)
     state, train, validation = devices.put(program.mesh, (state, train, validation))
     rates = learning_rates(phase, len(plans[0].index)).reshape(phase.epochs, -1)
-    for epoch in range(position.epoch + 1, phase.epochs + 1):
-        began = time.perf_counter()
-        rate, batches = rates[epoch - 1], plans[epoch - 1]
-        run = epochs.training(recipe, stage, epoch, batches, len(targets), size)
-        tell = partial(report, epoch=epoch, epochs=phase.epochs)
-        state, total, right = yield EpochTraining(program, padded, state, train, run, rate, tell)
-        run = epochs.validation(recipe, stage, epoch, checks, len(check_targets), size)
-        scores, truth, checked = evaluate(
-            program, run.policy, run.train, state.network, validation, run.batches, run.draws,
-            run.seed,
-        )  # fmt: skip
+    for epoch in epochs_left(position, phase.epochs, report):
+        rate, batches = rates[epoch.number - 1], plans[epoch.number - 1]
+        run = epochs.training(recipe, stage, epoch.number, batches, len(targets), size)
+        asked = EpochTraining(program, padded, state, train, run, rate, epoch.report)
+        state, total, right = yield asked
+        run = epochs.validation(recipe, stage, epoch.number, checks, len(check_targets), size)
+        scores, truth, checked = evaluate(program, state.network, validation, run)
         state = replace(state, network=checked)  # another one if the run was in train mode
-        accuracy, check_loss = metrics.score_accuracy(scores, truth)
-        position = position.after(accuracy, recipe.ties)
+        trained, validated = (total, right, batches.images), metrics.score_accuracy(scores, truth)
+        position = finish(epoch, position, recipe.ties, float(rate[0]), trained, validated)
         if position.improved:
             best = jax.tree.map(jnp.copy, state.network)  # the state's own is donated
-        seconds = time.perf_counter() - began
-        row = metrics_row(
-            epoch, float(rate[0]), (total, right, batches.images), (accuracy, check_loss), seconds
-        )
-        tell(share=1.0, row=row)
-        save(state, best, position, epoch == phase.epochs)
+        save(state, best, position, epoch.last)
     return Result(devices.here(best), position.best_accuracy, position.best_epoch)
 
 
@@ -333,12 +333,10 @@ def train_epoch(epoch: EpochTraining) -> Trained:
     """A training pass."""
     program, batches, state = epoch.program, epoch.run.batches, epoch.state
     sums = (jnp.zeros((), program.dtype), jnp.zeros((), jnp.int32))
-    key, rates = jax.random.key(epoch.run.seed), jnp.asarray(epoch.rates, program.dtype)
-    arguments = (epoch.source, batches.index, batches.valid, epoch.run.draws, key, rates)
+    rates = jnp.asarray(epoch.rates, program.dtype)
+    arguments = (epoch.source, steps_of(epoch.run, rates, epoch.padded))
     sums, arguments = devices.put(program.mesh, (sums, arguments))
-    compiled = memory.compile_within(
-        train_steps, program, epoch.run.policy, epoch.padded, state, sums, *arguments, 0, 0
-    )
+    compiled = memory.compile_within(train_steps, program, state, sums, *arguments, 0, 0, statics=1)
     steps = int(batches.valid.any(1).sum())
     for start, stop in slices(steps):
         state, sums = compiled(state, sums, *arguments, start, stop)

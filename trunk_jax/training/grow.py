@@ -164,7 +164,5 @@ def average_likelihood(
     """ASL of a node over its training images, float64 [classes, classes]."""
     targets = np.asarray(source.targets)
     asl = epochs.likelihood(recipe, name, targets, source.images.shape[1:3])
-    scores, truth, _ = evaluate(
-        program, asl.policy, asl.train, network, source, asl.batches, asl.draws, asl.seed
-    )
+    scores, truth, _ = evaluate(program, network, source, asl)
     return grouping.average_softmax(metrics.softmax(scores), truth)

@@ -1,6 +1,6 @@
 """Training all nodes of a grown tree together, with gradients through their ancestors."""
 
-import time
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -11,23 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 
-from data.images.augmentation import Augmentation
 from data.images.splits import Splits
 from data.recipes.recipe import Phase, Recipe
 from data.training import epochs
 from data.training import joint as plans
-from data.training.epochs import Pass, Position, metrics_row
+from data.training.course import epochs_left, finish
+from data.training.epochs import Pass, Position
 from data.training.joint import Layout
 from data.tree import metrics
 from data.tree.hierarchy import Path, Tree
 from trunk_jax.inference import route
 from trunk_jax.layers.basic import Mode
 from trunk_jax.machine import devices, memory
-from trunk_jax.network.augment import prepare
 from trunk_jax.network.network import Network, apply
-from trunk_jax.training.fit import Program, program_of, slices
+from trunk_jax.training.fit import Program, Source, Steps, inputs, program_of, slices, steps_of
 from trunk_jax.training.objective import descend, learning_rates, loss, optimizer
 
 Draws = dict[str, Array]
@@ -103,21 +102,14 @@ def train_step(
     return State(networks, moments), total, right
 
 
-@partial(
-    jax.jit, static_argnames=("program", "policy", "layout"), donate_argnames=("state", "sums")
-)
+@partial(jax.jit, static_argnames=("program", "layout"), donate_argnames=("state", "sums"))
 def train_steps(
     program: Program,
-    policy: Augmentation,
     layout: Layout,
     state: State,
     sums: tuple[Array, Array],
-    images: UInt8[Array, "n h w c"],
-    labels: Int[Array, " n"],
-    index: Int[Array, "steps width"],
-    draws: Draws,
-    key: Array,
-    rates: Float[Array, " steps"],
+    source: Source,
+    steps: Steps,
     start: Array,
     stop: Array,
 ) -> tuple[State, tuple[Array, Array]]:
@@ -125,12 +117,11 @@ def train_steps(
 
     def body(step, carry):
         state, (total, right) = carry
-        rows = devices.split(program.mesh, index[step])
-        mine = {name: values[rows] for name, values in draws.items()}
-        x = prepare(images[rows], mine, policy, program.mean, program.std, program.dtype)
-        mode = Mode(True, None, jax.random.fold_in(key, step))
+        rows = steps.index[step]
+        x = inputs(program, source, steps.policy, rows, steps.draws)
+        mode = Mode(True, None, jax.random.fold_in(steps.key, step))
         state, value, correct = train_step(
-            program, layout, state, x, labels[rows], mode, rates[step]
+            program, layout, state, x, source.targets[rows], mode, steps.rates[step]
         )
         return devices.whole(program.mesh, (state, (total + value * layout.width, right + correct)))
 
@@ -160,7 +151,8 @@ def fit_tree(
     program = program_of(recipe, phase, next(iter(template.values())))
     labels = splits.train.labels
     layout = plans.layout(tree, labels, recipe.batch_size, recipe.balanced)
-    images, targets = jnp.asarray(splits.train.images), jnp.asarray(labels, jnp.int32)
+    source = Source(jnp.asarray(splits.train.images), jnp.asarray(labels, jnp.int32), ())
+    size = source.images.shape[1:3]
     steps = max(1, len(labels) // layout.width)
     rates = learning_rates(phase, steps).reshape(phase.epochs, steps)
 
@@ -170,27 +162,19 @@ def fit_tree(
     restored = restore(state, best)
     if restored is not None:
         state, best, position = restored
-    state, images, targets = devices.put(program.mesh, (state, images, targets))
-    for epoch in range(position.epoch + 1, phase.epochs + 1):
-        began = time.perf_counter()
-        batches = plans.batches(recipe, stage, epoch, tree, layout, labels)
-        run = epochs.training(recipe, stage, epoch, batches, len(labels), images.shape[1:3])
-        tell = partial(report, epoch=epoch, epochs=phase.epochs)
-        state, total, right = _train_epoch(
-            program, layout, state, (images, targets), run, rates[epoch - 1], tell
-        )
+    state, source = devices.put(program.mesh, (state, source))
+    for epoch in epochs_left(position, phase.epochs, report):
+        rate = rates[epoch.number - 1]
+        batches = plans.batches(recipe, stage, epoch.number, tree, layout, labels)
+        run = epochs.training(recipe, stage, epoch.number, batches, len(labels), size)
+        state, trained = _train_epoch(program, layout, state, source, run, rate, epoch.report)
         reached = {names[n]: v for n, v in devices.here(state.networks).items()}
         accuracy = _accuracy(recipe, tree, reached, splits)
-        position = position.after(accuracy, recipe.ties)
+        validated = (accuracy, math.nan)
+        position = finish(epoch, position, recipe.ties, float(rate[0]), trained, validated)
         if position.improved:
             best = jax.tree.map(jnp.copy, state.networks)  # the state's own are donated
-        seconds = time.perf_counter() - began
-        row = metrics_row(
-            epoch, float(rates[epoch - 1][0]), (total, right, batches.images),
-            (accuracy, float("nan")), seconds,
-        )  # fmt: skip
-        tell(share=1.0, row=row)
-        save(state, best, position, epoch == phase.epochs)
+        save(state, best, position, epoch.last)
     return {names[name]: network for name, network in devices.here(best).items()}
 
 
@@ -198,25 +182,24 @@ def _train_epoch(
     program: Program,
     layout: Layout,
     state: State,
-    source: tuple[Array, Array],
+    source: Source,
     run: Pass,
     rates: np.ndarray,
     report: Callable[..., None],
-) -> tuple[State, float, int]:
-    """A training pass: (state, sum of loss times images, right answers)."""
+) -> tuple[State, tuple[float, int, int]]:
+    """A training pass: (state, (sum of loss times images, right answers, images))."""
     sums = (jnp.zeros((), program.dtype), jnp.zeros((), jnp.int32))
-    key, rates = jax.random.key(run.seed), jnp.asarray(rates, program.dtype)
-    arguments = (*source, run.batches.index, run.draws, key, rates)
+    arguments = (source, steps_of(run, jnp.asarray(rates, program.dtype), padded=False))
     sums, arguments = devices.put(program.mesh, (sums, arguments))
     compiled = memory.compile_within(
-        train_steps, program, run.policy, layout, state, sums, *arguments, 0, 0
+        train_steps, program, layout, state, sums, *arguments, 0, 0, statics=2
     )
     steps = len(run.batches.index)
     for start, stop in slices(steps):
         state, sums = compiled(state, sums, *arguments, start, stop)
         jax.block_until_ready(sums)
         report(share=stop / steps)
-    return state, float(sums[0]), int(sums[1])
+    return state, (float(sums[0]), int(sums[1]), run.batches.images)
 
 
 def _accuracy(recipe: Recipe, tree: Tree, networks: dict[Path, Network], splits: Splits) -> float:

@@ -12,15 +12,23 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 
 from data.base.errors import UserError
-from data.images.augmentation import Augmentation
 from data.training.batches import pad
 from trunk_jax.layers.basic import Mode
 from trunk_jax.machine import devices, memory
 from trunk_jax.training import fit
-from trunk_jax.training.fit import EpochTraining, Fitting, Program, Result, Source, State, Trained
+from trunk_jax.training.fit import (
+    EpochTraining,
+    Fitting,
+    Program,
+    Result,
+    Source,
+    State,
+    Steps,
+    Trained,
+)
 
 
 def wanted(choice: str) -> bool:
@@ -83,20 +91,20 @@ def _together(epochs: Sequence[EpochTraining], report: Callable[..., None]) -> l
     dtype = first.program.dtype
     states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(epoch.state for epoch in epochs))
     sums = (jnp.zeros(many, dtype), jnp.zeros(many, jnp.int32))
-    arguments = (
-        tuple(epoch.source for epoch in epochs),
-        jnp.stack([plan.index for plan in plans]),
-        jnp.stack([plan.valid for plan in plans]),
-        tuple(epoch.run.draws for epoch in epochs),
-        jnp.stack([jax.random.key(epoch.run.seed) for epoch in epochs]),
-        jnp.stack([jnp.resize(jnp.asarray(e.rates, dtype), longest) for e in epochs]),
-        jnp.asarray(counts),
+    steps = Steps(
+        policy=first.run.policy,
+        padded=first.padded,
+        index=jnp.stack([plan.index for plan in plans]),
+        valid=jnp.stack([plan.valid for plan in plans]),
+        draws=tuple(epoch.run.draws for epoch in epochs),
+        key=jnp.stack([jax.random.key(epoch.run.seed) for epoch in epochs]),
+        rates=jnp.stack([jnp.resize(jnp.asarray(e.rates, dtype), longest) for e in epochs]),
     )
+    arguments = (tuple(epoch.source for epoch in epochs), steps, jnp.asarray(counts))
     try:
         compiled = memory.compile_within(
-            train_steps, first.program, first.run.policy, first.padded, states, sums, *arguments,
-            0, 0,
-        )  # fmt: skip
+            train_steps, first.program, states, sums, *arguments, 0, 0, statics=1
+        )
     except UserError as error:  # too little memory
         report(note=f"siblings are trained one after the other: together {error}")
         return [fit.train_epoch(epoch) for epoch in epochs]
@@ -111,44 +119,39 @@ def _together(epochs: Sequence[EpochTraining], report: Callable[..., None]) -> l
     ]
 
 
-@partial(
-    jax.jit, static_argnames=("program", "policy", "padded"), donate_argnames=("states", "sums")
-)
+@partial(jax.jit, static_argnames=("program",), donate_argnames=("states", "sums"))
 def train_steps(
     program: Program,
-    policy: Augmentation,
-    padded: bool,
     states: State,
     sums: tuple[Array, Array],
     sources: tuple[Source, ...],
-    index: Int[Array, "nodes steps width"],
-    valid: Bool[Array, "nodes steps width"],
-    draws: tuple[fit.Draws, ...],
-    keys: Array,
-    rates: Float[Array, "nodes steps"],
+    steps: Steps,
     counts: Int[Array, " nodes"],
     start: Array,
     stop: Array,
 ) -> tuple[State, tuple[Array, Array]]:
-    """`fit.train_steps` for several nodes. `states`, `sums`: with a leading axis of nodes.
+    """`fit.train_steps` for several nodes. `states`, `sums`, `steps`: with a leading axis of
+    nodes; the draws of `steps` are a tuple.
 
     A node that has done its `counts` steps stays as it is.
     """
 
     def body(step, carry):
         states, (total, right) = carry
-        rows, real = index[:, step], valid[:, step]
-        each = list(zip(sources, rows, draws, strict=True))
+        rows, real = steps.index[:, step], steps.valid[:, step]
+        each = list(zip(sources, rows, steps.draws, strict=True))
         x = jnp.stack(
-            [fit.inputs(program, source, policy, row, mine) for source, row, mine in each]
+            [fit.inputs(program, source, steps.policy, row, mine) for source, row, mine in each]
         )
         targets = jnp.stack([jnp.maximum(source.targets[row], 0) for source, row, _ in each])
 
         def one(state, x, targets, real, key, rate):
-            mode = Mode(True, real if padded else None, jax.random.fold_in(key, step))
+            mode = Mode(True, real if steps.padded else None, jax.random.fold_in(key, step))
             return fit.train_step(program, state, x, targets, mode, rate)
 
-        after, value, correct = jax.vmap(one)(states, x, targets, real, keys, rates[:, step])
+        after, value, correct = jax.vmap(one)(
+            states, x, targets, real, steps.key, steps.rates[:, step]
+        )
         busy = step < counts
 
         def kept(new, old):

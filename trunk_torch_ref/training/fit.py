@@ -1,10 +1,8 @@
 """Training one node, a batch at a time."""
 
 import copy
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from data.images.augmentation import Augmentation
 from data.recipes.recipe import Phase, Recipe
 from data.training import epochs
-from data.training.batches import Plan
-from data.training.epochs import Pass, Position, metrics_row
+from data.training.course import epochs_left, finish
+from data.training.epochs import Pass, Position
 from data.tree import metrics
 from trunk_torch_ref.network.augment import prepare
 from trunk_torch_ref.network.network import features, location, seeded
@@ -114,26 +112,19 @@ def train_step(
 
 @torch.no_grad()
 def evaluate(
-    recipe: Recipe,
-    policy: Augmentation,
-    train: bool,
-    network: Node,
-    source: Source,
-    batches: Plan,
-    draws: Draws,
-    seed: int,
+    recipe: Recipe, network: Node, source: Source, run: Pass
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(scores [n, outputs], targets [n]) over the images of a plan, in its order.
+    """(scores [n, outputs], targets [n]) over the images of a pass, in its order.
 
-    With `train` the release's fault: batch statistics, which the network's running ones
-    absorb, and dropout, its masks drawn from `seed`.
+    With `run.train` the release's fault: batch statistics, which the network's running ones
+    absorb, and dropout, its masks drawn from `run.seed`.
     """
     _, dtype = location(network)
     scores, targets = [], []
-    with seeded(seed):
-        for row, valid in zip(batches.index, batches.valid, strict=True):
-            x = inputs(recipe, source, policy, row[valid], draws, dtype)
-            scores.append(network.train(train)(x)[1].cpu().numpy())
+    with seeded(run.seed):
+        for row, valid in zip(run.batches.index, run.batches.valid, strict=True):
+            x = inputs(recipe, source, run.policy, row[valid], run.draws, dtype)
+            scores.append(network.train(run.train)(x)[1].cpu().numpy())
             targets.append(source.targets.cpu().numpy()[row[valid]])
     return np.concatenate(scores), np.concatenate(targets)
 
@@ -171,28 +162,18 @@ def fit(
     schedule = scheduler(phase, moments, max(len(batches.index) for batches in plans))
     state, best = State(network, moments, schedule), copy.deepcopy(network)
     position = restore(state, best) or Position()
-    for epoch in range(position.epoch + 1, phase.epochs + 1):
-        began = time.perf_counter()
-        rate, batches = state.scheduler.get_last_lr()[0], plans[epoch - 1]
-        run = epochs.training(recipe, stage, epoch, batches, len(targets), size)
-        tell = partial(report, epoch=epoch, epochs=phase.epochs)
-        total, right = _train_epoch(recipe, phase, state, train, run, tell)
-        run = epochs.validation(recipe, stage, epoch, checks, len(check_targets), size)
-        scores, truth = evaluate(
-            recipe, run.policy, run.train, network, validation, run.batches, run.draws, run.seed
-        )
-        accuracy, check_loss = metrics.score_accuracy(scores, truth)
-        position = position.after(accuracy, recipe.ties)
+    for epoch in epochs_left(position, phase.epochs, report):
+        rate, batches = state.scheduler.get_last_lr()[0], plans[epoch.number - 1]
+        run = epochs.training(recipe, stage, epoch.number, batches, len(targets), size)
+        trained = _train_epoch(recipe, phase, state, train, run, epoch.report)
+        run = epochs.validation(recipe, stage, epoch.number, checks, len(check_targets), size)
+        validated = metrics.score_accuracy(*evaluate(recipe, network, validation, run))
+        position = finish(epoch, position, recipe.ties, rate, trained, validated)
         if position.improved:
             best = copy.deepcopy(network)
         if not each_step(phase):
             state.scheduler.step()
-        seconds = time.perf_counter() - began
-        row = metrics_row(
-            epoch, rate, (total, right, batches.images), (accuracy, check_loss), seconds
-        )
-        tell(share=1.0, row=row)
-        save(state, best, position, epoch == phase.epochs)
+        save(state, best, position, epoch.last)
     return Result(best.eval(), position.best_accuracy, position.best_epoch)
 
 
@@ -203,8 +184,8 @@ def _train_epoch(
     source: Source,
     run: Pass,
     report: Callable[..., None],
-) -> tuple[float, int]:
-    """A training pass: (sum of loss times images, right answers)."""
+) -> tuple[float, int, int]:
+    """A training pass: (sum of loss times images, right answers, images)."""
     _, dtype = location(state.network)
     batches, total, right = run.batches, 0.0, 0
     with seeded(run.seed):
@@ -220,4 +201,4 @@ def _train_epoch(
             total += value.item() * len(index)
             right += int(correct)
             report(share=step / len(batches.index))
-    return total, right
+    return total, right, batches.images

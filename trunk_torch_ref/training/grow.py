@@ -138,9 +138,7 @@ def average_likelihood(recipe: Recipe, network: Node, source: Source, name: str)
     asl = epochs.likelihood(recipe, name, targets, tuple(source.images.shape[2:]))
     if asl.train:
         network = copy.deepcopy(network)  # its running statistics will move
-    scores, truth = evaluate(
-        recipe, asl.policy, asl.train, network, source, asl.batches, asl.draws, asl.seed
-    )
+    scores, truth = evaluate(recipe, network, source, asl)
     return grouping.average_softmax(metrics.softmax(scores), truth)
 
 

@@ -1,10 +1,9 @@
 """Training all nodes of a grown tree together, with gradients through their ancestors."""
 
 import copy
-import time
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,8 @@ from data.images.splits import Splits
 from data.recipes.recipe import Phase, Recipe
 from data.training import epochs
 from data.training import joint as plans
-from data.training.epochs import Pass, Position, metrics_row
+from data.training.course import epochs_left, finish
+from data.training.epochs import Pass, Position
 from data.training.joint import Layout
 from data.tree import metrics
 from data.tree.hierarchy import Path, Tree
@@ -124,25 +124,19 @@ def fit_tree(
     state = State(modules, moments, scheduler(phase, moments, steps))
     best = copy.deepcopy(modules)
     position = restore(state, best) or Position()
-    for epoch in range(position.epoch + 1, phase.epochs + 1):
-        began = time.perf_counter()
+    size = tuple(images.shape[2:])
+    for epoch in epochs_left(position, phase.epochs, report):
         rate = state.scheduler.get_last_lr()[0]
-        batches = plans.batches(recipe, stage, epoch, tree, layout, labels)
-        run = epochs.training(recipe, stage, epoch, batches, len(labels), tuple(images.shape[2:]))
-        tell = partial(report, epoch=epoch, epochs=phase.epochs)
-        total, right = _train_epoch(recipe, phase, layout, state, images, labels, run, tell)
+        batches = plans.batches(recipe, stage, epoch.number, tree, layout, labels)
+        run = epochs.training(recipe, stage, epoch.number, batches, len(labels), size)
+        trained = _train_epoch(recipe, phase, layout, state, images, labels, run, epoch.report)
         accuracy = _accuracy(recipe, tree, _by_path(modules, names), splits)
-        position = position.after(accuracy, recipe.ties)
+        position = finish(epoch, position, recipe.ties, rate, trained, (accuracy, math.nan))
         if position.improved:
             best = copy.deepcopy(modules)
         if not each_step(phase):
             state.scheduler.step()
-        seconds = time.perf_counter() - began
-        row = metrics_row(
-            epoch, rate, (total, right, batches.images), (accuracy, float("nan")), seconds
-        )
-        tell(share=1.0, row=row)
-        save(state, best, position, epoch == phase.epochs)
+        save(state, best, position, epoch.last)
     best = best.to(memory_format=torch.contiguous_format)
     return _by_path(best.eval(), names)
 
@@ -160,8 +154,8 @@ def _train_epoch(
     labels: np.ndarray,
     run: Pass,
     report: Callable[..., None],
-) -> tuple[float, int]:
-    """A training pass: (sum of loss times images, right answers)."""
+) -> tuple[float, int, int]:
+    """A training pass: (sum of loss times images, right answers, images)."""
     device, dtype = location(state.networks)
     total, right = 0.0, 0
     with seeded(run.seed):
@@ -178,7 +172,7 @@ def _train_epoch(
             total += value.item() * len(index)
             right += int(correct)
             report(share=step / len(run.batches.index))
-    return total, right
+    return total, right, run.batches.images
 
 
 def _accuracy(recipe: Recipe, tree: Tree, networks: dict[Path, Node], splits: Splits) -> float:
