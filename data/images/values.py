@@ -1,0 +1,92 @@
+"""Which of an image's stored values are black and white, where it has more than 8 bits."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from data.base.errors import UserError
+
+_BITS = (8, 10, 12, 14, 16, 24, 31, 32)
+_OVERSHOOT = 0.1  # of the range: floats that were made by resampling pass it a little
+_WHITE_IS_ZERO = 0  # TIFF's photometric interpretation; Pillow minds it in 8 bits alone
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _MAXIMUM, _FORMAT = 258, 262, 281, 339  # TIFF's tags
+
+
+@dataclass(frozen=True)
+class Range:
+    """`low` and `high` are black and white; `stated`: the file says so, else it is a guess."""
+
+    low: float = 0
+    high: float = 255
+    stated: bool = True
+
+
+def deep(image: Image.Image) -> bool:
+    """Whether an image of Pillow's is one of grey values with more than 8 bits."""
+    return image.mode.startswith(("I", "F"))
+
+
+def to_bytes(
+    values: np.ndarray, about: Image.Image, what: str
+) -> tuple[UInt8[np.ndarray, "h w *c"], Range]:
+    """Deep values in 8 bits, and the range that they were taken to be of.
+
+    What the file states holds: a PPM's maximum, a TIFF's number of bits or its maximum. Else it is
+    the least range that holds the values: 0 to 1 (floats), 8, 10, 12, 14, 16, ... bits.
+
+    Args:
+      values: integers or floats, [h, w] or [h, w, c].
+      about: the image that they are of.
+      what: its name.
+
+    Raises:
+      UserError: values below 0, or none at all (NaN, infinity).
+
+    """
+    tags = getattr(about, "tag_v2", {})
+    unsigned = tags.get(_FORMAT, (1,)) == (1,) and tags.get(_BITS_PER_SAMPLE) == (32,)
+    if unsigned and values.dtype == np.int32:
+        values = values.view(np.uint32)  # Pillow has no such mode
+    low, high = values.min(), values.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise UserError(f"{what} holds values that are no numbers (NaN or infinity)")
+    chosen = _stated(about, tags, high) or _guessed(values.dtype, high)
+    room = _OVERSHOOT * chosen.high if values.dtype.kind == "f" else 0
+    if low < -room:
+        raise UserError(
+            f"{what} holds values from {low:.4g} to {high:.4g}, and below 0 it is not known which "
+            "is black; save it with values from 0 up"
+        )
+    scaled = scale(values, chosen)
+    return 255 - scaled if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else scaled, chosen
+
+
+def scale(values: np.ndarray, chosen: Range) -> np.ndarray:
+    """Values of a range as the nearest of 256, uint8; what lies outside as its end."""
+    share = np.clip(values.astype(np.float32) / np.float32(chosen.high), 0, 1)
+    return np.rint(share * 255).astype(np.uint8)
+
+
+def _stated(about: Image.Image, tags: Any, high: float) -> Range | None:
+    if about.format == "PPM" and about.mode != "F":
+        return Range(high=65535)  # to which Pillow has scaled the file's own maximum
+    if about.format == "TIFF" and about.mode != "F":
+        (maximum, *_) = tags.get(_MAXIMUM) or (0,)
+        if maximum >= max(high, 1):
+            return Range(high=maximum)
+        (bits, *_) = tags.get(_BITS_PER_SAMPLE) or (0,)
+        if bits and bits not in (16, 32):
+            return Range(high=2**bits - 1)
+    return None
+
+
+def _guessed(kind: np.dtype, high: float) -> Range:
+    """The least usual range that holds the values; all of them if none does."""
+    usual = [2**bits - 1 for bits in _BITS]
+    room = 1.0
+    if kind.kind == "f":
+        usual, room = [1, *usual], 1 + _OVERSHOOT
+    return Range(high=next((most for most in usual if most * room >= high), high), stated=False)
