@@ -9,8 +9,8 @@ import io
 import struct
 import sys
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _MOST_PIXELS = 50 * 10**6  # in memory at most 20 bytes each
 _MOST_MISSING = 0.05  # of an image's pixels: a last row of 28, or a last block of a JPEG
 _PNG = b"\x89PNG\r\n\x1a\n"
+_TIFF = (b"II*\0", b"MM\0*")
 _NOT_NEEDED = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # of a PNG
 # What Pillow calls 16 bits a channel, and what it would call the same bytes if the lower byte
 # came first: decoded so, it takes the lower for the upper.
@@ -39,11 +40,14 @@ _OTHER_BYTE = {
 class Decoded:
     """An image, upright: cameras note in the file how it was held.
 
-    `image`: as Pillow has it; `deep`: uint16 [h, w, channels] where a channel has 16 bits and
-    `image` the upper 8 of them, else None; `missing`: the share of pixels that the file lacks.
+    `image`: as Pillow has it; `kind`: the format that it came in, None if in none; `tags`: a
+    TIFF's; `deep`: uint16 [h, w, channels] where a channel has 16 bits and `image` the upper 8 of
+    them, else None; `missing`: the share of pixels that the file lacks.
     """
 
     image: Image.Image
+    kind: str | None = None
+    tags: Mapping[int, Any] = field(default_factory=dict)
     deep: np.ndarray | None = None
     missing: float = 0.0
 
@@ -65,6 +69,13 @@ def decode(content: bytes, what: str) -> Decoded:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             try:
                 return _decode(content, what)
+            except Image.UnidentifiedImageError:
+                if not content.startswith(_TIFF):
+                    raise
+                raise UserError(
+                    f"{what} is a kind of TIFF that is not read here, as are 64-bit floats and "
+                    "colours in floats; save it with integers, or as a PNG"
+                ) from None
             except ValueError:  # text in a PNG that is too long for Pillow, perhaps
                 without = _without_text(content)
                 if len(without) == len(content):
@@ -74,11 +85,11 @@ def decode(content: bytes, what: str) -> Decoded:
         raise refusal(error, what) from None
 
 
-def upright(image: Image.Image, what: str) -> Image.Image:
-    """An image that Pillow has opened, decoded. UserError, about `what`, if that fails."""
+def upright(image: Image.Image, what: str) -> Decoded:
+    """An image that Pillow has opened. UserError, about `what`, if it cannot be decoded."""
     try:
         _check(image, what)
-        return ImageOps.exif_transpose(image)
+        return _decoded(image)
     except Exception as error:
         raise refusal(error, what) from None
 
@@ -97,18 +108,26 @@ def refusal(error: Exception, what: str) -> Exception:
 
 def _decode(content: bytes, what: str) -> Decoded:
     image = _open(content, what)
+    kinds = [_kind(tile[3]) for tile in image.tile]
+    deep = bool(kinds) and all(kind in _OTHER_BYTE for kind in kinds)
     try:
         image.load()
     except (OSError, SyntaxError) as error:
         found = damaged.read(content, image.format, lambda content: _open(content, what))
-        if found is None:
+        if found is None or deep:  # of half of each value nothing can be said
             raise
         image, missing = found
         if missing > _MOST_MISSING:
             reason = f"it is cut short or damaged: {100 * missing:.0f} % of its pixels are missing"
             raise UserError(f"{what} cannot be read ({reason})") from error
-        return Decoded(ImageOps.exif_transpose(image), missing=missing)
-    return Decoded(ImageOps.exif_transpose(image), _deep(content, image, what))
+        return _decoded(image, missing=missing)
+    return _decoded(image, _all_bits(_open(content, what), image) if deep else None)
+
+
+def _decoded(image: Image.Image, deep: np.ndarray | None = None, missing: float = 0.0) -> Decoded:
+    # what is turned upright is a copy, which has lost both
+    kind, tags = image.format, getattr(image, "tag_v2", {})
+    return Decoded(ImageOps.exif_transpose(image), kind, tags, deep, missing)
 
 
 def _open(content: bytes, what: str) -> Image.Image:
@@ -127,15 +146,12 @@ def _check(image: Image.Image, what: str) -> None:
         raise UserError(f"{what} holds {frames} images; save the one that is meant as a file")
 
 
-def _deep(content: bytes, upper: Image.Image, what: str) -> np.ndarray | None:
-    """All 16 bits a channel of colour, or of grey with transparency; None for anything else."""
-    again = _open(content, what)
-    kinds = [_kind(tile[3]) for tile in again.tile]
-    if not kinds or any(kind not in _OTHER_BYTE for kind in kinds):
-        return None
+def _all_bits(again: Image.Image, upper: Image.Image) -> np.ndarray:
+    """All 16 bits a channel: what is decoded has the upper 8, the same file opened the lower."""
+    kind = _kind(again.tile[0][3])
     again.tile = [_with_kind(tile, _OTHER_BYTE[_kind(tile[3])]) for tile in again.tile]
     lower = np.asarray(ImageOps.exif_transpose(again))
-    if kinds[0] == "LA;16B":
+    if kind == "LA;16B":
         lower = lower[..., [1, 1, 1, 3]]
     return np.asarray(ImageOps.exif_transpose(upper)).astype(np.uint16) << 8 | lower
 

@@ -10,7 +10,6 @@ from data.base import reading
 from data.base.errors import UserError
 from data.images import decoding, fitting
 from data.images.datasets import Spec
-from data.images.decoding import Decoded
 from data.images.fitting import Options, Picture
 
 STDIN = "-"
@@ -63,7 +62,7 @@ def read(source: str | Path | Image.Image, spec: Spec, options: Options = _DEFAU
     """
     if isinstance(source, Image.Image):
         what = f"the image {getattr(source, 'filename', '')}".strip()
-        decoded = Decoded(decoding.upright(source, what))
+        decoded = decoding.upright(source, what)
     else:
         what = "standard input" if str(source) == STDIN else str(source)
         decoded = decoding.decode(_content(str(source)), what)

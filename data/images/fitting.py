@@ -159,17 +159,17 @@ def _eight_bits(decoded: Decoded, what: str) -> tuple[Image.Image, values.Range]
     """The image with 8 bits a channel, and the range of values that it was."""
     image, stored = decoded.image, decoded.deep
     if stored is not None:
-        colours, chosen = values.to_bytes(stored[..., :3], image, what)
-        bands = [colours]
-        if stored.shape[-1] > 3:  # transparency, in the same bits unless it does not fit
-            alpha = stored[..., 3:]
-            full = chosen if alpha.max() <= chosen.high else values.Range(high=65535)
-            bands.append(values.scale(alpha, full))
-        return Image.fromarray(np.concatenate(bands, -1)), chosen
+        colours, alpha = stored[..., :3], stored[..., 3:]
+        pixels, chosen = values.to_bytes(colours, decoded.kind, decoded.tags, what)
+        if alpha.size:  # which may be of another range than the colours
+            opaque = values.guessed(alpha)
+            chosen = chosen if colours.any() else opaque
+            pixels = np.concatenate([pixels, values.scale(alpha, opaque)], -1)
+        return Image.fromarray(pixels), chosen
     if not values.deep(image):
         return image, values.Range()
     grey = np.asarray(image)
-    pixels, chosen = values.to_bytes(grey, image, what)
+    pixels, chosen = values.to_bytes(grey, decoded.kind, decoded.tags, what)
     result = Image.fromarray(pixels)
     if isinstance(clear := image.info.get("transparency"), int):
         result.putalpha(Image.fromarray(np.where(grey == clear, 0, 255).astype(np.uint8)))

@@ -1,5 +1,6 @@
 """Which of an image's stored values are black and white, where it has more than 8 bits."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,7 @@ def deep(image: Image.Image) -> bool:
 
 
 def to_bytes(
-    values: np.ndarray, about: Image.Image, what: str
+    values: np.ndarray, kind: str | None, tags: Mapping[int, Any], what: str
 ) -> tuple[UInt8[np.ndarray, "h w *c"], Range]:
     """Deep values in 8 bits, and the range that they were taken to be of.
 
@@ -39,21 +40,21 @@ def to_bytes(
 
     Args:
       values: integers or floats, [h, w] or [h, w, c].
-      about: the image that they are of.
+      kind: the format of their file, as Pillow calls it.
+      tags: those of a TIFF.
       what: its name.
 
     Raises:
       UserError: values below 0, or none at all (NaN, infinity).
 
     """
-    tags = getattr(about, "tag_v2", {})
     unsigned = tags.get(_FORMAT, (1,)) == (1,) and tags.get(_BITS_PER_SAMPLE) == (32,)
     if unsigned and values.dtype == np.int32:
         values = values.view(np.uint32)  # Pillow has no such mode
     low, high = values.min(), values.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         raise UserError(f"{what} holds values that are no numbers (NaN or infinity)")
-    chosen = _stated(about, tags, high) or _guessed(values.dtype, high)
+    chosen = _stated(values.dtype, kind, tags, high) or guessed(values)
     room = _OVERSHOOT * chosen.high if values.dtype.kind == "f" else 0
     if low < -room:
         raise UserError(
@@ -70,10 +71,12 @@ def scale(values: np.ndarray, chosen: Range) -> np.ndarray:
     return np.rint(share * 255).astype(np.uint8)
 
 
-def _stated(about: Image.Image, tags: Any, high: float) -> Range | None:
-    if about.format == "PPM" and about.mode != "F":
+def _stated(
+    dtype: np.dtype, kind: str | None, tags: Mapping[int, Any], high: float
+) -> Range | None:
+    if kind == "PPM" and dtype.kind != "f":
         return Range(high=65535)  # to which Pillow has scaled the file's own maximum
-    if about.format == "TIFF" and about.mode != "F":
+    if kind == "TIFF" and dtype.kind != "f":
         (maximum, *_) = tags.get(_MAXIMUM) or (0,)
         if maximum >= max(high, 1):
             return Range(high=maximum)
@@ -83,10 +86,10 @@ def _stated(about: Image.Image, tags: Any, high: float) -> Range | None:
     return None
 
 
-def _guessed(kind: np.dtype, high: float) -> Range:
+def guessed(values: np.ndarray) -> Range:
     """The least usual range that holds the values; all of them if none does."""
-    usual = [2**bits - 1 for bits in _BITS]
-    room = 1.0
-    if kind.kind == "f":
+    usual, room, high = [2**bits - 1 for bits in _BITS], 1.0, values.max()
+    if values.dtype.kind == "f":
         usual, room = [1, *usual], 1 + _OVERSHOOT
-    return Range(high=next((most for most in usual if most * room >= high), high), stated=False)
+    found = next((most for most in usual if most * room >= high), float(high))
+    return Range(high=found, stated=False)
