@@ -67,8 +67,11 @@ def to_bytes(
 
 def scale(values: np.ndarray, chosen: Range) -> np.ndarray:
     """Values of a range as the nearest of 256, uint8; what lies outside as its end."""
-    share = np.clip(values.astype(np.float32) / np.float32(chosen.high), 0, 1)
-    return np.rint(share * 255).astype(np.uint8)
+    shares = values.astype(np.float32)  # in place from here: there may be 50 million of them
+    shares /= np.float32(chosen.high)
+    np.clip(shares, 0, 1, out=shares)
+    shares *= 255
+    return np.rint(shares, out=shares).astype(np.uint8)
 
 
 def _stated(
