@@ -109,7 +109,7 @@ def test_bad_input_is_one_line(tmp_path):
             files.files(names)
     for name, match in (("text.png", "not an image"), ("cut.png", "cannot be read")):
         with pytest.raises(UserError, match=match) as caught:
-            files.read(str(tmp_path / name), CIFAR).pixels
+            files.read(str(tmp_path / name), CIFAR)
         assert name in str(caught.value)
         assert "\n" not in str(caught.value)
 
@@ -118,19 +118,19 @@ def test_too_many_pixels_are_refused(tmp_path, monkeypatch):
     _noise((64, 64)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(UserError, match="more pixels"):
-        files.read(str(tmp_path / "a.png"), CIFAR).pixels
+        files.read(str(tmp_path / "a.png"), CIFAR)
 
 
 # --- forms of one image: dark ink, more bits, other ranges
 
 
-def digit(place=3):
+def digit():
     """A digit, uint8 [8, 8], light on dark, with values from 0 to 255."""
-    return np.asarray(datasets.load("digits").test.images[place, :, :, 0])
+    return np.asarray(datasets.load("digits").test.images[3, :, :, 0])
 
 
 def png(values):
-    """A PNG with 16 bits a channel, uint16 [h, w, channels], some of which Pillow does not write."""
+    """A PNG with 16 bits a channel, uint16 [h, w, channels]; Pillow writes only grey."""
 
     def chunk(kind, body):
         return (
@@ -357,8 +357,7 @@ def test_a_jpeg_without_its_last_bytes_is_read_and_half_of_one_is_not(options, t
         file.write_bytes(content[:-cut])
         try:
             found = files.read(file, EMNIST)
-        except UserError as error:
-            assert "cannot be read" in str(error) or "not an image" in str(error)
+        except UserError:
             continue
         accepted.append(cut)
         # what differs is at most about what was said to be missing
@@ -377,7 +376,7 @@ def test_a_last_row_may_be_missing_and_no_more(kind, tmp_path):
     assert 0.02 <= found.missing <= 0.05
     assert "3 % of its pixels are missing from the file" in fitting.notes(found)
     file.write_bytes(content[:-2000])
-    with pytest.raises(UserError, match="2[01] % of its pixels are missing"):
+    with pytest.raises(UserError, match=r"2[01] % of its pixels are missing"):
         files.read(file, DIGITS)
 
 
@@ -393,8 +392,13 @@ def test_avif(tmp_path):
 def test_images_of_pillows_are_read_as_files_are(tmp_path):
     image = _noise((40, 30), "RGBA")
     image.save(tmp_path / "a.png")
-    for given in (image, Image.open(tmp_path / "a.png"), tmp_path / "a.png"):
-        assert np.array_equal(files.read(given, CIFAR).pixels, files.read(image, CIFAR).pixels)
+    expected = files.read(tmp_path / "a.png", CIFAR).pixels
+    with Image.open(tmp_path / "a.png") as opened:
+        for given in (image, opened, str(tmp_path / "a.png")):
+            assert np.array_equal(files.read(given, CIFAR).pixels, expected)
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:1000])
-    with pytest.raises(UserError, match="b.png cannot be read"):
-        files.read(Image.open(tmp_path / "b.png"), CIFAR)
+    with (
+        Image.open(tmp_path / "b.png") as cut,
+        pytest.raises(UserError, match=r"b\.png cannot be read"),
+    ):
+        files.read(cut, CIFAR)

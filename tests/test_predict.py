@@ -1,6 +1,5 @@
 """Classifying image files, and handing on a finished run."""
 
-import io
 import json
 from dataclasses import replace
 
@@ -11,11 +10,11 @@ from PIL import Image
 
 from data import table
 from data.base.errors import UserError
-from data.images import datasets
+from data.images import datasets, files
 from data.run import card, runfolder
 from data.tree import grouping
 
-CIFAR, DIGITS, EMNIST = (datasets.SPECS[name] for name in ("cifar10", "digits", "emnist"))
+DIGITS = datasets.spec("digits")
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +34,16 @@ def test_predictions_agree_with_routing_and_export_reproduces_them(run, tmp_path
 
     folder = tmp_path / "handed-on"
     export.main([str(run), str(folder)])
-    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
-    assert {"README.md", "config.json", "weights/root.safetensors", "orbax"} <= set(files)
-    before = {p: (folder / p).stat().st_mtime_ns for p in files}
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
+    assert {"README.md", "config.json", "weights/root.safetensors", "orbax"} <= set(names)
+    before = {p: (folder / p).stat().st_mtime_ns for p in names}
     summary = runfolder.read_json(run / "summary.json")
     evaluate.main([str(folder), "--json", str(tmp_path / "again.json")])
     assert (
         runfolder.read_json(tmp_path / "again.json")["correct"]
         == (summary["accuracy"]["test"]["correct"])
     )
-    assert before == {p: (folder / p).stat().st_mtime_ns for p in files}  # nothing was touched
+    assert before == {p: (folder / p).stat().st_mtime_ns for p in names}  # nothing was touched
     text = (folder / "README.md").read_text()
     assert f"{summary['accuracy']['test']['correct']:,} of" in text
     with pytest.raises(UserError, match="exists"):
@@ -75,6 +74,104 @@ def test_predictions_agree_with_routing_and_export_reproduces_them(run, tmp_path
     predict.main([str(folder), str(images / "00.png"), "--json", str(tmp_path / "one.json")])
     assert f"00.png: {rows[0]['class']} " in capsys.readouterr().out
     assert runfolder.read_json(tmp_path / "one.json") == [rows[0]]
+
+
+@pytest.fixture(scope="module")
+def networks(run):
+    """(recipe, tree, networks in JAX, networks in PyTorch) of that tree."""
+    import trunk_torch_ref.inference.load
+    from trunk_jax.inference.load import load_networks
+
+    recipe, tree = runfolder.read_recipe(run), runfolder.read_tree(run)
+    ours = load_networks(run, recipe, tree, DIGITS.image_shape)
+    theirs = trunk_torch_ref.inference.load.load_networks(run, recipe, tree, DIGITS.image_shape)
+    return recipe, tree, ours, theirs
+
+
+def test_60_digits_in_every_bad_form_are_classified_as_the_plain_ones_are(networks, tmp_path):
+    from test_image_files import forms
+
+    from trunk_jax.framework import predict
+
+    recipe, tree, ours, _ = networks
+    test = datasets.load("digits").test
+    images, labels = test.images[:60], test.labels[:60]
+    plain = predict(recipe, tree, ours, images).labels
+    assert (plain == labels).mean() > 0.6  # of ten classes: a tree that tells digits apart
+    written = [forms(image[..., 0]) for image in images]
+    for name in written[0]:
+        found = []
+        for contents in written:
+            (tmp_path / "image").write_bytes(contents[name])
+            found.append(files.read(tmp_path / "image", DIGITS).pixels)
+        assert np.array_equal(predict(recipe, tree, ours, np.stack(found)).labels, plain), name
+
+
+def test_arrays_are_checked_by_both_frameworks(networks):
+    import trunk_torch_ref.framework
+    from trunk_jax import framework
+    from trunk_jax.inference import route, single
+
+    recipe, tree, ours, theirs = networks
+    images = datasets.load("digits").test.images[:60]
+    for package, nets in ((framework, ours), (trunk_torch_ref.framework, theirs)):
+        plain = package.predict(recipe, tree, nets, images)
+        for same in (images / 255, (images / 255).astype(np.float32), images[..., 0]):
+            found = package.predict(recipe, tree, nets, same)
+            assert np.array_equal(found.labels, plain.labels)
+            assert np.array_equal(found.confidence, plain.confidence)
+        assert package.predict(recipe, tree, nets, images[0]).labels == plain.labels[:1]
+        assert len(package.predict(recipe, tree, nets, images[:0]).labels) == 0
+        for wrong, match in (
+            (images.astype(np.float32), "floats from 0 to 255"),
+            (images.astype(np.int32), "type int32"),
+            (np.pad(images, ((0, 0), (0, 1), (0, 0), (0, 0))), "shape"),
+            (np.full(images.shape, np.nan), "NaN"),
+        ):
+            with pytest.raises(UserError, match=match):
+                package.predict(recipe, tree, nets, wrong)
+    with pytest.raises(UserError, match="shape"):
+        route.first_input(recipe, ours, images[0, :7])
+    one = single.compile_single(recipe, tree, ours, DIGITS.image_shape)
+    for wrong in (images[0] / 255, images[0, :7]):  # refused by JAX, for it is compiled for bytes
+        with pytest.raises(TypeError, match="compiled"):
+            one(wrong)
+
+
+def test_a_bad_file_stops_no_other(run, tmp_path, capsys):
+    from trunk_jax import predict
+
+    images = datasets.load("digits").test.images[:3, :, :, 0]
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(images[0]).save(folder / "a.png")
+    (folder / "b.png").write_text("no image")
+    Image.fromarray(255 - images[1]).save(folder / "c.png")
+    Image.fromarray(images[2].repeat(2, 1)).save(folder / "d.png")
+    report = tmp_path / "report.json"
+    assert predict.main([str(run), str(folder), "--json", str(report)]) == 1
+    out, err = capsys.readouterr()
+    assert [line.split(": ")[0] for line in out.splitlines()] == [
+        str(folder / f"{name}.png") for name in "acd"
+    ]
+    first, second = err.splitlines()
+    assert first == f"error: {folder / 'b.png'} is not an image in a format known here"
+    assert second == "error: 1 of 4 images cannot be read"
+    plain, dark, wide = out.splitlines()
+    assert plain.endswith(")")
+    assert dark.endswith("[inverted, its border is light]")
+    assert wide.endswith("[50 % cut off its sides]")
+    rows = runfolder.read_json(report)
+    assert "not an image" in rows[1]["error"]
+    assert [row["image"]["inverted"] for row in rows if "image" in row] == [False, True, False]
+    assert predict.main([str(run), str(folder / "c.png"), "--invert", "no", "--json", "-"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert not row["image"]["inverted"]
+    words = [str(run), str(folder / "d.png"), "--fit", "stretch"]
+    assert predict.main(words) == 0
+    assert capsys.readouterr().out.endswith("[width stretched by 0.5]\n")
+    with pytest.raises(UserError, match="none of the 2 images"):
+        predict.main([str(run), str(folder / "b.png"), str(folder / "b.png")])
 
 
 def test_orbax_holds_the_same_arrays(run, tmp_path):
