@@ -56,6 +56,8 @@ def test_one_image_or_a_batch(given, shape, count):
         (noise(5, 9, 8, 1), GREY, r"shape \[5, 9, 8, 1\], not \[n, 8, 8, 1\]"),
         (noise(5, 8, 8, 3), GREY, "shape"),
         (noise(8), GREY, "shape"),
+        (noise(16, 8), GREY, "shape"),
+        (noise(2, 16, 8), GREY, "shape"),
         (noise(2, 5, 8, 8, 1), GREY, "shape"),
         (noise(5, 32, 32), COLOUR, "shape"),
         (noise(5, 32, 32, 1), COLOUR, "shape"),
