@@ -777,7 +777,8 @@ def test_images(tmp_path):
     file = tmp_path / "image.png"
 
     def read():
-        pictures.load(pictures.files([str(file)]), spec, as_stored=False)
+        for name in pictures.files([str(file)]):
+            pictures.read(name, spec)
 
     for name, content, readable in pictures_to_damage():
         file.write_bytes(content)
@@ -797,7 +798,7 @@ def test_images_at_the_bound_stay_within_memory(tmp_path):
     spec, file = datasets.spec("cifar10"), tmp_path / "image.ppm"
 
     def read():
-        pictures.load([str(file)], spec, as_stored=False)
+        pictures.read(str(file), spec)
 
     for rows, good in ((6250, True), (6251, False)):
         sparse(file, rows * 8000 * 2 + 19)  # 16 bits, in memory 32
@@ -968,7 +969,7 @@ def test_any_bytes_in_an_image(tmp_path_factory, noise, at, kind):
     file = tmp_path_factory.getbasetemp() / "noise"
     file.write_bytes(content)
     spec = datasets.spec("digits")
-    attempt("any image", content, lambda: pictures.load([str(file)], spec, as_stored=False) is None)
+    attempt("any image", content, lambda: pictures.read(str(file), spec) is None)
 
 
 @QUICK

@@ -1,6 +1,7 @@
 """Flags, and how a command reports a mistake: one line, exit code 2, nothing left behind."""
 
 import errno
+import io
 import os
 import re
 import subprocess
@@ -239,6 +240,19 @@ def raising(error):
         raise error
 
     return main
+
+
+def test_what_the_terminal_cannot_show_is_escaped(monkeypatch):
+    for encoding, shown in (
+        ("ascii", b"\\xfc \\u2500 \\udcff\n"),
+        ("utf-8", b"\xc3\xbc \xe2\x94\x80 \\udcff\n"),
+    ):
+        out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
+        monkeypatch.setattr("sys.stdout", out)
+        with pytest.raises(SystemExit) as left:
+            run_command(lambda: print("\xfc \u2500 \udcff"))
+        assert left.value.code == 0
+        assert out.buffer.getvalue() == shown
 
 
 def test_exit_codes(capsys):

@@ -1,6 +1,5 @@
 """Classifying image files, and handing on a finished run."""
 
-import io
 import json
 from dataclasses import replace
 
@@ -11,112 +10,11 @@ from PIL import Image
 
 from data import table
 from data.base.errors import UserError
-from data.images import datasets
-from data.images import files as pictures
+from data.images import datasets, files
 from data.run import card, runfolder
 from data.tree import grouping
 
-CIFAR, DIGITS, EMNIST = (datasets.SPECS[name] for name in ("cifar10", "digits", "emnist"))
-
-
-def _noise(size, mode="RGB", seed=0):
-    channels = len(mode)
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], channels), np.uint8)
-    return Image.fromarray(pixels.squeeze(), mode if channels > 1 else None)
-
-
-@pytest.mark.parametrize("kind", ["png", "bmp", "tiff", "webp", "ppm"])
-def test_an_image_of_the_right_size_is_taken_as_it_is(kind, tmp_path):
-    image = _noise((32, 32))
-    file = tmp_path / f"image.{kind}"
-    image.save(file, **({"lossless": True} if kind == "webp" else {}))
-    found = pictures.load([str(file)], CIFAR, as_stored=False)
-    assert np.array_equal(found[0], np.asarray(image))
-
-
-def test_other_sizes_are_cut_to_the_middle_square_and_averaged(tmp_path):
-    pixels = np.zeros((16, 32, 3), np.uint8)  # the middle 16 columns are halves of 10 and 250
-    pixels[:, 8:16], pixels[:, 16:24], pixels[:, 24:] = 10, 250, 99
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    found = pictures.load([str(tmp_path / "a.png")], DIGITS, as_stored=False)[0, :, :, 0]
-    assert found.shape == (8, 8)
-    assert (found[:, :4] == 10).all()
-    assert (found[:, 4:] == 250).all()
-
-
-def test_modes_of_other_kinds(tmp_path):
-    deep = (np.arange(64).reshape(8, 8) * 1000).astype(np.uint16)
-    Image.fromarray(deep).save(tmp_path / "deep.png")
-    clear = np.full((8, 8, 4), 200, np.uint8)
-    clear[:4, :, 3], clear[4:, :, 3] = 0, 255
-    Image.fromarray(clear).save(tmp_path / "clear.png")
-    _noise((8, 8), "RGB").quantize(16).save(tmp_path / "palette.gif")
-    Image.fromarray(np.eye(8) > 0).save(tmp_path / "bits.png")
-    names = [str(tmp_path / f) for f in ("deep.png", "clear.png", "palette.gif", "bits.png")]
-    found = pictures.load(names, DIGITS, as_stored=False)[..., 0]
-    assert np.array_equal(found[0], deep >> 8)
-    assert (found[1][:4] == 0).all()
-    assert (found[1][4:] == 200).all()
-    assert np.array_equal(found[3], np.eye(8, dtype=np.uint8) * 255)
-
-
-def test_the_cameras_note_of_how_it_was_held_is_followed(tmp_path):
-    image = _noise((8, 8), "L")
-    exif = Image.Exif()
-    exif[0x0112] = 3  # held upside down
-    image.save(tmp_path / "a.png", exif=exif)
-    found = pictures.load([str(tmp_path / "a.png")], DIGITS, as_stored=False)[0, :, :, 0]
-    assert np.array_equal(found, np.asarray(image)[::-1, ::-1])
-
-
-def test_emnist_images_are_turned_as_the_dataset_has_them(tmp_path):
-    image = _noise((28, 28), "L")
-    image.save(tmp_path / "a.png")
-    name = [str(tmp_path / "a.png")]
-    upright = np.asarray(image)
-    assert np.array_equal(pictures.load(name, EMNIST, as_stored=False)[0, :, :, 0], upright.T)
-    assert np.array_equal(pictures.load(name, EMNIST, as_stored=True)[0, :, :, 0], upright)
-
-
-def test_folders_and_standard_input(tmp_path, monkeypatch):
-    (tmp_path / "sub").mkdir()
-    for name in ("b.png", "a.jpg", "sub/c.png"):
-        _noise((8, 8), "L").save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no image")
-    found = pictures.files([str(tmp_path), "-"])
-    assert found == [str(tmp_path / f) for f in ("a.jpg", "b.png", "sub/c.png")] + ["-"]
-    buffer = io.BytesIO()
-    _noise((8, 8), "L").save(buffer, "png")
-    stdin = type("Stdin", (), {"buffer": io.BytesIO(buffer.getvalue())})
-    monkeypatch.setattr("sys.stdin", stdin)
-    assert pictures.load(["-"], DIGITS, as_stored=False).shape == (1, 8, 8, 1)
-
-
-def test_bad_input_is_one_line(tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "text.png").write_text("no image")
-    _noise((64, 64)).save(tmp_path / "whole.png")
-    cut = (tmp_path / "whole.png").read_bytes()[:3000]
-    (tmp_path / "cut.png").write_bytes(cut)
-    for names, match in (
-        (["missing.png"], "neither"),
-        ([str(tmp_path / "empty")], "holds no image"),
-        (["-", "-"], "only once"),
-    ):
-        with pytest.raises(UserError, match=match):
-            pictures.files(names)
-    for name, match in (("text.png", "not an image"), ("cut.png", "cannot be read")):
-        with pytest.raises(UserError, match=match) as caught:
-            pictures.load([str(tmp_path / name)], CIFAR, as_stored=False)
-        assert name in str(caught.value)
-        assert "\n" not in str(caught.value)
-
-
-def test_too_many_pixels_are_refused(tmp_path, monkeypatch):
-    _noise((64, 64)).save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(UserError, match="more pixels"):
-        pictures.load([str(tmp_path / "a.png")], CIFAR, as_stored=False)
+DIGITS = datasets.spec("digits")
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +25,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grouping, "group", fixed_groups)
-        train.main(f"--recipe efficient --epochs 2 --limit 400 --out {folder}".split())
+        train.main(f"--recipe efficient --epochs 2 --out {folder}".split())
     return folder
 
 
@@ -136,16 +34,16 @@ def test_predictions_agree_with_routing_and_export_reproduces_them(run, tmp_path
 
     folder = tmp_path / "handed-on"
     export.main([str(run), str(folder)])
-    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
-    assert {"README.md", "config.json", "weights/root.safetensors", "orbax"} <= set(files)
-    before = {p: (folder / p).stat().st_mtime_ns for p in files}
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
+    assert {"README.md", "config.json", "weights/root.safetensors", "orbax"} <= set(names)
+    before = {p: (folder / p).stat().st_mtime_ns for p in names}
     summary = runfolder.read_json(run / "summary.json")
     evaluate.main([str(folder), "--json", str(tmp_path / "again.json")])
     assert (
         runfolder.read_json(tmp_path / "again.json")["correct"]
         == (summary["accuracy"]["test"]["correct"])
     )
-    assert before == {p: (folder / p).stat().st_mtime_ns for p in files}  # nothing was touched
+    assert before == {p: (folder / p).stat().st_mtime_ns for p in names}  # nothing was touched
     text = (folder / "README.md").read_text()
     assert f"{summary['accuracy']['test']['correct']:,} of" in text
     with pytest.raises(UserError, match="exists"):
@@ -176,6 +74,104 @@ def test_predictions_agree_with_routing_and_export_reproduces_them(run, tmp_path
     predict.main([str(folder), str(images / "00.png"), "--json", str(tmp_path / "one.json")])
     assert f"00.png: {rows[0]['class']} " in capsys.readouterr().out
     assert runfolder.read_json(tmp_path / "one.json") == [rows[0]]
+
+
+@pytest.fixture(scope="module")
+def networks(run):
+    """(recipe, tree, networks in JAX, networks in PyTorch) of that tree."""
+    import trunk_torch_ref.inference.load
+    from trunk_jax.inference.load import load_networks
+
+    recipe, tree = runfolder.read_recipe(run), runfolder.read_tree(run)
+    ours = load_networks(run, recipe, tree, DIGITS.image_shape)
+    theirs = trunk_torch_ref.inference.load.load_networks(run, recipe, tree, DIGITS.image_shape)
+    return recipe, tree, ours, theirs
+
+
+def test_60_digits_in_every_bad_form_are_classified_as_the_plain_ones_are(networks, tmp_path):
+    from test_image_files import forms
+
+    from trunk_jax.framework import predict
+
+    recipe, tree, ours, _ = networks
+    test = datasets.load("digits").test
+    images, labels = test.images[:60], test.labels[:60]
+    plain = predict(recipe, tree, ours, images).labels
+    assert (plain == labels).mean() > 0.6  # of ten classes: a tree that tells digits apart
+    written = [forms(image[..., 0]) for image in images]
+    for name in written[0]:
+        found = []
+        for contents in written:
+            (tmp_path / "image").write_bytes(contents[name])
+            found.append(files.read(tmp_path / "image", DIGITS).pixels)
+        assert np.array_equal(predict(recipe, tree, ours, np.stack(found)).labels, plain), name
+
+
+def test_arrays_are_checked_by_both_frameworks(networks):
+    import trunk_torch_ref.framework
+    from trunk_jax import framework
+    from trunk_jax.inference import route, single
+
+    recipe, tree, ours, theirs = networks
+    images = datasets.load("digits").test.images[:60]
+    for package, nets in ((framework, ours), (trunk_torch_ref.framework, theirs)):
+        plain = package.predict(recipe, tree, nets, images)
+        for same in (images / 255, (images / 255).astype(np.float32), images[..., 0]):
+            found = package.predict(recipe, tree, nets, same)
+            assert np.array_equal(found.labels, plain.labels)
+            assert np.array_equal(found.confidence, plain.confidence)
+        assert package.predict(recipe, tree, nets, images[0]).labels == plain.labels[:1]
+        assert len(package.predict(recipe, tree, nets, images[:0]).labels) == 0
+        for wrong, match in (
+            (images.astype(np.float32), "floats from 0 to 255"),
+            (images.astype(np.int32), "type int32"),
+            (np.pad(images, ((0, 0), (0, 1), (0, 0), (0, 0))), "shape"),
+            (np.full(images.shape, np.nan), "NaN"),
+        ):
+            with pytest.raises(UserError, match=match):
+                package.predict(recipe, tree, nets, wrong)
+    with pytest.raises(UserError, match="shape"):
+        route.first_input(recipe, ours, images[0, :7])
+    one = single.compile_single(recipe, tree, ours, DIGITS.image_shape)
+    for wrong in (images[0] / 255, images[0, :7]):  # refused by JAX, for it is compiled for bytes
+        with pytest.raises(TypeError, match="compiled"):
+            one(wrong)
+
+
+def test_a_bad_file_stops_no_other(run, tmp_path, capsys):
+    from trunk_jax import predict
+
+    images = datasets.load("digits").test.images[:3, :, :, 0]
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(images[0]).save(folder / "a.png")
+    (folder / "b.png").write_text("no image")
+    Image.fromarray(255 - images[1]).save(folder / "c.png")
+    Image.fromarray(images[2].repeat(2, 1)).save(folder / "d.png")
+    report = tmp_path / "report.json"
+    assert predict.main([str(run), str(folder), "--json", str(report)]) == 1
+    out, err = capsys.readouterr()
+    assert [line.split(": ")[0] for line in out.splitlines()] == [
+        str(folder / f"{name}.png") for name in "acd"
+    ]
+    first, second = err.splitlines()
+    assert first == f"error: {folder / 'b.png'} is not an image in a format known here"
+    assert second == "error: 1 of 4 images cannot be read"
+    plain, dark, wide = out.splitlines()
+    assert plain.endswith(")")
+    assert dark.endswith("[inverted, its border is light]")
+    assert wide.endswith("[50 % cut off its sides]")
+    rows = runfolder.read_json(report)
+    assert "not an image" in rows[1]["error"]
+    assert [row["image"]["inverted"] for row in rows if "image" in row] == [False, True, False]
+    assert predict.main([str(run), str(folder / "c.png"), "--invert", "no", "--json", "-"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert not row["image"]["inverted"]
+    words = [str(run), str(folder / "d.png"), "--fit", "stretch"]
+    assert predict.main(words) == 0
+    assert capsys.readouterr().out.endswith("[width stretched by 0.5]\n")
+    with pytest.raises(UserError, match="none of the 2 images"):
+        predict.main([str(run), str(folder / "b.png"), str(folder / "b.png")])
 
 
 def test_orbax_holds_the_same_arrays(run, tmp_path):

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from data.base.errors import run_command
-from data.images import datasets
-from data.images import files as pictures
+from data.base.errors import UserError, run_command
+from data.images import datasets, files, fitting
 from data.images.datasets import Spec
 from data.recipes.recipe import Recipe
 from data.run import runfolder
@@ -62,17 +61,21 @@ def follow(
     }
 
 
-def line(row: dict[str, Any]) -> str:
-    """One result for people."""
+def line(row: dict[str, Any], notes: list[str]) -> str:
+    """One result for people, with what had to be decided about the image."""
     way = " > ".join(
         f"{step['node']}: {step['output']} {100 * step['probability']:.1f} %"
         for step in row["path"]
     )
-    return f"{row['file']}: {row['class']} {100 * row['probability']:.1f} % ({way})"
+    decided = f" [{'; '.join(notes)}]" if notes else ""
+    return f"{row['file']}: {row['class']} {100 * row['probability']:.1f} % ({way}){decided}"
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Classify as the flags say. UserError for anything a user can put right."""
+def main(arguments: list[str] | None = None) -> int:
+    """Classify as the flags say; 1 if some files cannot be read, which stops no others.
+
+    UserError for anything else that a user can put right, and if no file can be read.
+    """
     parser = Parser(
         prog="python -m trunk_jax.predict",
         description="Classify image files with a trained tree; show the path that each takes "
@@ -81,33 +84,58 @@ def main(arguments: list[str] | None = None) -> None:
     add = parser.add_argument
     add("run", metavar="RUN", help="the run folder, or a folder of checkpoints/")
     add("images", metavar="IMAGE", nargs="+", help="image files of any common format and size, "
-        "folders of them, or - for standard input; the middle square is scaled to the size of "
-        "the dataset's images")  # fmt: skip
+        "folders of them, or - for standard input")  # fmt: skip
+    add("--invert", choices=fitting.INVERT, default="auto", help="exchange black and white; auto: "
+        "where the dataset has light strokes on a dark ground, and the image a light border "
+        "(default: %(default)s)")  # fmt: skip
+    add("--fit", choices=fitting.FIT, default="crop", help="what becomes of an image of other "
+        "proportions: crop takes its middle, pad adds of its border's colour, stretch changes "
+        "the proportions (default: %(default)s)")  # fmt: skip
     add("--as-stored", action="store_true", help="EMNIST: the images are mirrored and rotated "
-        "as the dataset's own are (default: upright, light strokes on dark)")  # fmt: skip
+        "as the dataset's own are (default: upright)")  # fmt: skip
     add("--json", metavar="FILE", help="also write the results to FILE; - prints them as "
         "JSON instead (default: none)")  # fmt: skip
     options = parser.parse_args(arguments)
     run = Path(options.run)
     recipe, tree = runfolder.read_recipe(run), runfolder.read_tree(run)
     spec = datasets.spec(recipe.dataset)
-    names = pictures.files(options.images)
-    images = pictures.load(names, spec, as_stored=options.as_stored)
-    from trunk_jax.inference.aot import keep_programs
-    from trunk_jax.inference.load import load_networks  # after the flags: JAX takes seconds to load
+    names = files.files(options.images)
+    how = fitting.Options(options.invert, options.fit, options.as_stored)
+    rows: list[dict[str, Any]] = []
+    networks, bad = None, 0
+    for name in names:
+        try:
+            picture = files.read(name, spec, how)
+        except UserError as error:
+            if len(names) == 1:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            rows.append({"file": name, "error": str(error)})
+            bad += 1
+            continue
+        networks = networks or _networks(run, recipe, tree, spec)
+        row = {"file": name} | follow(recipe, tree, networks, picture.pixels, spec)
+        rows.append(row | {"image": fitting.about(picture)})
+        if options.json != files.STDIN:
+            print(line(row, fitting.notes(picture)))
+    if bad == len(names):
+        raise UserError(f"none of the {bad} images can be read")
+    if options.json == files.STDIN:
+        print(json.dumps(rows, indent=1))
+    elif options.json:
+        runfolder.write_json(Path(options.json), rows)
+    if bad:
+        print(f"error: {bad} of {len(names)} images cannot be read", file=sys.stderr)
+    return 1 if bad else 0
+
+
+def _networks(run: Path, recipe: Recipe, tree: Tree, spec: Spec) -> dict[NodePath, Any]:
+    """The run's networks, with programs that are kept for the next time."""
+    from trunk_jax.inference.aot import keep_programs  # after the flags: JAX takes seconds to load
+    from trunk_jax.inference.load import load_networks
 
     keep_programs()
-    networks = load_networks(run, recipe, tree, spec.image_shape)
-    rows = [
-        {"file": name} | follow(recipe, tree, networks, image, spec)
-        for name, image in zip(names, images, strict=True)
-    ]
-    if options.json == pictures.STDIN:
-        print(json.dumps(rows, indent=1))
-        return
-    print(*map(line, rows), sep="\n")
-    if options.json:
-        runfolder.write_json(Path(options.json), rows)
+    return load_networks(run, recipe, tree, spec.image_shape)
 
 
 if __name__ == "__main__":

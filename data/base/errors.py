@@ -33,6 +33,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     Ctrl-C, 143 for SIGTERM. Anything else is a fault of ours and keeps its traceback.
     """
     signals: list[int] = []
+    _escape_what_cannot_be_printed()
     try:
         with interrupts.listening() as signals:
             code = main() or 0
@@ -64,6 +65,15 @@ def run_command(main: Callable[[], int | None]) -> None:
     if signals:
         _leave(code)
     sys.exit(code)
+
+
+def _escape_what_cannot_be_printed() -> None:
+    """Print characters that the terminal's encoding lacks as escapes, which is no reason to fail.
+
+    Standard error does so by itself. Another way that the user has chosen (PYTHONIOENCODING) stays.
+    """
+    if getattr(sys.stdout, "errors", None) == "strict" and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _leave(code: int) -> NoReturn:

@@ -20,7 +20,9 @@ class Spec:
 
     `tfds_name` is `None` for the dataset that ships with scikit-learn; `image_shape` is
     (height, width, channels); `official_sizes` counts the images of the official train and
-    test splits, `None` where there is no official split.
+    test splits, `None` where there is no official split; `light_strokes` says that its images are
+    light strokes on a dark ground, so that dark ink on paper has to be inverted; `turned` that
+    they are stored with rows and columns exchanged.
     """
 
     name: str
@@ -30,6 +32,8 @@ class Spec:
     class_names: tuple[str, ...]
     official_sizes: tuple[int, int] | None
     licence: str
+    light_strokes: bool = False
+    turned: bool = False
 
 
 _DIGITS = tuple("0123456789")
@@ -45,6 +49,7 @@ SPECS = {
             class_names=_DIGITS,
             official_sizes=None,
             licence="CC BY 4.0 (UCI, Optical Recognition of Handwritten Digits)",
+            light_strokes=True,
         ),
         Spec(
             name="svhn",
@@ -63,6 +68,8 @@ SPECS = {
             class_names=_DIGITS + tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ") + tuple("abdefghnqrt"),
             official_sizes=(112800, 18800),
             licence="none stated; drawn from NIST Special Database 19, a US government work",
+            light_strokes=True,
+            turned=True,
         ),
         Spec(
             name="cifar10",

@@ -1,25 +1,20 @@
 """Image files of any common format and size as the arrays that a dataset's networks are given."""
 
-import io
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
 from data.base import reading
 from data.base.errors import UserError
+from data.images import decoding, fitting
 from data.images.datasets import Spec
+from data.images.fitting import Options, Picture
 
 STDIN = "-"
-# Those alone whose decoders are libraries of their own; Pillow would hand others to a program
-# (PostScript to Ghostscript).
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _MOST_BYTES = 256 * 2**20  # of a file
-_MOST_PIXELS = 50 * 10**6  # in memory at most 20 bytes each
+_DEFAULTS = Options()
 
 
 def files(names: Sequence[str]) -> list[str]:
@@ -45,47 +40,36 @@ def files(names: Sequence[str]) -> list[str]:
 
 
 def _is_image(file: Path) -> bool:
-    return (
-        Image.registered_extensions().get(file.suffix.lower()) in (*_FORMATS, "MPO")
-        and file.is_file()
-    )
+    kind = Image.registered_extensions().get(file.suffix.lower())
+    return kind in (*decoding.formats(), "MPO") and file.is_file()
 
 
-def load(names: Sequence[str], spec: Spec, *, as_stored: bool) -> UInt8[np.ndarray, "n h w c"]:
-    """The images of `names` (`-`: standard input), each as one of the dataset's.
+def read(source: str | Path | Image.Image, spec: Spec, options: Options = _DEFAULTS) -> Picture:
+    """One image as the dataset's networks are given it, and what was decided on the way.
 
-    `as_stored`: do not turn images for a dataset whose own are stored turned (EMNIST).
-    UserError, naming the file, for one that cannot be read.
+    Args:
+      source: a file's name (`-`: standard input), or an image of Pillow's.
+      spec: the dataset.
+      options: how it is made one of the dataset's.
+
+    Raises:
+      UserError: it cannot be read, or is not one image; the line names it.
+
+    Example:
+      >>> read(Image.new("L", (100, 100)), datasets.spec("digits")).pixels.shape
+      (8, 8, 1)
+
     """
-    turn = spec.name == "emnist" and not as_stored
-    return np.stack([_convert(image, spec, turn) for image in _open(names)])
-
-
-def _open(names: Sequence[str]) -> Iterator[Image.Image]:
-    """Each image, upright: cameras note in the file how it was held."""
-    for name in names:
-        what = "standard input" if name == STDIN else name
-        try:
-            content = _content(name)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about damage that it reads over
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-                    _check(image, what)
-                    image.load()
-                    upright = ImageOps.exif_transpose(image)
-        except UserError:
-            raise
-        except Image.UnidentifiedImageError:
-            raise UserError(f"{what} is not an image in a format known here") from None
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-            raise UserError(f"{what} has more pixels than this command reads") from None
-        except MemoryError:
-            raise
-        except Exception as error:  # each decoder raises types of its own for damage
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise UserError(f"{what} cannot be read ({reason.splitlines()[0]:.200})") from None
-        yield upright
+    if isinstance(source, Image.Image):
+        what = f"the image {getattr(source, 'filename', '')}".strip()
+        decoded = decoding.upright(source, what)
+    else:
+        what = "standard input" if str(source) == STDIN else str(source)
+        decoded = decoding.decode(_content(str(source)), what)
+    try:
+        return fitting.fit(decoded, spec, options, what)
+    except (OSError, ValueError) as error:  # a mode that Pillow does not convert
+        raise decoding.refusal(error, what) from None
 
 
 def _content(name: str) -> bytes:
@@ -95,36 +79,3 @@ def _content(name: str) -> bytes:
     if len(content) > _MOST_BYTES:
         raise UserError(f"standard input is longer than {_MOST_BYTES >> 20} MiB")
     return content
-
-
-def _check(image: Image.Image, what: str) -> None:
-    """UserError for an image that is too large, or is several."""
-    width, height = image.size
-    if width * height > _MOST_PIXELS:
-        raise UserError(f"{what} has more pixels than this command reads")
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # a phone's: the picture, then its preview
-        raise UserError(f"{what} holds {frames} images; save the one that is meant as a file")
-
-
-def _convert(image: Image.Image, spec: Spec, turn: bool) -> UInt8[np.ndarray, "h w c"]:
-    """The middle square of an image in the size and channels of a dataset.
-
-    Transparent pixels become black, and 16-bit values their upper 8 bits.
-    """
-    height, width, channels = spec.image_shape
-    if image.mode.startswith("I"):
-        deep = np.array(image)
-        np.clip(deep, 0, 65535, out=deep)
-        deep >>= 8
-        image = Image.fromarray(deep.astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        black = Image.new("RGBA", image.size, "black")
-        black.alpha_composite(image)
-        image = black
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BOX)
-    pixels = np.asarray(image, np.uint8).reshape(height, width, channels)
-    return pixels.transpose(1, 0, 2) if turn else pixels

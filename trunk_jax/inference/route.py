@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 
+from data.images import datasets
+from data.images.arrays import as_images
 from data.images.augmentation import Augmentation
 from data.recipes.recipe import Recipe
 from data.training.framework import Predictions
@@ -37,19 +39,21 @@ def predict(
     recipe: Recipe,
     tree: Tree,
     networks: dict[Path, Network],
-    images: UInt8[np.ndarray, "n h w c"],
+    images: np.ndarray,
     batch: int = BATCH,
 ) -> Predictions:
     """Follow each image from the root to a leaf.
 
+    `images`: what `as_images` takes, uint8 or floats from 0 to 1; UserError for anything else.
     A batch is partitioned by child at each node. Parts are padded to one of three sizes
     (the batch, a quarter, a sixteenth) with their own first image, so that few shapes are
     compiled.
     """
+    images = as_images(images, datasets.spec(recipe.dataset).image_shape)
     leaves = {path: label for label, path in enumerate(tree.paths)}
     labels = np.full(len(images), -1, np.int32)
     confidence = np.zeros(len(images))
-    batch = min(batch, len(images))
+    batch = max(1, min(batch, len(images)))
     dtype = str(dtype_of(networks[ROOT]))
 
     def visit(node: Path, x: Array, rows: np.ndarray, places: np.ndarray) -> None:
@@ -77,9 +81,10 @@ def predict(
     return Predictions(labels, np.exp(confidence))
 
 
-def first_input(recipe: Recipe, networks: dict[Path, Network], image: UInt8[np.ndarray, "h w c"]):
-    """One image as the root is given it, [1, h, w, c]."""
-    return _normalise(image[None], recipe.mean, recipe.std, str(dtype_of(networks[ROOT])))
+def first_input(recipe: Recipe, networks: dict[Path, Network], image: np.ndarray):
+    """One image, of what `as_images` takes, as the root is given it, [1, h, w, c]."""
+    image = as_images(image, datasets.spec(recipe.dataset).image_shape)
+    return _normalise(image, recipe.mean, recipe.std, str(dtype_of(networks[ROOT])))
 
 
 @jax.jit

@@ -41,7 +41,7 @@ def drawings(
     samples = None
     if images:
         data = datasets.load_of_run(folder, recipe.dataset, data_dir)
-        samples = first_of_each(data.test, recipe.dataset == "emnist")
+        samples = first_of_each(data.test, about.turned)
     counts = metrics.confusion(labels, predicted, len(names))
     result = {
         "tree": tree_picture(tree, names, labels, predicted, f"{what}: {split}", samples),

@@ -2,9 +2,10 @@
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from torch import Tensor
 
+from data.images import datasets
+from data.images.arrays import as_images
 from data.images.augmentation import Augmentation
 from data.recipes.recipe import Recipe
 from data.training.framework import Predictions
@@ -21,10 +22,14 @@ def predict(
     recipe: Recipe,
     tree: Tree,
     networks: dict[Path, Node],
-    images: UInt8[np.ndarray, "n h w c"],
+    images: np.ndarray,
     batch: int = BATCH,
 ) -> Predictions:
-    """Follow each image from the root to a leaf, a batch at a time, in eval mode."""
+    """Follow each image from the root to a leaf, a batch at a time, in eval mode.
+
+    `images`: what `as_images` takes, uint8 or floats from 0 to 1; UserError for anything else.
+    """
+    images = as_images(images, datasets.spec(recipe.dataset).image_shape)
     device, dtype = location(networks[ROOT])
     leaves = {path: label for label, path in enumerate(tree.paths)}
     labels = np.full(len(images), -1, np.int32)
