@@ -2,7 +2,6 @@
 
 import argparse
 import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -15,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from data.base import machine
 from data.base.errors import UserError, run_command
 from data.recipes import recipe as recipes
 from data.run import runfolder
@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
         "monolithic models instead: at their published sizes, or, in a minute or two, small "
         "ones of the same kinds (default: off)")  # fmt: skip
     add("--seed", type=int, default=0, help="of weights and inputs (default: %(default)s)")
-    add("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: the "
+    add("--jobs", type=int, default=machine.cores(), help="processes (default: the "
         "number of cores, %(default)s)")  # fmt: skip
     add("--data-dir", help="folder of prepared TFDS datasets, for --checkpoint (default: the "
         "run's own)")  # fmt: skip

@@ -119,6 +119,8 @@ def _reach(url: str) -> None:
             problem.clear()
         except requests.RequestException as error:
             problem[:] = [error]
+        except OSError as error:  # REQUESTS_CA_BUNDLE names no file
+            problem[:] = [_NoAnswer(str(error))]
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
