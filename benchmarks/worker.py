@@ -36,8 +36,10 @@ def _serve(connection: Connection, framework: str, folder: str) -> None:
     """
     os.chdir(folder)  # compilers leave files behind
     if framework == "jax":
+        importlib.import_module("trunk_jax.machine.backend").start()
         side = importlib.import_module("benchmarks.ours")
     else:
+        importlib.import_module("trunk_torch_ref.machine.settings").apply()
         import torch
 
         side = importlib.import_module("benchmarks.theirs")

@@ -33,6 +33,8 @@ from parity.checks.training import (
 )
 from parity.pairs.families import FAMILIES
 from parity.pairs.passes import DEVICE
+from trunk_jax.machine import backend, settings
+from trunk_torch_ref.machine import settings as torch_settings
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ def baseline_tasks(which: str, seed: int) -> list[Task]:
 
 def prepare_process() -> None:
     """Exact arithmetic in this process: no TF32, no fast modes; one thread for PyTorch."""
+    settings.apply()
+    torch_settings.apply()
     jax.config.update("jax_default_matmul_precision", "highest")
     torch.set_num_threads(1)
     torch.backends.cudnn.conv.fp32_precision = "ieee"
@@ -145,6 +149,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not 1 <= options.jobs <= 256 or options.seed < 0:
         raise UserError("--jobs must be 1 to 256 and --seed 0 or more")
+    backend.start()
+    torch_settings.apply()
     if options.self_test:
         from parity.checks import faults  # it imports this module
 

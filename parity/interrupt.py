@@ -313,6 +313,7 @@ def _take_away(pid: int, kind: str, share: float, largest: int) -> None:
         os.kill(pid, getattr(signal, _SIGNALS[kind]))
         return
     import resource  # not on Windows
+
     for each in _family(pid):
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it has ended meanwhile
             if kind == "disk":  # every file that grows beyond it is as on a full disk

@@ -93,8 +93,11 @@ def main(arguments: list[str] | None = None) -> None:
     spec = datasets.spec(recipe.dataset)
     names = pictures.files(options.images)
     images = pictures.load(names, spec, as_stored=options.as_stored)
+    from trunk_jax.machine import backend  # after the flags: JAX takes seconds to load
+
+    backend.start()
     from trunk_jax.inference.aot import keep_programs
-    from trunk_jax.inference.load import load_networks  # after the flags: JAX takes seconds to load
+    from trunk_jax.inference.load import load_networks
 
     keep_programs()
     networks = load_networks(run, recipe, tree, spec.image_shape)

@@ -25,6 +25,17 @@ VARIABLES = (
     "ATEN_", "CUBLAS_", "CUDNN_", "CUDA_", "NVIDIA_", "NCCL_", "HIP_", "ROCM_", "MIOPEN_",
     "ONEDNN_", "DNNL_", "MKL_", "OMP_", "GOMP_", "KMP_", "OPENBLAS_", "VECLIB_", "NPY_",
 )  # fmt: skip
+# Where a process runs, and what it tells of itself: no number depends on these.
+_ELSEWHERE = (
+    "system",
+    "VISIBLE_DEVICES",
+    "_ADDRESS",
+    "_PORT",
+    "_DIR",
+    "_LEVEL",
+    "_IDS",
+    "PLATFORMS",
+)
 
 
 def manifest(
@@ -76,7 +87,7 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         old, new = before.get(part), now[part]
         if not isinstance(old, dict):
             continue
-        names = sorted(old.keys() | new.keys())
+        names = sorted(name for name in old.keys() | new.keys() if not name.endswith(_ELSEWHERE))
         found += [f"{n}: {old.get(n)}, now {new.get(n)}" for n in names if old.get(n) != new.get(n)]
     if before.get("python") != now["python"]:
         found.append(f"python: {before.get('python')}, now {now['python']}")

@@ -144,7 +144,10 @@ def create(path: Path, config: dict[str, Any], resume: bool) -> bool:
             raise UserError(
                 f"{path} exists; add --resume to go on with it, or choose another --out"
             )
-        different = _differences(json.loads(json.dumps(config)), read_config(path))
+        old, new = read_config(path), json.loads(json.dumps(config))
+        if "settings" not in old:  # it was not kept, or the framework was another (parity.convert)
+            new.pop("settings", None)
+        different = _differences(new, old)
         if different:
             raise UserError(
                 f"{path} was started with other settings ({'; '.join(different)}); "

@@ -42,6 +42,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "jax_no_execution": (True,),
     "jax_no_tracing": (True,),
     "jax_numpy_rank_promotion": ("raise",),
+    "jax_array_garbage_collection_guard": ("fatal",),
     "jax_transfer_guard": _STRICT,
     "jax_transfer_guard_host_to_device": _STRICT,
     "jax_transfer_guard_device_to_host": _STRICT,
