@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: demo test constraints clean
+.PHONY: demo test test-newest constraints clean
 .NOTPARALLEL:
 
 # Train the default tree on scikit-learn's digits, then check that both frameworks agree on it.
@@ -19,6 +19,21 @@ test: $(VENV)/.installed-test
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) -m pytest -n 2
+
+# The JAX side's quick tests with the newest versions that pyproject.toml admits, without PyTorch
+# and in an environment of its own: make test-newest PYTHON=python3.13
+NEWEST := $(VENV)-newest
+JAX_SIDE = "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+print(*(d for d in p['dependencies'] + p['optional-dependencies']['test'] \
+if not d.startswith(('torch', 'transformers', 'ruff', 'mypy'))), sep='\n')"
+
+test-newest:
+	rm -rf $(NEWEST)
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -c $(JAX_SIDE) > $(NEWEST)/requirements.txt
+	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check -r $(NEWEST)/requirements.txt
+	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(NEWEST)/bin/python -m pytest -m "not slow"
 
 # The stamps keep pip from running again until one of the files that decide what it does changes.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
@@ -48,6 +63,6 @@ constraints:
 
 # Everything that the commands above made; other runs under runs/ stay.
 clean:
-	rm -rf $(VENV) $(VENV)-fresh constraints.new runs/demo build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-fresh $(NEWEST) constraints.new runs/demo build dist *.egg-info
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from benchmarks import worker
 from benchmarks.cases import RATED, Case, cases
+from data.base import machine
 from data.base.errors import UserError, run_command
 from data.run import runfolder
 from data.run.manifest import git
@@ -144,12 +145,12 @@ def about(device: str) -> dict[str, Any]:
     """What the figures were measured on and with."""
     return {
         "device": device,
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": machine.cores(),
         "processor": _processor(),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in ("jax", "jaxlib", "torch")},
         "malloc": os.environ.get("GLIBC_TUNABLES", ""),
-        "git": git(Path(__file__).parent),
+        "git": git(Path(__file__)),
     }
 
 

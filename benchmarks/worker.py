@@ -8,6 +8,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from data.base import machine
+
 
 def start(framework: str, folder: str) -> Callable[..., Any]:
     """A function that asks a new process of one framework; RuntimeError if it could not answer."""
@@ -34,12 +36,14 @@ def _serve(connection: Connection, framework: str, folder: str) -> None:
     """
     os.chdir(folder)  # compilers leave files behind
     if framework == "jax":
+        importlib.import_module("trunk_jax.machine.backend").start()
         side = importlib.import_module("benchmarks.ours")
     else:
+        importlib.import_module("trunk_torch_ref.machine.settings").apply()
         import torch
 
         side = importlib.import_module("benchmarks.theirs")
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(machine.cores())
     ready: dict[Any, Callable[[], float]] = {}
     while True:
         try:

@@ -49,7 +49,7 @@ def insert(file: Path, text: str) -> None:
     """Put the table between the marks in a Markdown file. UserError if they are not there."""
     if not file.is_file():
         raise UserError(f"{file} is missing")
-    content = file.read_text()
+    content = file.read_text("utf-8")
     if content.count(BEGIN) != 1 or content.count(END) != 1:
         raise UserError(f"{file} needs one line {BEGIN} and one line {END}")
     before, rest = content.split(BEGIN)

@@ -2,7 +2,6 @@
 
 import argparse
 import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -15,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from data.base import machine
 from data.base.errors import UserError, run_command
 from data.recipes import recipe as recipes
 from data.run import runfolder
@@ -33,6 +33,8 @@ from parity.checks.training import (
 )
 from parity.pairs.families import FAMILIES
 from parity.pairs.passes import DEVICE
+from trunk_jax.machine import backend, settings
+from trunk_torch_ref.machine import settings as torch_settings
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ def baseline_tasks(which: str, seed: int) -> list[Task]:
 
 def prepare_process() -> None:
     """Exact arithmetic in this process: no TF32, no fast modes; one thread for PyTorch."""
+    settings.apply()
+    torch_settings.apply()
     jax.config.update("jax_default_matmul_precision", "highest")
     torch.set_num_threads(1)
     torch.backends.cudnn.conv.fp32_precision = "ieee"
@@ -135,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
         "monolithic models instead: at their published sizes, or, in a minute or two, small "
         "ones of the same kinds (default: off)")  # fmt: skip
     add("--seed", type=int, default=0, help="of weights and inputs (default: %(default)s)")
-    add("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: the "
+    add("--jobs", type=int, default=machine.cores(), help="processes (default: the "
         "number of cores, %(default)s)")  # fmt: skip
     add("--data-dir", help="folder of prepared TFDS datasets, for --checkpoint (default: the "
         "run's own)")  # fmt: skip
@@ -145,6 +149,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not 1 <= options.jobs <= 256 or options.seed < 0:
         raise UserError("--jobs must be 1 to 256 and --seed 0 or more")
+    backend.start()
+    torch_settings.apply()
     if options.self_test:
         from parity.checks import faults  # it imports this module
 

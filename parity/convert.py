@@ -16,6 +16,8 @@ from pathlib import Path
 from data.base.errors import run_command
 from data.run.options import Parser
 from parity.pairs.conversion import convert_run
+from trunk_jax.machine import backend
+from trunk_torch_ref.machine import settings as torch_settings
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -29,6 +31,8 @@ def main(arguments: list[str] | None = None) -> None:
     add("--to", choices=("jax", "torch"), required=True, help="the framework to convert to")
     add("--out", metavar="DIR", help="the new run folder (default: RUN-torch or RUN-jax)")
     options = parser.parse_args(arguments)
+    backend.start()
+    torch_settings.apply()
     folder = Path(options.run)
     named = folder if folder.name not in ("", "..") else folder.resolve()
     out = Path(options.out) if options.out else named.with_name(f"{named.name}-{options.to}")

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -36,7 +35,7 @@ FRAMEWORKS = {"jax": "trunk_jax", "torch": "trunk_torch_ref"}
 TRAINING = "--backbone vgg --limit 300 --batch-size 32 --volatility 1.2"
 OUT = "{out}"  # in a command: the folder
 
-_SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
+_SIGNALS = {"kill": "SIGKILL", "term": "SIGTERM", "int": "SIGINT"}  # not every system has all
 _CODES = {"term": 143, "int": 130}
 _TIMES = ("seconds", "started", "resumed", "time")  # keys of JSON files that no two runs share
 _HANGS_S = 120.0  # a process that has not ended so long after it was disturbed hangs
@@ -311,8 +310,10 @@ def _listens(pid: int) -> bool:
 
 def _take_away(pid: int, kind: str, share: float, largest: int) -> None:
     if kind in _SIGNALS:
-        os.kill(pid, _SIGNALS[kind])
+        os.kill(pid, getattr(signal, _SIGNALS[kind]))
         return
+    import resource  # not on Windows
+
     for each in _family(pid):
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it has ended meanwhile
             if kind == "disk":  # every file that grows beyond it is as on a full disk
@@ -393,6 +394,8 @@ def main(arguments: list[str] | None = None) -> int:
     add("--out", default="runs/interrupt", help="(default: %(default)s)")
     add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
     options = parser.parse_args(words)
+    if not sys.platform.startswith("linux"):
+        raise UserError("this needs Linux, whose /proc tells when a process listens to signals")
     if options.moments < 1 or options.seed < 0:
         raise UserError("--moments must be above 0, --seed 0 or more")
     subjects = [training(name, options.flags, options.save_every) for name in options.framework]

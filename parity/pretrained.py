@@ -55,6 +55,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.sha256 is not None and options.sha256.lower() != digest:
         raise UserError(f"the SHA-256 of {file} is {digest}, not that of --sha256; remove the file")
     # after the download: both frameworks take seconds to load
+    from trunk_jax.machine import backend
+    from trunk_torch_ref.machine import settings as torch_settings
+
+    backend.start()
+    torch_settings.apply()
     from parity.checks import report
     from parity.checks.pretrained import check, read
 

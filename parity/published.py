@@ -35,7 +35,9 @@ from data.tree.hierarchy import Path as NodePath
 from parity.pairs import published_files
 from parity.pairs.conversion import to_jax
 from parity.pairs.published_files import Layout
+from trunk_jax.machine import backend
 from trunk_torch_ref import framework as run
+from trunk_torch_ref.machine import settings as torch_settings
 from trunk_torch_ref.network.exchange import from_state_dict
 from trunk_torch_ref.network.network import feature_shape, initial
 
@@ -257,6 +259,8 @@ def main(arguments: list[str] | None = None) -> int:
                                              "all)")  # fmt: skip
     add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
     options = parser.parse_args(arguments)
+    backend.start()
+    torch_settings.apply()
     value = check(
         Path(options.folder), options.dataset, options.backbone, options.data_dir, options.limit
     )

@@ -1,6 +1,8 @@
 """What all tests share."""
 
+import importlib.util
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,23 @@ settings.register_profile(
     "mutation", derandomize=True, deadline=None, phases=[Phase.explicit, Phase.generate]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+_NEEDS_TORCH = {"torch", "transformers", "trunk_torch_ref", "parity", "benchmarks"}
+
+
+def _names(file):
+    """The packages that a file names in imports, wherever they stand, and in commands."""
+    text = file.read_text(encoding="utf-8")
+    found = set(re.findall(r"^ *(?:from|import) (\w+)", text, re.MULTILINE))
+    return found | set(re.findall(r"\b(trunk_torch_ref|parity|torch)\b(?=[.\"'])", text))
+
+
+# `make test-newest` has no PyTorch: what does not need it is tested.
+if importlib.util.find_spec("torch") is None:
+    collect_ignore = [
+        file.name for file in Path(__file__).parent.glob("test_*.py") if _names(file) & _NEEDS_TORCH
+    ]
 
 
 @pytest.fixture(scope="session", autouse=True)

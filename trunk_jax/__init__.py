@@ -1,1 +1,5 @@
 """TRUNK, the tree of small CNNs for low-power image classification, in JAX and Flax."""
+
+import trunk_sisters
+
+trunk_sisters.check()

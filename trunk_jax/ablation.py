@@ -159,6 +159,9 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Grow all trees. UserError for anything a user can put right."""
     options = options_of(arguments)
+    from trunk_jax.machine import backend
+
+    backend.start()
     with runfolder.hold(options.out):
         ablate(options)
 

@@ -133,6 +133,9 @@ def main(arguments: list[str] | None = None) -> None:
         if model not in recipes.MODELS:
             raise UserError(f"no model {model!r}; the models: {', '.join(recipes.MODELS)}")
         recipe_of(model, options.dataset, options.size)  # what cannot be is said before hours pass
+    from trunk_jax.machine import backend
+
+    backend.start()
     dataset = datasets.load(options.dataset, options.data_dir)
     images = np.ascontiguousarray(dataset.test.images[: options.images])
     labels = dataset.test.labels

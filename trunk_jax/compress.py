@@ -50,6 +50,9 @@ def compress(folder: Path, how: Compression, out: Path, data_dir: str | None) ->
     Returns `before` and `after`. UserError for a run that is not finished or is compressed
     already, and if `out` exists.
     """
+    from trunk_jax.machine import backend
+
+    backend.start()
     from trunk_jax.framework import FRAMEWORK
 
     config = runfolder.read_config(folder)

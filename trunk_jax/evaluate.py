@@ -11,11 +11,11 @@ from data.training.evaluate import evaluate
 def main(arguments: list[str] | None = None) -> None:
     """Evaluate as the flags say. UserError for anything a user can put right."""
     options = evaluate_options("jax", arguments)
+    from trunk_jax.machine import backend  # after the flags are checked: JAX takes seconds to load
+
+    backend.start(distributed=options.distributed)
     from trunk_jax.framework import FRAMEWORK
-    from trunk_jax.machine import (  # after the flags are checked: JAX takes seconds to load
-        devices,
-        hosts,
-    )
+    from trunk_jax.machine import devices, hosts
 
     with devices.using(devices.choose(options.devices, options.distributed)):
         hosts.agree("the flags", lambda: repr((options.split, options.devices)))

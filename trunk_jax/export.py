@@ -27,6 +27,9 @@ def export(run: Path, folder: Path, data_dir: str | None) -> None:
     summary = results.read_summary(run)
     dataset = datasets.load_of_run(run, recipe.dataset, data_dir)
     test = split(dataset, recipe.protocol, recipe.seed, recipe.limit).test
+    from trunk_jax.machine import backend
+
+    backend.start()
     import orbax.checkpoint as ocp  # after what can be a user's mistake: they take seconds to load
 
     from trunk_jax.inference import route

@@ -21,7 +21,7 @@ from trunk_jax.baselines import int8
 from trunk_jax.baselines.layers import Resize
 from trunk_jax.inference import route
 from trunk_jax.inference.load import load_networks
-from trunk_jax.machine import devices
+from trunk_jax.machine import devices, settings
 from trunk_jax.network.augment import prepare
 from trunk_jax.network.exchange import to_state_dict
 from trunk_jax.network.network import Network, cost, feature_shape
@@ -93,4 +93,5 @@ FRAMEWORK = Framework(
     int8=as_int8,
     costs=costs,
     out_of_memory=out_of_memory,
+    settings=settings.recorded,
 )

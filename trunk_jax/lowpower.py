@@ -11,6 +11,9 @@ from data.run import lowpower as background
 def main(arguments: list[str] | None = None) -> None:
     """Measure as the flags say. UserError for anything a user can put right."""
     options = background.options_of("jax", arguments)
+    from trunk_jax.machine import backend
+
+    backend.start()
     import jax
     import jax.numpy as jnp
     import numpy as np

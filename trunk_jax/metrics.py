@@ -79,6 +79,9 @@ def measure(
     folder: Path, dataset: Dataset, recipe: Recipe, splits: Splits, repeats: int
 ) -> dict[str, Any]:
     """The content of `measurements.json`. UserError if the run is not finished."""
+    from trunk_jax.machine import backend
+
+    backend.start()
     from trunk_jax import framework as run
     from trunk_jax.inference import route
     from trunk_jax.measure import costs, timing

@@ -131,7 +131,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _networks(run: Path, recipe: Recipe, tree: Tree, spec: Spec) -> dict[NodePath, Any]:
     """The run's networks, with programs that are kept for the next time."""
-    from trunk_jax.inference.aot import keep_programs  # after the flags: JAX takes seconds to load
+    from trunk_jax.machine import backend  # after the flags: JAX takes seconds to load
+
+    backend.start()
+    from trunk_jax.inference.aot import keep_programs
     from trunk_jax.inference.load import load_networks
 
     keep_programs()

@@ -13,11 +13,11 @@ from data.training.train import train
 def main(arguments: list[str] | None = None) -> None:
     """Train as the flags say. UserError for anything a user can put right."""
     options = train_options("jax", arguments)
+    from trunk_jax.machine import backend  # after the flags are checked: JAX takes seconds to load
+
+    backend.start(distributed=options.distributed)
     from trunk_jax.framework import FRAMEWORK
-    from trunk_jax.machine import (  # after the flags are checked: JAX takes seconds to load
-        devices,
-        hosts,
-    )
+    from trunk_jax.machine import devices, hosts
     from trunk_jax.training.grow import grow
 
     framework = FRAMEWORK

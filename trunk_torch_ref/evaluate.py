@@ -5,14 +5,14 @@ import sys
 from data.base.errors import run_command
 from data.run.options import evaluate_options
 from data.training.evaluate import evaluate
+from trunk_torch_ref.machine import settings
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Evaluate as the flags say. UserError for anything a user can put right."""
     options = evaluate_options("torch", arguments)
-    from trunk_torch_ref.framework import (
-        FRAMEWORK,  # after the flags are checked: PyTorch takes seconds to load
-    )
+    settings.apply()
+    from trunk_torch_ref.framework import FRAMEWORK  # PyTorch takes seconds to load
 
     evaluate(FRAMEWORK, options)
 

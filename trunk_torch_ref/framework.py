@@ -1,7 +1,6 @@
 """What the commands need of this framework: its device, a finished tree read back, costs."""
 
 import io
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,19 +41,32 @@ def device() -> dict[str, Any]:
     }
 
 
+def settings() -> dict[str, Any]:
+    """What decides a run, inside of `exact`."""
+    return {
+        "default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "float32_products": torch.backends.cuda.matmul.fp32_precision,
+    }
+
+
 @contextmanager
 def exact() -> Iterator[None]:
-    """Only algorithms that repeat bit for bit, and full float32 (no TF32), inside the block."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    """Only algorithms that repeat bit for bit, and full float32 (no TF32), inside the block.
+
+    On a GPU `machine.settings.apply` must have been called before.
+    """
     backends = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
     before = [backend.fp32_precision for backend in backends]
-    deterministic = torch.are_deterministic_algorithms_enabled()
+    dtype, deterministic = torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
+    torch.set_default_dtype(torch.float32)
     torch.use_deterministic_algorithms(True)
     for backend in backends:
         backend.fp32_precision = "ieee"
     try:
         yield
     finally:
+        torch.set_default_dtype(dtype)
         torch.use_deterministic_algorithms(deterministic)
         for backend, precision in zip(backends, before, strict=True):
             backend.fp32_precision = precision
@@ -123,5 +135,6 @@ FRAMEWORK = Framework(
     int8=as_int8,
     costs=costs,
     out_of_memory=out_of_memory,
+    settings=settings,
     exact=exact,
 )

@@ -6,11 +6,13 @@ import time
 from data.base.errors import run_command
 from data.base.streams import integer
 from data.run import lowpower as background
+from trunk_torch_ref.machine import settings
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure as the flags say. UserError for anything a user can put right."""
     options = background.options_of("torch", arguments)
+    settings.apply()
     import numpy as np
     import torch
     from torch import nn

@@ -5,14 +5,14 @@ import sys
 from data.base.errors import run_command
 from data.run.options import train_options
 from data.training.train import train
+from trunk_torch_ref.machine import settings
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train as the flags say. UserError for anything a user can put right."""
     options = train_options("torch", arguments)
-    from trunk_torch_ref.framework import (
-        FRAMEWORK,  # after the flags are checked: PyTorch takes seconds to load
-    )
+    settings.apply()
+    from trunk_torch_ref.framework import FRAMEWORK  # PyTorch takes seconds to load
 
     train(FRAMEWORK, options)
 

@@ -33,6 +33,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     Ctrl-C, 143 for SIGTERM. Anything else is a fault of ours and keeps its traceback.
     """
     signals: list[int] = []
+    _open_closed_streams()
     _escape_what_cannot_be_printed()
     try:
         with interrupts.listening() as signals:
@@ -45,7 +46,7 @@ def run_command(main: Callable[[], int | None]) -> None:
         print("terminated", file=sys.stderr)
         code = 143
     except BrokenPipeError:  # the reader of our output (head, less) went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         code = 1
     except UserError as error:
         # in one piece, or what threads print would come in between
@@ -59,6 +60,8 @@ def run_command(main: Callable[[], int | None]) -> None:
             sys.exit(2)
         if not isinstance(error, OSError) or (error.filename is None and error.errno is None):
             raise
+        if error.filename is None:
+            _drop_output()
         where = f": {error.filename}" if error.filename else ""
         print(f"error: {error.strerror or error}{where}", file=sys.stderr)
         code = 2
@@ -74,6 +77,32 @@ def _escape_what_cannot_be_printed() -> None:
     """
     if getattr(sys.stdout, "errors", None) == "strict" and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _open_closed_streams() -> None:
+    """Put the null device where a standard stream was closed before we started (`>&-`).
+
+    Python has None there, which cannot be flushed; and the next file that is opened would get
+    the stream's number, and with it what C code prints.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            if null != number:
+                os.close(null)
+        setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def _drop_output() -> None:
+    """Forget output that cannot be written: Python would try again at its end, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _leave(code: int) -> NoReturn:

@@ -1,5 +1,6 @@
 """Decoded datasets on disk, as .npy files that map at once."""
 
+import functools
 import hashlib
 import json
 import os
@@ -24,10 +25,34 @@ _ABANDONED = 3600.0  # seconds after which an unfinished folder has no writer an
 
 
 def cache_root() -> Path:
-    """TRUNK_CACHE_DIR, else `trunk` in XDG_CACHE_HOME, else in ~/.cache."""
-    if folder := os.environ.get("TRUNK_CACHE_DIR"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "trunk"
+    """TRUNK_CACHE_DIR, else `trunk` in XDG_CACHE_HOME, else in ~/.cache.
+
+    UserError if that is below a home folder, and there is none (a container's user without HOME
+    and without an entry in /etc/passwd).
+    """
+    given = os.environ.get("TRUNK_CACHE_DIR")
+    folder = given or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return Path(folder).expanduser() / ("" if given else "trunk")
+    except RuntimeError:
+        raise UserError(
+            f"{folder}: no such home folder; set TRUNK_CACHE_DIR to a folder for what is kept"
+        ) from None
+
+
+def optional_root() -> Path | None:
+    """`cache_root`, or None where there is none, with one warning on standard error."""
+    try:
+        return cache_root()
+    except UserError as error:
+        _warn(f"nothing is kept for the next start ({error})")
+        return None
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    """Once in a process."""
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def fingerprint(arrays: Arrays) -> str:
@@ -47,13 +72,17 @@ def fetch(name: str, key: bytes, build: Callable[[], Arrays]) -> tuple[Arrays, s
     nothing works by luck of a cold cache. A damaged entry is built again; a cache that
     cannot be written costs one warning on standard error and nothing else.
     """
-    folder = cache_root() / "datasets" / f"{name}-{hashlib.sha256(key).hexdigest()[:24]}"
-    if (found := _read(folder)) is not None:
+    root = optional_root()
+    entry = f"{name}-{hashlib.sha256(key).hexdigest()[:24]}"
+    folder = root and root / "datasets" / entry
+    if folder is not None and (found := _read(folder)) is not None:
         return found
     arrays = build()
     for array in arrays.values():
         array.setflags(write=False)
     mark = fingerprint(arrays)
+    if folder is None:
+        return arrays, mark
     try:
         _write(folder, arrays, mark)
     except OSError as error:

@@ -152,7 +152,9 @@ def data_root(data_dir: str | Path | None = None) -> Path:
     try:
         return Path(folder).expanduser()
     except RuntimeError:  # ~ of a user that there is not
-        raise UserError(f"--data-dir {folder}: no such home folder") from None
+        raise UserError(
+            f"--data-dir {folder}: no such home folder; pass --data-dir DIR or set TFDS_DATA_DIR"
+        ) from None
 
 
 def prepared_folder(spec: Spec, root: Path) -> Path | None:

@@ -170,7 +170,7 @@ def _reach(url: str) -> None:
             answer = requests.head(url, allow_redirects=True, timeout=_REACH_S)
             refused = answer.status_code >= 400 and answer.status_code not in (405, 501)
             problems[:] = [f"HTTP {answer.status_code}"] if refused else []
-        except requests.RequestException as error:
+        except OSError as error:  # that of requests, and of a REQUESTS_CA_BUNDLE that is missing
             problems[:] = [_reason(error)]
 
     thread = threading.Thread(target=ask, daemon=True)

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from data.base import machine
 from data.images import datasets
 from data.images.datasets import Dataset
 from data.run.options import TrainOptions
@@ -17,6 +18,24 @@ PACKAGES = (
     "trunk-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex",
     "tensorflow-datasets", "array_record", "torch", "numpy", "scipy", "safetensors",
 )  # fmt: skip
+
+# The first letters of variables that change how numbers are computed; TF_ is for XLA on a GPU.
+VARIABLES = (
+    "JAX_", "XLA_", "FLAX_", "NNX_", "LIBTPU_", "TF_", "TORCH_", "TORCHINDUCTOR_", "PYTORCH_",
+    "ATEN_", "CUBLAS_", "CUDNN_", "CUDA_", "NVIDIA_", "NCCL_", "HIP_", "ROCM_", "MIOPEN_",
+    "ONEDNN_", "DNNL_", "MKL_", "OMP_", "GOMP_", "KMP_", "OPENBLAS_", "VECLIB_", "NPY_",
+)  # fmt: skip
+# Where a process runs, and what it tells of itself: no number depends on these.
+_ELSEWHERE = (
+    "system",
+    "VISIBLE_DEVICES",
+    "_ADDRESS",
+    "_PORT",
+    "_DIR",
+    "_LEVEL",
+    "_IDS",
+    "PLATFORMS",
+)
 
 
 def manifest(
@@ -37,15 +56,10 @@ def manifest(
         "machine": {
             "system": platform.platform(),
             "processor": _processor(),
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": machine.cores(),
         },
-        "environment": {
-            name: value
-            for name, value in sorted(os.environ.items())
-            if name in ("XLA_FLAGS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
-            or name.startswith("JAX_")
-        },
-        "git": git(Path(__file__).parent),
+        "environment": environment(),
+        "git": git(Path(__file__)),
         "dataset": {
             "name": dataset.spec.name,
             "version": dataset.version,
@@ -61,14 +75,41 @@ def manifest(
     }
 
 
-def git(folder: Path) -> dict[str, Any] | None:
-    """The commit of the code and whether files differ from it; None outside a checkout."""
+def environment() -> dict[str, str]:
+    """The variables that may change a result, if only its last bits (docs/determinism.md)."""
+    return {k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)}
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What of two manifests of one run differs that may change the last bits of a result."""
+    found = []
+    for part in ("device", "machine", "environment", "packages"):
+        old, new = before.get(part), now[part]
+        if not isinstance(old, dict):
+            continue
+        names = sorted(name for name in old.keys() | new.keys() if not name.endswith(_ELSEWHERE))
+        found += [f"{n}: {old.get(n)}, now {new.get(n)}" for n in names if old.get(n) != new.get(n)]
+    if before.get("python") != now["python"]:
+        found.append(f"python: {before.get('python')}, now {now['python']}")
+    return found
+
+
+def git(file: Path) -> dict[str, Any] | None:
+    """The commit of the repository that tracks a file of ours, and whether others differ from it.
+
+    None if there is none: a repository that merely lies around an installed package says
+    nothing about it.
+    """
+    # GIT_DIR and others, which git sets for a hook, would name another repository
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def run(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", "-C", str(file.parent), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=plain)
+        return done.stdout.strip()
 
     try:
+        run("ls-files", "--error-unmatch", "--", file.name)
         return {"commit": run("rev-parse", "HEAD"), "modified": bool(run("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -83,7 +124,7 @@ def _version(package: str) -> str | None:
 
 def _processor() -> str:
     try:
-        with open("/proc/cpuinfo") as file:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(line.split(":", 1)[1].strip() for line in file if "model name" in line)
     except (OSError, StopIteration):
         return platform.processor()

@@ -13,7 +13,6 @@
 | `predictions-<split>.csv`, `confusion-<split>.csv` | written by train (test) and evaluate |
 """
 
-import fcntl
 import json
 import math
 import os
@@ -21,14 +20,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from data.base import reading
+from data.base import locks, reading
 from data.base.errors import UserError
 from data.recipes import recipe
 from data.recipes.recipe import Recipe
@@ -99,9 +98,20 @@ def reserve(folder: Path, size: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with open(aside, "wb") as file:
-                os.posix_fallocate(file.fileno(), 0, size)
+                _fill(file, size)
         finally:
             aside.unlink(missing_ok=True)
+
+
+def _fill(file: IO[bytes], size: int) -> None:
+    """Give a file so many bytes of the disk."""
+    if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    block = bytes(2**20)
+    for start in range(0, size, len(block)):
+        file.write(block[: size - start])
+    file.flush()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -134,7 +144,10 @@ def create(path: Path, config: dict[str, Any], resume: bool) -> bool:
             raise UserError(
                 f"{path} exists; add --resume to go on with it, or choose another --out"
             )
-        different = _differences(json.loads(json.dumps(config)), read_config(path))
+        old, new = read_config(path), json.loads(json.dumps(config))
+        if "settings" not in old:  # it was not kept, or the framework was another (parity.convert)
+            new.pop("settings", None)
+        different = _differences(new, old)
         if different:
             raise UserError(
                 f"{path} was started with other settings ({'; '.join(different)}); "
@@ -187,10 +200,8 @@ def hold(path: Path) -> Iterator[None]:
         reading.need_inside(path)
         file = open(path / ".lock", "w")  # noqa: SIM115 (closed below)
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{path} is in use by another process") from None
+        if not locks.taken(file):
+            raise UserError(f"{path} is in use by another process")
         yield
 
 

@@ -47,6 +47,7 @@ class Framework:
       predict: (recipe, tree, networks, images) to predictions.
       costs: (tree, networks, image shape) to each node's parameters and multiply-adds.
       out_of_memory: whether an error of the others says so.
+      settings: what beside the recipe decides a result, for `config.json`.
       exact: a context in which results repeat bit for bit.
       int8: of a run of a quantisation-aware baseline, (recipe, its networks, images) to the
         int8 model's predicted labels and its size in bytes.
@@ -60,6 +61,7 @@ class Framework:
     predict: Callable[[Recipe, Tree, Networks, UInt8[np.ndarray, "n h w c"]], Predictions]
     costs: Callable[[Tree, Networks, ImageShape], Costs]
     out_of_memory: Callable[[RuntimeError], bool]
+    settings: Callable[[], dict[str, Any]]
     int8: Callable[[Recipe, Networks, UInt8[np.ndarray, "n h w c"]], tuple[np.ndarray, int]]
     exact: Callable[[], AbstractContextManager[None]] = nullcontext
 

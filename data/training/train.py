@@ -1,5 +1,6 @@
 """What `python -m trunk_jax.train` and its PyTorch sister do once their flags are read."""
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from data.images.datasets import Dataset
 from data.images.splits import Splits, split
 from data.recipes.recipe import to_json
 from data.run import results, runfolder
-from data.run.manifest import manifest
+from data.run.manifest import changes, manifest
 from data.run.options import TrainOptions
 from data.training.framework import Framework, Grown, within_memory
 
@@ -31,7 +32,8 @@ def train(framework: Framework, options: TrainOptions) -> None:
             "training images"
         )
     with runfolder.lock(folder), framework.exact():
-        runfolder.create(folder, _config(framework.name, options, dataset), options.resume)
+        config = _config(framework.name, options, dataset, framework.settings())
+        runfolder.create(folder, config, options.resume)
         if not (folder / "summary.json").exists():
             with within_memory(framework, "use a smaller --batch-size, or free memory; --resume "
                                "goes on with what is saved"):  # fmt: skip
@@ -42,12 +44,15 @@ def train(framework: Framework, options: TrainOptions) -> None:
         runfolder.write_json(options.json, summary)
 
 
-def _config(framework: str, options: TrainOptions, dataset: Dataset) -> dict[str, Any]:
+def _config(
+    framework: str, options: TrainOptions, dataset: Dataset, settings: dict[str, Any]
+) -> dict[str, Any]:
     """All that decides a run's result."""
     return {
         "format": runfolder.FORMAT,
         "framework": framework,
         "flags": options.flags,
+        "settings": settings,
         "dataset_sha256": dataset.fingerprint,
         "recipe": to_json(options.recipe),
     }
@@ -59,7 +64,10 @@ def _grow_and_evaluate(
     folder = options.out
     began = time.monotonic()
     about = manifest(framework.name, framework.device(), options, dataset, splits)
-    about = _continued(folder / "manifest.json", about)
+    about, changed = _continued(folder / "manifest.json", about)
+    if changed:
+        print(f"note: resumed under another {'; '.join(changed)}: the last bits of the weights may "
+              "differ from those of an undisturbed run", file=sys.stderr)  # fmt: skip
     runfolder.write_json(folder / "manifest.json", about)
     grown = _grow(framework, options, dataset, splits)
     summary = _evaluate(framework, options, dataset, splits, grown)
@@ -68,16 +76,16 @@ def _grow_and_evaluate(
     runfolder.write_json(folder / "summary.json", summary)  # last: it marks a finished run
 
 
-def _continued(file: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of a run that goes on: when it was started, and when resumed."""
+def _continued(file: Path, about: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The manifest of a run that goes on (when it was started, and resumed), and what changed."""
     if not file.exists():
-        return about
+        return about, []
     form = {"started": str}
     before = reading.json_of_form(file, form, "a run's file; remove it to go on without its dates")
     if not isinstance(before.get("resumed", []), list):
         raise UserError(f"{file} is not a run's file; remove it to go on without its dates")
     resumed = [*before.get("resumed", []), about["started"]]
-    return about | {"started": before["started"], "resumed": resumed}
+    return about | {"started": before["started"], "resumed": resumed}, changes(before, about)
 
 
 def _grow(framework: Framework, options: TrainOptions, dataset: Dataset, splits: Splits) -> Grown:

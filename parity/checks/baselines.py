@@ -1,6 +1,5 @@
 """Checks of the monolithic baselines: whole in float64, forward and layer by layer in float32."""
 
-import resource
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from data.base import machine
 from data.recipes.baselines.architectures import ARCHITECTURES, Architecture
 from data.recipes.baselines.pruning import narrowed
 from parity.checks.nodes import check_trial, trial
@@ -143,6 +143,6 @@ def inputs(case: Case, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def check_baseline(case: Case, seed: int) -> list[Check]:
     """Everything that a pass through a model computes, and the most memory it took."""
     checks = check_trial(trial(case, build(case, seed), *inputs(case, seed), seed))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = machine.peak_memory() / 2**30
     what = "memory, at most"
     return [*checks, Check(case.name, what, "-", 0, 0, "-", True, f"{peak:.1f} GiB")]

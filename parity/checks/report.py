@@ -107,7 +107,7 @@ def about(seed: int) -> dict[str, Any]:
         "packages": {name: metadata.version(name) for name in names},
         "jax device": jax.devices()[0].device_kind,
         "torch device": "cuda" if torch.cuda.is_available() else "cpu",
-        "git": git(Path(__file__).parent),
+        "git": git(Path(__file__)),
     }
 
 

@@ -17,7 +17,9 @@ from data.run.options import TrainOptions
 from parity.study import figures, pieces, report, tables, words
 from parity.study.options import Options, config, options_of
 from parity.study.outcome import outcome
+from trunk_jax.machine import backend
 from trunk_jax.pictures.style import write
+from trunk_torch_ref.machine import settings as torch_settings
 
 
 def main(arguments: list[str], inline: bool = False) -> int:
@@ -26,6 +28,8 @@ def main(arguments: list[str], inline: bool = False) -> int:
     `inline`: without worker processes. UserError for anything a user can put right.
     """
     options = options_of(arguments)
+    backend.start()
+    torch_settings.apply()
     settings, out = options.settings, options.out
     dataset = datasets.load(settings.recipe.dataset, options.data_dir)
     with runfolder.lock(out):

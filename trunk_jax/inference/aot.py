@@ -7,6 +7,7 @@ all that it depends on, and loading runs no pickle.
 """
 
 import hashlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from data.base.errors import UserError
 from data.images import datasets
-from data.images.cache import cache_root
+from data.images.cache import optional_root
 from data.run import runfolder
 from trunk_jax.machine.memory import compile_for_one_image
 
@@ -24,8 +26,11 @@ PACKAGES = ("trunk_jax", "data")  # whose sources a program depends on
 
 
 def keep_programs() -> None:
-    """Keep compiled programs in the cache folder, and take them from there."""
-    jax.config.update("jax_compilation_cache_dir", str(cache_root() / "programs" / "xla"))
+    """Keep compiled programs in the cache folder, if there is one, and take them from there."""
+    root = optional_root()
+    if root is None:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(root / "programs" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -37,17 +42,32 @@ def load(run: Path) -> Callable[[np.ndarray], tuple[jax.Array, jax.Array, jax.Ar
     damaged entry is made again. UserError if the folder is no finished run.
     """
     keep_programs()
-    folder = cache_root() / "programs" / _key(run)
-    try:
-        program = (folder / "program").read_bytes()
-        if (folder / "sha256").read_text() != _digest(program):
-            raise ValueError("damaged")
-    except (OSError, ValueError):
+    root, key = optional_root(), _key(run)
+    program = None if root is None else _kept(root / "programs" / key)
+    if program is None:
         program = _make(run)
-        runfolder.write_bytes(folder / "program", program)
-        runfolder.write_bytes(folder / "sha256", _digest(program).encode())
+        if root is not None:
+            _keep(root / "programs" / key, program)
     exported = jax.export.deserialize(bytearray(program))
     return compile_for_one_image(jax.jit(exported.call).lower(*exported.in_avals))
+
+
+def _kept(folder: Path) -> bytes | None:
+    """The program of a cache entry; None if there is none, or a damaged one."""
+    try:
+        program = (folder / "program").read_bytes()
+        return program if (folder / "sha256").read_text() == _digest(program) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _keep(folder: Path, program: bytes) -> None:
+    """Write a cache entry; one that cannot be written costs a warning and nothing else."""
+    try:
+        runfolder.write_bytes(folder / "program", program)
+        runfolder.write_bytes(folder / "sha256", _digest(program).encode())
+    except UserError as error:
+        print(f"warning: the program is not kept for the next start ({error})", file=sys.stderr)
 
 
 def _make(run: Path) -> bytes:

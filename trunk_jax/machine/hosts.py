@@ -9,18 +9,20 @@ the data) is compared here. In a single process nothing here does anything.
 import hashlib
 import io
 import os
+import re
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils as multihost
 from orbax.checkpoint.options import MultiprocessingOptions
 
-from data.base.errors import UserError
+from data.base.errors import LibraryFailed, UserError
 
 WAIT = 60  # seconds for which processes wait for one that does not answer
 
@@ -35,17 +37,48 @@ def join() -> None:
     # JAX would catch SIGTERM for a service that we do not use, and the process would live on.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(
-            initialization_timeout=WAIT,
-            heartbeat_timeout_seconds=WAIT,
-            shutdown_timeout_seconds=WAIT,
-        )
+        with _told_of_failure():
+            jax.distributed.initialize(
+                initialization_timeout=WAIT,
+                heartbeat_timeout_seconds=WAIT,
+                shutdown_timeout_seconds=WAIT,
+            )
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
+        if isinstance(error, RuntimeError) and re.search("bad_cast|DEADLINE", reason):
+            raise LibraryFailed(
+                f"--distributed: not all processes of the job found each other in {WAIT} s; see "
+                "that all were started and that each can reach the host of process 0"
+            ) from None
         raise UserError(
             f"--distributed: no job to join ({reason}); start with srun, mpirun or as an Indexed "
             "Job of Kubernetes (see README.md)"
         ) from error
+
+
+@contextmanager
+def _told_of_failure() -> Iterator[None]:
+    """Have a connection that fails raise an error (RuntimeError), where it would abort Python.
+
+    JAX's own call leaves out the argument that decides it. Without these internals (another
+    version of JAX) nothing changes.
+    """
+    try:
+        from jax._src.lib import _jax
+
+        connect = _jax.get_distributed_runtime_client
+    except (ImportError, AttributeError):
+        yield
+        return
+
+    def connect_and_tell(*arguments: Any, **named: Any) -> Any:
+        return connect(*arguments, **named, missed_heartbeat_callback=lambda *_: None)
+
+    _jax.get_distributed_runtime_client = connect_and_tell
+    try:
+        yield
+    finally:
+        _jax.get_distributed_runtime_client = connect
 
 
 def several() -> bool:

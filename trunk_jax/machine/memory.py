@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 
+from data.base import machine
 from data.base.errors import UserError
 from trunk_jax.machine import hosts
 
@@ -21,12 +22,7 @@ def available() -> int | None:
 def _available() -> int | None:
     device = jax.devices()[0]
     if device.platform == "cpu":
-        try:
-            with open("/proc/meminfo") as file:
-                rows = dict(line.split(":", 1) for line in file)
-            return int(rows["MemAvailable"].split()[0]) * 1024
-        except (OSError, KeyError, ValueError):
-            return None
+        return machine.available_memory()
     stats = device.memory_stats() or {}
     if "bytes_limit" not in stats:
         return None

@@ -49,7 +49,7 @@ class Row:
 
 def published(name: str, dataset: str) -> float | None:
     """The published accuracy of a model or of a tree with such nodes, 0 to 1."""
-    rows = tomllib.loads((FOLDER / "baselines" / "accuracy.toml").read_text())
+    rows = tomllib.loads((FOLDER / "baselines" / "accuracy.toml").read_text("utf-8"))
     share = rows.get(name, {}).get(dataset)
     return None if share is None else share / 100
 

@@ -67,7 +67,7 @@ def fetch(name: str, folder: Path, get: Callable[..., requests.Response] = reque
         reason = "no connection" if isinstance(error, requests.ConnectionError) else str(error)
         kept = f"; the first {part.stat().st_size:,} bytes are kept" if part.exists() else ""
         raise UserError(
-            f"cannot download {source.url} ({reason.splitlines()[0][:120]}){kept}; download it "
+            f"cannot download {source.url} ({reason.splitlines()[0][:300]}){kept}; download it "
             f"elsewhere and pass it: python -m parity.pretrained {name} --file FILE"
         ) from None
     check_digest(name, part)
@@ -119,6 +119,8 @@ def _reach(url: str) -> None:
             problem.clear()
         except requests.RequestException as error:
             problem[:] = [error]
+        except OSError as error:  # REQUESTS_CA_BUNDLE names no file
+            problem[:] = [_NoAnswer(str(error))]
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()

@@ -108,7 +108,7 @@ def _fine_tuning(model: str, dataset: str, name: str) -> dict:
         phase = Phase(100, "sgd", 0.01, 5e-4, schedule="step", milestones=(60, 80))
         batch = 128
     else:
-        rows = tomllib.loads(_PUBLISHED.read_text())[model]
+        rows = tomllib.loads(_PUBLISHED.read_text("utf-8"))[model]
         if dataset not in rows:
             raise UserError(
                 f"recipe {name!r} has none for {model} on {dataset}; it has: {', '.join(rows)}"
