@@ -23,6 +23,7 @@ import trunk_jax.nodes
 import trunk_torch_ref.inference.route
 import trunk_torch_ref.nodes
 from data.base.errors import UserError, run_command
+from data.base.weights import with_counters
 from data.images import datasets
 from data.images.datasets import Examples
 from data.recipes import recipe
@@ -88,7 +89,8 @@ def load_networks(folder: Path, recipe: Recipe, layout: Layout) -> Networks:
 
 def _load(file: Path, module: trunk_torch_ref.nodes.Node, folder: Path, name: str) -> None:
     """Fill in a node's weights from its file."""
-    weights = published_files.read_weights(folder, name)
+    shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    weights = with_counters(shapes, published_files.read_weights(folder, name))
     expected = {key: value.numpy().dtype for key, value in module.state_dict().items()}
     try:
         from_state_dict(module, weights)

@@ -154,17 +154,17 @@ def message(function, *args, **kwargs):
 
 def test_unknown_names_list_the_choices():
     assert message(recipe.load, "best", "digits") == (
-        "no recipe 'best'; the recipes: default, efficient, published"
+        "no recipe 'best'; the recipes: default, efficient, published, or FILE.toml"
     )
     assert message(recipe.load, "default", "digits", "alexnet") == (
         "no backbone 'alexnet'; the backbones: mobilenet, vgg, resnet, monolith"
     )
     having = "it has: emnist mobilenet, svhn mobilenet, cifar10 mobilenet, cifar10 vgg"
     assert message(recipe.load, "published", "digits") == (
-        f"recipe 'published' has none for digits; {having}"
+        f"recipe 'published' has none for digits, but default and efficient have; {having}"
     )
     assert message(recipe.load, "published", "svhn", "vgg") == (
-        f"recipe 'published' has none for svhn vgg; {having}"
+        f"recipe 'published' has none for svhn vgg, but default has; {having}"
     )
     message(recipe.load, "../recipes/default", "digits")
 

@@ -150,7 +150,7 @@ def read_predictions(folder: Path, split: str, classes: int) -> tuple[np.ndarray
         raise UserError(f"{file} is missing; write it with evaluate --split {split}")
     text = reading.content(file, _MOST_PREDICTIONS)
     try:
-        rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text.decode(), newline="")))
+        rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text.decode("utf-8-sig"), newline="")))
         labels = np.array([int(row["label"]) for row in rows])
         predicted = np.array([int(row["predicted"]) for row in rows])
         both = np.concatenate([labels, predicted])
