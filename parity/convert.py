@@ -20,7 +20,7 @@ import numpy as np
 from safetensors.numpy import save as save_safetensors
 
 from data.base.errors import UserError, run_command
-from data.run import runfolder
+from data.run import derived, runfolder
 from data.run.options import Parser
 from parity.pairs import published_files
 from parity.pairs.conversion import convert_run
@@ -49,8 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
     add("run", metavar="RUN", help="the run folder, or a file of weights (.pth, .pt) that is to "
         "become safetensors")  # fmt: skip
     add("--to", choices=("jax", "torch"), help="the framework to convert a run to (default: none)")
-    add("--out", metavar="DIR", help="the new run folder, or file (default: RUN-torch or RUN-jax, "
-        "FILE.safetensors)")  # fmt: skip
+    add("--out", metavar="DIR", help="the new run folder, or file (default: runs/<name>-torch or "
+        "-jax; FILE.safetensors)")  # fmt: skip
     options = parser.parse_args(arguments)
     folder = Path(options.run)
     if folder.is_file():
@@ -61,8 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if options.to is None:
         raise UserError("--to is missing: convert the run to torch or to jax?")
-    named = folder if folder.name not in ("", "..") else folder.resolve()
-    out = Path(options.out) if options.out else named.with_name(f"{named.name}-{options.to}")
+    out = Path(options.out) if options.out else derived.named(folder, f"-{options.to}")
     counts = convert_run(folder, options.to, out)
     print(
         f"{out}: {counts['nodes']} nodes, {counts['values']:,} numbers, bit for bit the same in "

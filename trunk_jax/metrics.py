@@ -1,6 +1,7 @@
 """`python -m trunk_jax.metrics RUN`: what a trained tree costs, where it errs, what it confuses.
 
-Writes `RUN/measurements.json`, and the heat maps of the root's ASL into `RUN/figures/`.
+Writes `measurements.json`, and the heat maps of the root's ASL in `figures/`, into
+`runs/<the run's name>/`.
 """
 
 import sys
@@ -16,7 +17,7 @@ from data.images import datasets
 from data.images.datasets import Dataset
 from data.images.splits import Splits, split
 from data.recipes.recipe import Recipe
-from data.run import runfolder
+from data.run import derived, runfolder
 from data.run.options import Parser
 from data.tree import attrition, hierarchy
 from data.tree.grouping import membership
@@ -45,6 +46,7 @@ class Options:
     data_dir: str | None
     repeats: int
     membership: str | None
+    out: Path | None
     json: Path | None
 
 
@@ -62,6 +64,8 @@ def options_of(arguments: list[str] | None) -> Options:
         "(default: %(default)s)")  # fmt: skip
     add("--membership", metavar="CLASS", help="also show how much each class belongs with this "
         "one, by name or label (default: none; the file has all)")  # fmt: skip
+    add("--out", metavar="DIR", help="folder for measurements.json and figures (default: runs/<the "
+        "run's name>)")  # fmt: skip
     add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
     given = parser.parse_args(arguments)
     if given.repeats < 0:
@@ -71,6 +75,7 @@ def options_of(arguments: list[str] | None) -> Options:
         given.data_dir,
         given.repeats,
         given.membership,
+        Path(given.out) if given.out else None,
         Path(given.json) if given.json else None,
     )
 
@@ -260,13 +265,19 @@ def main(arguments: list[str] | None = None) -> None:
     recipe = runfolder.read_recipe_of_tree(folder)
     names = datasets.spec(recipe.dataset).class_names
     of = None if options.membership is None else label_of(options.membership, names)
+    out = options.out or derived.place(folder)
     dataset = datasets.load_of_run(folder, recipe.dataset, options.data_dir)
     splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit)
     value = measure(folder, dataset, recipe, splits, options.repeats)
-    runfolder.write_json(folder / FILE, value)
-    heat_maps = asl_pictures(folder, runfolder.read_tree(folder), names)  # reads what is in FILE
-    style.write(heat_maps["asl-root"], folder / "figures", "asl-root")
+    if options.out is None:
+        derived.claim(folder)
+    runfolder.write_json(out / FILE, value)
+    heat_maps = asl_pictures(
+        folder, runfolder.read_tree(folder), names, value["root"]["untrained"]
+    )
+    style.write(heat_maps["asl-root"], out / "figures", "asl-root")
     show(value, of)
+    print(f"written: {out / FILE}, {out / 'figures' / 'asl-root.png'}")
     if options.json:
         runfolder.write_json(options.json, value)
 

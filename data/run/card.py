@@ -8,7 +8,22 @@ from data.run import results, runfolder
 from data.run.options import DEFAULTS
 from data.table import interval
 
-NAME = "README.md"  # a folder that has one is handed on: evaluate leaves it as it is
+
+def without_places(value: Any) -> Any:
+    """JSON in which each absolute path, also after `--flag=`, is only its last part.
+
+    What is handed on says nothing of the machine's folders.
+
+    Example: `without_places(["--out=/home/me/x"])` is `["--out=x"]`.
+    """
+    if isinstance(value, dict):
+        return {key: without_places(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_places(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    flag, equals, path = value.partition("=") if value.startswith("--") else ("", "", value)
+    return flag + equals + (Path(path).name if Path(path).is_absolute() else path)
 
 
 def card(folder: Path, name: Path) -> str:
@@ -34,10 +49,12 @@ def _text(folder: Path, name: Path, summary: dict[str, Any], about: dict[str, An
     flags = about["flags"]
     given = [f"--dataset {summary['dataset']}", f"--backbone {summary['backbone']}"]
     given += [
-        f"--{key.replace('_', '-')} {value}"
+        f"--{key.replace('_', '-')} {without_places(value)}"
         for key, value in flags.items()
         if key not in ("dataset", "backbone") and value != DEFAULTS.get(key)
     ]
+    if name.is_absolute() or ".." in name.parts:
+        name = Path(name.resolve().name)
     package = "trunk_jax" if summary["framework"] == "jax" else "trunk_torch_ref"
     lines = [
         f"# {summary['dataset_title']}, recipe `{summary['recipe']}`, {summary['backbone']} nodes",

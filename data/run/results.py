@@ -11,7 +11,7 @@ from data.base import reading
 from data.base.errors import UserError
 from data.images.datasets import Dataset, Examples
 from data.recipes.recipe import Recipe
-from data.run import runfolder
+from data.run import derived, runfolder
 from data.tree import hierarchy, metrics
 from data.tree.hierarchy import Tree
 
@@ -145,7 +145,7 @@ def write_predictions(
 
 def read_predictions(folder: Path, split: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """(labels, predicted) of `predictions-<split>.csv`. UserError if missing or damaged."""
-    file = folder / f"predictions-{split}.csv"
+    file = derived.find(folder, f"predictions-{split}.csv")
     if not file.exists():
         raise UserError(f"{file} is missing; write it with evaluate --split {split}")
     text = reading.content(file, _MOST_PREDICTIONS)

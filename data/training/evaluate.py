@@ -13,8 +13,8 @@ from data.training.framework import Framework, within_memory
 def evaluate(framework: Framework, options: EvaluateOptions) -> None:
     """Recompute a finished run's accuracy from its weights, print it, and write predictions.
 
-    A folder that is handed on as it is (`derived.is_shipped`) is not written to: predictions go
-    to `derived.claim`'s.
+    A folder that is handed on as it is (`derived.is_shipped`) is not written to: predictions that
+    it does not have go to `runs/<its name>/`.
     UserError for anything a user can put right.
     """
     folder = options.run
@@ -33,8 +33,9 @@ def _evaluate(framework: Framework, options: EvaluateOptions, shipped: bool) -> 
     with framework.exact(), within_memory(framework, "free some, or use another device"):
         found = framework.predict(recipe, tree, networks, examples.images)
     value = results.evaluation(part, recipe, dataset, tree, examples, found.labels)
-    place = derived.claim(folder) if shipped else folder
-    results.write_predictions(place, part, dataset, examples, found.labels, found.confidence)
+    if not shipped or not (folder / f"predictions-{part}.csv").exists():
+        place = derived.claim(folder) if shipped else folder
+        results.write_predictions(place, part, dataset, examples, found.labels, found.confidence)
     if dataset.fingerprint != runfolder.read_config(folder).get("dataset_sha256"):
         print("note: these are not the images that the run was trained on", file=sys.stderr)
     print(
