@@ -139,7 +139,9 @@ def main(arguments: list[str] | None = None) -> None:
     which.add_argument("--prune", type=float, metavar="SHARE", help="take out this share of the "
         "channels, by L2 norm, wherever nothing else reads them (default: none)")  # fmt: skip
     add("--data-dir", help="folder of prepared TFDS datasets (default: the run's own)")
-    add("--out", metavar="DIR", help="the new run folder (default: runs/<name>-int8, -prune20, ...)")
+    add(
+        "--out", metavar="DIR", help="the new run folder (default: runs/<name>-int8, -prune20, ...)"
+    )
     add("--json", metavar="FILE", help="also write both summaries to FILE (default: none)")
     options = parser.parse_args(arguments)
     how = Compression("int8") if options.quantize else Compression("prune", options.prune)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from data.images.datasets import Spec
 from data.recipes.recipe import Recipe
 from data.run import runfolder
 from data.run.options import Parser
+from data.tree import hierarchy
 from data.tree.hierarchy import ROOT, Tree
 from data.tree.hierarchy import Path as NodePath
 
@@ -62,10 +64,10 @@ def follow(
     }
 
 
-def line(row: dict[str, Any]) -> str:
-    """One result for people."""
+def line(row: dict[str, Any], titles: Mapping[str, str]) -> str:
+    """One result for people. `titles`: what each node is called."""
     way = " > ".join(
-        f"{step['node']}: {step['output']} {100 * step['probability']:.1f} %"
+        f"{step['node']}: {titles.get(step['output'], step['output'])} {100 * step['probability']:.1f} %"
         for step in row["path"]
     )
     return f"{row['file']}: {row['class']} {100 * row['probability']:.1f} % ({way})"
@@ -105,7 +107,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.json == pictures.STDIN:
         print(json.dumps(rows, indent=1))
         return
-    print(*map(line, rows), sep="\n")
+    titles = hierarchy.titles(tree, spec.class_names)
+    print(*(line(row, titles) for row in rows), sep="\n")
     if options.json:
         runfolder.write_json(Path(options.json), rows)
 

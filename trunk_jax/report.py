@@ -9,18 +9,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from data.base import reading, tables
+from data.base import pages, reading
 from data.base.errors import UserError, run_command
 from data.images import datasets
 from data.run import derived, results, runfolder
 from data.run.options import Parser
+from data.tree import hierarchy
 from trunk_jax.pictures.run import drawings
 from trunk_jax.pictures.style import inline
 
-TEMPLATE = "report.html"
 # What the page shows of the files that trunk_jax.metrics and parity.check write.
 _COST = {
     "parameters": float,
@@ -62,6 +61,7 @@ def content(folder: Path, parity: Path | None, data_dir: str | None) -> dict[str
         for place, (name, drawing) in enumerate(drawings(folder, data_dir=data_dir).items())
     }
     recipe, manifest = config["recipe"], (folder / "manifest.json").exists()
+    about = datasets.spec(recipe["dataset"])
     return {
         "name": folder.resolve().name,
         "summary": results.read_summary(folder),
@@ -69,7 +69,8 @@ def content(folder: Path, parity: Path | None, data_dir: str | None) -> dict[str
         "manifest": runfolder.read_manifest(folder) if manifest else None,
         "config": json.dumps(config, indent=1),
         "recipe": recipe,
-        "licence": datasets.spec(recipe["dataset"]).licence,
+        "licence": about.licence,
+        "titles": hierarchy.titles(runfolder.read_tree(folder), about.class_names),
         "pictures": pictures,
         "others": [name for name in pictures if name.startswith("asl-") and name != "asl-root"],
         "parity": _parity(
@@ -103,20 +104,7 @@ def _parity(file: Path, asked: bool) -> dict[str, Any] | None:
 
 def page(value: dict[str, Any]) -> str:
     """The page as HTML; everything in it is escaped but the pictures."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": tables.percent,
-        "mb": tables.mb,
-        "millions": tables.millions,
-        "count": lambda number: f"{number:,.0f}",
-    }
-    return environment.get_template(TEMPLATE).render(value)
+    return pages.render(Path(__file__).with_name("report.html"), value)
 
 
 def main(arguments: list[str] | None = None) -> None:

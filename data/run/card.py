@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from data.base import tables
 from data.images import datasets
 from data.run import results, runfolder
 from data.run.options import DEFAULTS
@@ -68,25 +69,34 @@ def _text(folder: Path, name: Path, summary: dict[str, Any], about: dict[str, An
             else "one network."
         ),
         "",
-        "| | |",
-        "|---|---|",
-        f"| test accuracy | **{100 * test['accuracy']:.2f} %**, {test['correct']:,} of "
-        f"{test['total']:,}; 95 % interval {100 * low:.2f} to {100 * high:.2f} % (Wilson) |",
     ]
-    lines += [
-        f"| {part} accuracy | {100 * counts['accuracy']:.2f} %, {counts['correct']:,} of "
-        f"{counts['total']:,} |"
+    rows = [
+        (
+            "test accuracy",
+            f"**{100 * test['accuracy']:.2f} %**, {test['correct']:,} of {test['total']:,}; 95 % "
+            f"interval {100 * low:.2f} to {100 * high:.2f} % (Wilson)",
+        )
+    ]
+    rows += [
+        (
+            f"{part} accuracy",
+            f"{100 * counts['accuracy']:.2f} %, {counts['correct']:,} of {counts['total']:,}",
+        )
         for part, counts in summary["accuracy"].items()
         if part != "test"
     ]
-    lines += [
-        f"| {which} path | {path['multiply_adds'] / 1e6:.1f} M multiply-adds, "
-        f"{path['parameters'] / 1e3:,.0f} k parameters |"
+    rows += [
+        (
+            f"{which} path",
+            f"{path['multiply_adds'] / 1e6:.1f} M multiply-adds, "
+            f"{path['parameters'] / 1e3:,.0f} k parameters",
+        )
         for which, path in paths.items()
     ]
     total = sum(node["parameters"] for node in summary["nodes"].values())
+    rows.append(("all networks", f"{total / 1e3:,.0f} k parameters"))
     lines += [
-        f"| all networks | {total / 1e3:,.0f} k parameters |",
+        tables.markdown(("", ""), rows),
         "",
         "The mean path is over the test images, by their true classes.",
         "",

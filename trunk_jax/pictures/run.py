@@ -54,7 +54,9 @@ def drawings(
     except ValueError as error:
         raise UserError(f"{folder / 'metrics.jsonl'} has other lines than ours ({error})") from None
     if rows:
-        result["curves"] = training_curves(rows, recipe.ties, f"{what}: training")
+        result["curves"] = training_curves(
+            rows, recipe.ties, f"{what}: training", hierarchy.titles(tree, names, most=6)
+        )
     return result | asl_pictures(folder, tree, names)
 
 
@@ -63,9 +65,10 @@ def asl_pictures(
 ) -> dict[str, Figure]:
     """A heat map for each node with an ASL; the root's beside its `untrained` one if measured."""
     result = {}
+    titles = hierarchy.titles(tree, names, most=6)
     for node in hierarchy.nodes(tree):
         members = hierarchy.members(tree, node)
-        name = tree.names[node]
+        name, title = tree.names[node], titles[tree.names[node]]
         recorded = runfolder.read_asl(folder, name, len(members))
         if recorded is None:
             continue
@@ -78,7 +81,7 @@ def asl_pictures(
             [names[label] for label in members],
             recorded[1],
             volatility / len(members),
-            f"What {name} confuses",
+            f"What {title} confuses",
         )
     return result
 
