@@ -66,10 +66,11 @@ def follow(
 
 def line(row: dict[str, Any], titles: Mapping[str, str]) -> str:
     """One result for people. `titles`: what each node is called."""
-    way = " > ".join(
-        f"{step['node']}: {titles.get(step['output'], step['output'])} {100 * step['probability']:.1f} %"
+    steps = [
+        (step["node"], titles.get(step["output"], step["output"]), 100 * step["probability"])
         for step in row["path"]
-    )
+    ]
+    way = " > ".join(f"{node}: {output} {share:.1f} %" for node, output, share in steps)
     return f"{row['file']}: {row['class']} {100 * row['probability']:.1f} % ({way})"
 
 

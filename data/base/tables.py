@@ -46,9 +46,9 @@ def text(
     left: Collection[int] = (0,),
     width: int = WIDTH,
 ) -> str:
-    """The table as plain lines of at most `width` columns, without trailing blanks.
+    r"""The table as plain lines of at most `width` columns, without trailing blanks.
 
-    Example: `text(["node", "right"], [["root", "12"]])` is `"node  right\\nroot     12"`.
+    Example: `text(["node", "right"], [["root", "12"]])` is `"node  right\nroot     12"`.
     """
     file = io.StringIO()
     console = Console(
@@ -60,9 +60,9 @@ def text(
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Row], *, right: Collection[int] = ()) -> str:
-    """The table in Markdown; `right`: the columns that stand on the right.
+    r"""The table in Markdown; `right`: the columns that stand on the right.
 
-    Example: `markdown(["a"], [["1"]])` is `"| a |\\n|---|\\n| 1 |"`.
+    Example: `markdown(["a"], [["1"]])` is `"| a |\n|---|\n| 1 |"`.
     """
 
     def line(cells: Row) -> str:
@@ -106,7 +106,7 @@ def _least(columns: Sequence[str], rows: Sequence[Row], left: Collection[int]) -
         if place in left:
             total += min(max(longest, len(column)), _NARROWEST) + _GAP
         else:
-            total += max(8 if len(column) > 8 else len(column), longest) + _GAP
+            total += max(min(len(column), 8), longest) + _GAP
     return total
 
 

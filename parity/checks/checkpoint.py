@@ -44,8 +44,8 @@ def check_checkpoint(folder: Path, data_dir: str | None) -> list[Check]:
             np.array_equal(left[key], right[key]) for key in left
         )
         note = f"{len(left)} tensors"
-        checks.append(compare.equal(str(folder), f"weights of {titles[tree.names[node]]}", same, True,
-                                    note=note))  # fmt: skip
+        what = f"weights of {titles[tree.names[node]]}"
+        checks.append(compare.equal(str(folder), what, same, True, note=note))
     return checks + check_routing(
         f"{dataset.title} test", recipe, Grown(tree, ours), Grown(tree, theirs), test.images,
         test.labels,

@@ -16,12 +16,13 @@ _SERIES = {"train": BLUE, "validation": ORANGE}
 
 @styled
 def training_curves(
-    rows: list[dict[str, Any]], ties: str, title: str, titles: Mapping[str, str]
+    rows: list[dict[str, Any]], ties: str, title: str, titles: Mapping[str, str] | None = None
 ) -> Figure:
     """`rows`: the lines of `metrics.jsonl`; `ties`: the recipe's. A ring marks the epoch kept.
 
     `titles`: what each node is called.
     """
+    titles = titles or {}
     names = list(dict.fromkeys(row["node"] for row in rows))
     across = 1 if len(names) <= 8 else 2  # nodes in a row of the picture, two panels each
     down = -(-len(names) // across)
