@@ -88,7 +88,7 @@ def test_report_finds_the_parity_that_check_leaves_and_touches_no_checkpoint(
     assert (tmp_path / "runs" / "svhn-efficient" / "parity" / "report.json").exists()
     report.main([str(shipped)])
     page = (tmp_path / "runs" / "svhn-efficient" / "report.html").read_text()
-    assert "1 of 1 checks passed" in page
+    assert "1 of 1 checks passed" in " ".join(page.split())
     pictures.main([str(shipped), "--leaves", "names"])
     assert (tmp_path / "runs" / "svhn-efficient" / "figures" / "tree.png").exists()
     assert sorted(path for path in shipped.rglob("*")) == before
@@ -141,7 +141,7 @@ def test_a_card_and_what_is_handed_on_with_it_name_no_folder_of_the_machine(ship
 
 
 def test_titles():
-    tree = hierarchy.regroup(hierarchy.bare(4), (), ((0,), (1, 2, 3)))
-    names = ("car", "cat", "dog", "cow")
+    tree = hierarchy.regroup(hierarchy.bare(4), (), ((0, 1, 2), (3,)))
+    names = ("cat", "dog", "cow", "car")
     assert hierarchy.titles(tree, names) == {"root": "root", "sg1": "sg1 {cat dog cow}"}
     assert hierarchy.titles(tree, names, most=2)["sg1"] == "sg1 {cat dog +1}"

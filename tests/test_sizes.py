@@ -57,6 +57,10 @@ def test_exactly_the_sizes_that_both_frameworks_take_are_accepted(model):
             said = str(error)
         accepted = said == ""
         assert accepted or said.startswith(f"--size {size}: {model} takes ")
+        if name.startswith("dinov2"):  # others lose the pixels that fill no patch
+            assert not accepted or size % 14 == 0
+            if size % 14:
+                continue
         assert accepted == runs_in_torch(name, size) == runs_in_jax(name, size), (model, size)
 
 

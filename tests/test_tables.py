@@ -28,6 +28,11 @@ def test_numbers_are_whole_even_where_there_is_no_room():
     assert "1" * 120 in text
 
 
+def test_a_heading_is_not_folded():
+    text = tables.text(["a", "b"], ["h" * 90, ["x", "1"], "next", ["y", "2"]])
+    assert text.splitlines()[1:] == ["h" * 90, "x  1", "next", "y  2"]
+
+
 def test_markdown_escapes_bars():
     assert tables.markdown(["a", "b"], [["1|2", "3"]], right=[1]) == (
         "| a | b |\n|---|--:|\n| 1\\|2 | 3 |"

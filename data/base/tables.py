@@ -13,7 +13,8 @@ WIDTH = 100  # columns of what is not a terminal
 _GAP = 2
 _NARROWEST = 14  # columns that a column of words is folded to at the least
 
-Row = Sequence[str]
+_HEADING = "\ue000"  # stands where a heading goes, until widths are known
+Row = Sequence[str]  # its cells; a str is a heading over the rows that follow it
 
 
 def print_table(
@@ -32,8 +33,9 @@ def print_table(
     console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
     if console.is_terminal:
         console.width = max(console.width, _least(columns, rows, left))
-        console.print(_table(title, columns, rows, left, marked))
-        print()
+        with console.capture() as drawn:
+            console.print(_table(title, columns, rows, left, marked))
+        print(_headed(drawn.get(), rows))
     else:
         print(text(columns, rows, title=title, left=left), end="\n\n")
 
@@ -56,7 +58,16 @@ def text(
         highlight=False, markup=False, emoji=False,
     )  # fmt: skip
     console.print(_table(title, columns, rows, left, ()))
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()).rstrip("\n")
+    lines = _headed(file.getvalue(), rows).splitlines()
+    return "\n".join(line.rstrip() for line in lines).rstrip("\n")
+
+
+def _headed(drawn: str, rows: Sequence[Row]) -> str:
+    """The lines with the headings in their places: they are as long as they are."""
+    headings = iter([row for row in rows if isinstance(row, str)])
+    return "".join(
+        f"{next(headings)}\n" if _HEADING in line else line for line in drawn.splitlines(True)
+    )
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Row], *, right: Collection[int] = ()) -> str:
@@ -85,7 +96,7 @@ def _table(
         pad_edge=False, padding=(0, _GAP, 0, 0), show_header=any(columns),
     )  # fmt: skip
     for place, column in enumerate(columns):
-        cells = [row[place] for row in rows]
+        cells = [row[place] for row in rows if not isinstance(row, str)]
         if place in left:
             table.add_column(column, overflow="fold", vertical="top")
         else:
@@ -93,7 +104,8 @@ def _table(
             heading = "\n".join(textwrap.wrap(column, width))
             table.add_column(heading, justify="right", no_wrap=True)
     for place, row in enumerate(rows):
-        table.add_row(*row, style="bold red" if place in marked else None)
+        cells = [_HEADING] if isinstance(row, str) else row
+        table.add_row(*cells, style="bold red" if place in marked else None)
     return table
 
 
@@ -101,7 +113,7 @@ def _least(columns: Sequence[str], rows: Sequence[Row], left: Collection[int]) -
     """The width below which numbers would be cut: a table is then wider than it should be."""
     total = 0
     for place, column in enumerate(columns):
-        cells = [row[place] for row in rows]
+        cells = [row[place] for row in rows if not isinstance(row, str)]
         longest = max([*map(len, cells), *map(len, column.split())], default=0)
         if place in left:
             total += min(max(longest, len(column)), _NARROWEST) + _GAP

@@ -75,10 +75,10 @@ def blocks(checks: Sequence[Check]) -> dict[str, list[Row]]:
 
 def print_table(checks: Sequence[Check]) -> None:
     """The table on standard output: a block for each name, which its rows then leave out."""
-    rows: list[tuple[str, ...]] = []
+    rows: list[tables.Row] = []
     failed = []
     for name, block in blocks(checks).items():
-        rows.append((name, *[""] * (len(COLUMNS) - 1)))
+        rows.append(name)
         for row in block:
             if row.verdict == "FAILED":
                 failed.append(len(rows))

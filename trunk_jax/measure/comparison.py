@@ -100,12 +100,12 @@ def print_table(title: str, rows: Sequence[Row]) -> None:
     """The rows, in `distinct`'s order, on standard output, each group under its name."""
     columns = ("network", "test %", "published %", "latency ms", "images/s", "memory MB",
                "mult-adds M", "params M")  # fmt: skip
-    cells: list[Sequence[str]] = []
+    cells: list[tables.Row] = []
     group = None
     for row in rows:
         if row.group != group:
             group = row.group
-            cells.append((group, *[""] * (len(columns) - 1)))
+            cells.append(group)
         cells.append(
             (f"  {row.name}", _percent(row.accuracy), _percent(row.published),
              f"{row.latency:.2f}", f"{row.throughput:.1f}", f"{row.memory / 1e6:.1f}",
