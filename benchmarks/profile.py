@@ -13,11 +13,10 @@ import tempfile
 
 import jax
 import jax.numpy as jnp
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.cases import FORMS, PAIRS, STEP_BATCH, Case, labels, recipe_of
 from benchmarks.ours import inputs_of, root_of
+from data.base import tables
 from data.base.errors import UserError, run_command
 from data.run.options import Parser
 from trunk_jax.layers.basic import Mode
@@ -67,13 +66,12 @@ def main(arguments: list[str] | None = None) -> None:
     if (options.dataset, options.backbone) not in PAIRS:
         choices = ", ".join(" ".join(pair) for pair in PAIRS)
         raise UserError(f"nothing to profile there; the choices: {choices}")
-    table = Table(box=None, pad_edge=False)
-    for column in ("operation", "from", "ms a step", "times"):
-        table.add_column(column)
     found = operations(Case("step", options.dataset, options.backbone, FORMS))
-    for name, origin, spent, often in found[: options.most]:
-        table.add_row(name, origin[-70:], f"{spent:.2f}", str(often))
-    Console(width=160, highlight=False).print(table)
+    rows = [
+        [name, origin[-70:], f"{spent:.2f}", str(often)]
+        for name, origin, spent, often in found[: options.most]
+    ]
+    tables.print_table("", ("operation", "from", "ms a step", "times"), rows, left=(0, 1))
 
 
 if __name__ == "__main__":

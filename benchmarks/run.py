@@ -16,11 +16,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from benchmarks import worker
 from benchmarks.cases import RATED, Case, cases
-from data.base import machine
+from data.base import machine, tables
 from data.base.errors import UserError, run_command
 from data.run import runfolder
 from data.run.manifest import git
@@ -104,15 +103,8 @@ def missed(row: dict[str, Any]) -> bool:
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
     """The rows on standard output."""
-    table = Table(box=None, pad_edge=False)
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column in ("what", "which") else "right")
-    for row in rows:
-        table.add_row(*cells(row), style="yellow" if missed(row) else None)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160
-    console.print(table)
+    late = [place for place, row in enumerate(rows) if missed(row)]
+    tables.print_table("", COLUMNS, [cells(row) for row in rows], left=(0, 3), marked=late)
 
 
 def markdown(rows: Sequence[dict[str, Any]], where: dict[str, Any]) -> str:
@@ -127,18 +119,19 @@ def markdown(rows: Sequence[dict[str, Any]], where: dict[str, Any]) -> str:
         "by `python -m benchmarks.run`. Times are medians, an image; ratio is ours / theirs; a "
         "bar that is missed has an `x`.",
         "",
-        "| " + " | ".join(COLUMNS) + " |",
-        "|---|--:|--:|---|--:|--:|--:|",
+        tables.markdown(COLUMNS, [_marked(row) for row in rows], right=(1, 2, 4, 5, 6)),
     ]
-    for row in rows:
-        name, ours, theirs, which, ratio, bar, peak = cells(row)
-        bar += " x" if missed(row) else ""
-        lines.append(f"| {name} | {ours} | {theirs} | {which} | {ratio} | {bar} | {peak} |")
     kept = [row for row in rows if "least_ratio" in row]
     if kept:
         lines += ["", "The least ratio that keeping inputs can give, by multiply-adds:", ""]
         lines += [f"- {row['name']}: {row['least_ratio']:.2f}" for row in kept]
     return "\n".join(lines) + "\n"
+
+
+def _marked(row: dict[str, Any]) -> tuple[str, ...]:
+    """A row's cells, an `x` beside a bar that is missed."""
+    *before, bar, peak = cells(row)
+    return (*before, f"{bar} x" if missed(row) else bar, peak)
 
 
 def about(device: str) -> dict[str, Any]:

@@ -1,15 +1,14 @@
 """`python -m data.prepare DATASET`: download a dataset into a TFDS folder, without TensorFlow."""
 
-import argparse
-
 from data.base.errors import run_command
 from data.images.datasets import SPECS, data_root, prepared_folder
 from data.images.originals import prepare
+from data.run.options import Parser
 
 
 def main() -> None:
     """The command: prepare one dataset, or say where it is already."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m data.prepare", description="Download a dataset into a TFDS folder."
     )
     choices = [name for name, entry in SPECS.items() if entry.tfds_name]

@@ -5,16 +5,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from data.base import tables
 from data.base.errors import UserError, run_command
 from data.run import results, runfolder
 from data.run.options import Parser
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 Z = 1.959963984540054  # 95 % of a normal distribution lie within so many standard deviations
-HEADER = (
-    "| data | network | nodes | test accuracy, % (95 % interval) | right "
-    "| multiply-adds, mean path | parameters, mean path |\n|---|---|---|---|---|---|---|"
-)
+COLUMNS = (
+    "data", "network", "nodes", "test accuracy, % (95 % interval)", "right",
+    "multiply-adds, mean path", "parameters, mean path",
+)  # fmt: skip
 
 
 def interval(right: int, total: int) -> tuple[float, float]:
@@ -25,24 +26,25 @@ def interval(right: int, total: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def row(summary: dict[str, Any]) -> str:
+def row(summary: dict[str, Any]) -> tuple[str, ...]:
     """A line of the table, from a run's `summary.json`."""
     counts, mean = summary["accuracy"]["test"], summary["paths"]["mean"]
     low, high = interval(counts["correct"], counts["total"])
     chosen = ", selected on TEST" if summary["selected_on"] == "test" else ""
     return (
-        f"| {summary['dataset_title']} | {summary['recipe']} {summary['backbone']}{chosen} "
-        f"| {len(summary['nodes'])} "
-        f"| {100 * counts['accuracy']:.2f} ({100 * low:.2f} to {100 * high:.2f}) "
-        f"| {counts['correct']:,} of {counts['total']:,} "
-        f"| {mean['multiply_adds'] / 1e6:.1f} M | {mean['parameters'] / 1e6:.3f} M |"
+        summary["dataset_title"],
+        f"{summary['recipe']} {summary['backbone']}{chosen}",
+        f"{len(summary['nodes'])}",
+        f"{100 * counts['accuracy']:.2f} ({100 * low:.2f} to {100 * high:.2f})",
+        f"{counts['correct']:,} of {counts['total']:,}",
+        f"{mean['multiply_adds'] / 1e6:.1f} M",
+        f"{mean['parameters'] / 1e6:.3f} M",
     )
 
 
 def table(runs: list[Path]) -> str:
     """The table of the runs. UserError for one that is not finished."""
-    rows = [row(results.read_summary(run)) for run in runs]
-    return "\n".join([HEADER, *rows])
+    return tables.markdown(COLUMNS, [row(results.read_summary(run)) for run in runs])
 
 
 def insert(file: Path, text: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool
 from scipy.stats import binomtest
 
+from data.base import tables
 from data.base.errors import UserError, run_command
 from data.images import datasets
 from data.run import results, runfolder
@@ -76,13 +77,14 @@ def lines(value: dict[str, Any]) -> list[str]:
     """The comparison for people."""
     low, high = (100 * end for end in value["interval"])
     rows = [f"{value['dataset']}, {value['images']:,} test images"]
-    for name, run in zip("AB", value["runs"], strict=True):
-        share = 100 * run["correct"] / value["images"]
-        rows.append(
-            f"  {name}  {share:6.2f} %  {run['correct']:,} right, "
-            f"{run['mean_multiply_adds'] / 1e6:.1f} M multiply-adds  "
-            f"{run['network']}, {run['folder']}"
-        )
+    cells = [
+        [name, tables.percent(run["correct"] / value["images"]), f"{run['correct']:,}",
+         f"{run['mean_multiply_adds'] / 1e6:.1f}", run["network"], run["folder"]]
+        for name, run in zip("AB", value["runs"], strict=True)
+    ]  # fmt: skip
+    columns = ("", "accuracy", "right", "multiply-adds, M", "network", "run")
+    table = tables.text(columns, cells, left=(0, 4, 5), width=98)
+    rows += [f"  {line}" for line in table.splitlines()]
     rows.append(f"  right in A alone {value['only_a']:,}, in B alone {value['only_b']:,}")
     rows.append(
         f"  A - B  {100 * value['difference']:+.2f} points ({low:+.2f} to {high:+.2f}), "

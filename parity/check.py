@@ -17,7 +17,7 @@ from rich.progress import Progress
 from data.base import machine
 from data.base.errors import UserError, run_command
 from data.recipes import recipe as recipes
-from data.run import runfolder
+from data.run import derived, runfolder
 from data.run.options import Parser
 from parity.checks import baselines, modes, optimisers, report
 from parity.checks.checkpoint import check_checkpoint
@@ -143,8 +143,8 @@ def main(arguments: list[str] | None = None) -> int:
         "number of cores, %(default)s)")  # fmt: skip
     add("--data-dir", help="folder of prepared TFDS datasets, for --checkpoint (default: the "
         "run's own)")  # fmt: skip
-    add("--out", default="runs/parity", help="folder for report.json and report.html (default: "
-        "%(default)s)")  # fmt: skip
+    add("--out", help="folder for report.json and report.html (default: runs/parity; of "
+        "--checkpoint runs/<the run's name>/parity, where report looks for it)")  # fmt: skip
     add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
     options = parser.parse_args(arguments)
     if not 1 <= options.jobs <= 256 or options.seed < 0:
@@ -158,6 +158,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.json:
             runfolder.write_json(Path(options.json), {"faults": outcome})
         return 0 if all(fault["caught_by"] for fault in outcome) else 1
+    out = Path(options.out or "runs/parity")
+    if options.checkpoint and not options.out:
+        out = derived.place(Path(options.checkpoint)) / "parity"
     if options.checkpoint:
         prepare_process()
         torch.set_num_threads(options.jobs)
@@ -170,8 +173,10 @@ def main(arguments: list[str] | None = None) -> int:
     report.print_table(checks)
     costs = _costs(options)
     report.print_costs(costs)
-    report.write(Path(options.out), checks, options.seed, costs)
-    print(f"{report.verdict(checks)}; report in {options.out}")
+    if options.checkpoint and not options.out:
+        derived.claim(Path(options.checkpoint))
+    report.write(out, checks, options.seed, costs)
+    print(f"{report.verdict(checks)}; report in {out}")
     if options.json:
         runfolder.write_json(Path(options.json), report.as_json(checks, options.seed, costs))
     return 0 if all(check.passed for check in checks) else 1

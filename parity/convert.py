@@ -8,16 +8,37 @@ A converted run has the tree, ASL, metrics, predictions and summary of the origi
 weights bit for bit, and the other framework's name; `manifest.json` goes on describing the
 training and gains a list `converted`. Training checkpoints are not carried over: their form is
 each framework's own, and a finished run needs none.
+
+With a file of weights (.pth, .pt) in place of RUN it writes them as safetensors, for `--weights`.
 """
 
+import os
 import sys
 from pathlib import Path
 
-from data.base.errors import run_command
+import numpy as np
+from safetensors.numpy import save as save_safetensors
+
+from data.base.errors import UserError, run_command
+from data.run import derived, runfolder
 from data.run.options import Parser
+from parity.pairs import published_files
 from parity.pairs.conversion import convert_run
 from trunk_jax.machine import backend
 from trunk_torch_ref.machine import settings as torch_settings
+
+
+def convert_file(file: Path, out: Path) -> int:
+    """Write the state_dict of a PyTorch file as safetensors, with its plain names. How many.
+
+    UserError if the file holds no state_dict, or if `out` exists.
+    """
+    if os.path.lexists(out):
+        raise UserError(f"{out} exists; remove it, or choose another --out")
+    weights = published_files.read_state_dict(file)
+    contiguous = {name: np.asarray(array, order="C") for name, array in weights.items()}
+    runfolder.write_bytes(out, save_safetensors(contiguous))
+    return len(weights)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -27,15 +48,24 @@ def main(arguments: list[str] | None = None) -> None:
         description="Turn a finished run over to the other framework, weights bit for bit.",
     )
     add = parser.add_argument
-    add("run", metavar="RUN", help="the run folder")
-    add("--to", choices=("jax", "torch"), required=True, help="the framework to convert to")
-    add("--out", metavar="DIR", help="the new run folder (default: RUN-torch or RUN-jax)")
+    add("run", metavar="RUN", help="the run folder, or a file of weights (.pth, .pt) that is to "
+        "become safetensors")  # fmt: skip
+    add("--to", choices=("jax", "torch"), help="the framework to convert a run to (default: none)")
+    add("--out", metavar="DIR", help="the new run folder, or file (default: runs/<name>-torch or "
+        "-jax; FILE.safetensors)")  # fmt: skip
     options = parser.parse_args(arguments)
     backend.start()
     torch_settings.apply()
     folder = Path(options.run)
-    named = folder if folder.name not in ("", "..") else folder.resolve()
-    out = Path(options.out) if options.out else named.with_name(f"{named.name}-{options.to}")
+    if folder.is_file():
+        if options.to is not None:
+            raise UserError(f"{folder} is a file, and --to is for run folders; leave it out")
+        out = Path(options.out) if options.out else folder.with_suffix(".safetensors")
+        print(f"{out}: {convert_file(folder, out)} tensors")
+        return
+    if options.to is None:
+        raise UserError("--to is missing: convert the run to torch or to jax?")
+    out = Path(options.out) if options.out else derived.named(folder, f"-{options.to}")
     counts = convert_run(folder, options.to, out)
     print(
         f"{out}: {counts['nodes']} nodes, {counts['values']:,} numbers, bit for bit the same in "

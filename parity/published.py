@@ -9,6 +9,7 @@ differently on any image, or if groups or tree do not follow from the ASL.
 import itertools
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ import trunk_jax.network.network
 import trunk_jax.nodes
 import trunk_torch_ref.inference.route
 import trunk_torch_ref.nodes
+from data.base import tables
 from data.base.errors import UserError, run_command
+from data.base.weights import with_counters
 from data.images import datasets
 from data.images.datasets import Examples
 from data.recipes import recipe
@@ -90,7 +93,8 @@ def load_networks(folder: Path, recipe: Recipe, layout: Layout) -> Networks:
 
 def _load(file: Path, module: trunk_torch_ref.nodes.Node, folder: Path, name: str) -> None:
     """Fill in a node's weights from its file."""
-    weights = published_files.read_weights(folder, name)
+    shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    weights = with_counters(shapes, published_files.read_weights(folder, name))
     expected = {key: value.numpy().dtype for key, value in module.state_dict().items()}
     try:
         from_state_dict(module, weights)
@@ -104,14 +108,16 @@ def _load(file: Path, module: trunk_torch_ref.nodes.Node, folder: Path, name: st
 
 
 def check_groups(folder: Path, recipe: Recipe, tree: Tree) -> dict[str, dict[str, Any]]:
-    """By node: `volatility`, `groups` as published, `from_asl` as grouped here, and `same`."""
+    """By node: `classes` (labels), `volatility`, `groups` published, `from_asl` ours, `same`."""
     result = {}
     for node in hierarchy.nodes(tree):
-        name, classes = tree.names[node], len(hierarchy.members(tree, node))
+        name, members = tree.names[node], hierarchy.members(tree, node)
+        classes = len(members)
         volatility = recipe.node(node == ROOT).volatility
         published = published_files.read_groups(folder, name, classes)
         ours = grouping.group(published_files.read_asl(folder, name, classes), volatility)
         result[name] = {
+            "classes": members,
             "volatility": volatility,
             "groups": published,
             "from_asl": ours,
@@ -206,20 +212,28 @@ def check(
 def lines(value: dict[str, Any]) -> list[str]:
     """What `check` found, for people."""
     total = value["total"]
-    result = [
+    title = (
         f"{value['folder']}: {len(value['nodes'])} {value['backbone']} nodes, "
-        f"{value['dataset_title']} {value['split']}",
-        f"  {'framework':<10} {'correct':>18}  {'accuracy':>9}  {'seconds':>8}",
-    ]
-    for name, right in value["correct"].items():
-        count, share = f"{right:,} of {total:,}", f"{100 * right / total:.2f} %"
-        result.append(f"  {name:<10} {count:>18}  {share:>9}  {value['seconds'][name]:>8.1f}")
+        f"{value['dataset_title']} {value['split']}"
+    )
+    rows = [
+        (name, f"{right:,} of {total:,}", f"{100 * right / total:.2f} %",
+         f"{value['seconds'][name]:.1f}")
+        for name, right in value["correct"].items()
+    ]  # fmt: skip
+    columns = ("framework", "right", "accuracy", "seconds")
+    result = [title, *_indented(tables.text(columns, rows, width=98))]
     result.append(f"  equal predictions: {value['agree']:,} of {total:,}")
-    result.append(f"  {'node':<10} {'volatility':>10}  groups from its ASL")
+    names = datasets.spec(value["dataset"]).class_names
+    rows = []
     for name, row in value["nodes"].items():
-        groups = _text(row["from_asl"])
-        verdict = "as published" if row["same"] else f"DIFFER: published {_text(row['groups'])}"
-        result.append(f"  {name:<10} {row['volatility']:>10.2f}  {groups}: {verdict}")
+        classes = [names[label] for label in row["classes"]]
+        verdict = "as published"
+        if not row["same"]:
+            verdict = f"DIFFER: published {_text(row['groups'], classes)}"
+        rows.append((name, f"{row['volatility']:.2f}", _text(row["from_asl"], classes), verdict))
+    columns = ("node", "volatility", "groups from its ASL", "verdict")
+    result += _indented(tables.text(columns, rows, left=(0, 2, 3), width=98))
     order = value["tree"]["names_follow_in_order"]
     if not value["tree"]["follows_from_groups"]:
         result.append("  target map: DIFFERS from regrouping by these groups")
@@ -234,8 +248,13 @@ def lines(value: dict[str, Any]) -> list[str]:
     return result
 
 
-def _text(groups: Groups) -> str:
-    return " ".join(str(list(group)).replace(" ", "") for group in groups)
+def _text(groups: Groups, classes: Sequence[str]) -> str:
+    """Groups of a node's classes by their names: `{cat dog} {car} {plane}`."""
+    return " ".join(f"{{{' '.join(classes[index] for index in group)}}}" for group in groups)
+
+
+def _indented(table: str) -> list[str]:
+    return [f"  {line}" for line in table.splitlines()]
 
 
 def _times(shape: tuple[int, ...]) -> str:

@@ -1,7 +1,6 @@
 """int8 and structured pruning, of layers, of whole trees, and of the low-power background."""
 
 import json
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -229,9 +228,11 @@ def finished(tmp_path_factory):
     ("flags", "name", "smaller"),
     [(["--quantize", "int8"], "int8", 0.5), (["--prune", "0.2"], "prune20", 0.9)],
 )
-def test_a_compressed_run_evaluates_in_both_frameworks(finished, flags, name, smaller, tmp_path):
-    out, file = finished.with_name(f"run-{name}"), tmp_path / "result.json"
-    shutil.rmtree(out, ignore_errors=True)
+def test_a_compressed_run_evaluates_in_both_frameworks(
+    finished, flags, name, smaller, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    out, file = tmp_path / "runs" / f"run-{name}", tmp_path / "result.json"
     compress.main([str(finished), *flags, "--json", str(file)])
     value = json.loads(file.read_text())
     assert value["after"]["file_bytes"] < smaller * value["before"]["file_bytes"]

@@ -297,3 +297,33 @@ def test_a_reader_that_goes_away_is_no_fault():
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 1
+
+
+def test_flags_cannot_be_abbreviated(capsys):
+    for flag in ("--epoch=3", "--data=x", "--res"):
+        assert f"unrecognized arguments: {flag}" in one_line(
+            capsys, lambda flag=flag: train_options("jax", [flag])
+        )
+
+
+def test_every_command_reads_its_flags_with_our_parser():
+    """argparse's own would take abbreviations, and exit with an error of several lines."""
+    packages = ("data", "trunk_jax", "trunk_torch_ref", "parity", "benchmarks")
+    files = [file for package in packages for file in (ROOT / package).rglob("*.py")]
+    found = [
+        file.relative_to(ROOT).as_posix()
+        for file in files
+        if re.search(r"argparse\.ArgumentParser|import ArgumentParser", file.read_text())
+    ]
+    assert found == ["data/run/options.py"]
+
+
+def test_a_recipe_file_is_found_again_from_another_folder(tmp_path, monkeypatch):
+    (tmp_path / "mine.toml").write_text((recipe.FOLDER / "default.toml").read_text())
+    found = train_options("jax", ["--recipe", "mine.toml"])
+    assert found.flags["recipe"] == str(tmp_path / "mine.toml")
+    assert found.out.name.startswith("digits-mobilenet-mine-seed")
+    runfolder.write_json(tmp_path / "run" / "config.json", {"format": 1, "flags": found.flags})
+    monkeypatch.chdir("/")
+    again = train_options("jax", ["--out", str(tmp_path / "run"), "--resume"])
+    assert again.recipe == found.recipe

@@ -399,15 +399,16 @@ def test_nothing_is_written_when_a_run_is_refused(runs, tmp_path, capsys, damage
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_the_default_folder_and_what_is_there_already(runs, tmp_path):
+def test_the_default_folder_and_what_is_there_already(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     run = copy_of(runs / "jax", tmp_path / "run")
     main([f"{run}/", "--to", "torch"])
-    assert runfolder.read_config(tmp_path / "run-torch")["framework"] == "torch"
+    assert runfolder.read_config(tmp_path / "runs" / "run-torch")["framework"] == "torch"
     with pytest.raises(UserError, match="run-torch exists"):
         main([str(run), "--to", "torch"])
     with pytest.raises(UserError, match="is a jax run already"):
         main([str(run), "--to", "jax"])
-    with pytest.raises(UserError, match="required: --to"):
+    with pytest.raises(UserError, match="--to is missing"):
         main([str(run)])
 
 

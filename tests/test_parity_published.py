@@ -239,7 +239,8 @@ def test_what_differs_is_exit_code_1(made, tmp_path, monkeypatch, capsys):
     assert main(command) == 1
     printed = capsys.readouterr().out
     assert f"equal predictions: {IMAGES} of {IMAGES}" in printed
-    assert "[0] [1] [2] [3,5] [4] [6,8,9] [7]: DIFFER: published [0,6,8,9] [1]" in printed
+    assert "{0} {1} {2} {3 5} {4} {6 8 9} {7}" in printed
+    assert "DIFFER: published {0 6 8 9} {1}" in printed
     assert "target map: follows" in printed
 
     # two leaves of the first group change places

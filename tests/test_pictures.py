@@ -199,8 +199,9 @@ def test_an_inline_picture_takes_the_pages_colours_and_keeps_to_its_ids():
 
 
 @pytest.fixture
-def finished(tmp_path):
+def finished(tmp_path, monkeypatch):
     """A finished run on digits with made-up predictions."""
+    monkeypatch.chdir(tmp_path)
     dataset = datasets.load("digits")
     chosen = recipe.load("default", "digits", "vgg")
     tree = hierarchy.regroup(hierarchy.bare(10), (), ((0, 8), (1, 9), *((k,) for k in range(2, 8))))
@@ -210,7 +211,7 @@ def finished(tmp_path):
         tree.names[node]: {"parameters": 1000, "multiply_adds": 2_500_000}
         for node in hierarchy.nodes(tree)
     }
-    folder = tmp_path / "run <b>"
+    folder = tmp_path / "runs" / "run <b>"
     config = {"format": 1, "framework": "torch", "flags": {}, "recipe": to_json(chosen)}
     runfolder.write_json(folder / "config.json", config)
     runfolder.write_tree(folder, tree)

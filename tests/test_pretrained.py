@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from data.base.errors import UserError
+from data.base.weights import read_safetensors
 from data.recipes.baselines import architectures, download, pretrained
 from data.recipes.baselines.architectures import ConvNext, Deit, Dinov2, MobileNetV2, Vit
 from data.recipes.baselines.download import Source
-from data.run.runfolder import read_safetensors
 from parity import pretrained as command
 from parity.checks.pretrained import complete, read
 from trunk_jax import baselines

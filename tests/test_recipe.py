@@ -154,17 +154,17 @@ def message(function, *args, **kwargs):
 
 def test_unknown_names_list_the_choices():
     assert message(recipe.load, "best", "digits") == (
-        "no recipe 'best'; the recipes: default, efficient, published"
+        "no recipe 'best'; the recipes: default, efficient, published, or FILE.toml"
     )
     assert message(recipe.load, "default", "digits", "alexnet") == (
         "no backbone 'alexnet'; the backbones: mobilenet, vgg, resnet, monolith"
     )
     having = "it has: emnist mobilenet, svhn mobilenet, cifar10 mobilenet, cifar10 vgg"
     assert message(recipe.load, "published", "digits") == (
-        f"recipe 'published' has none for digits; {having}"
+        f"recipe 'published' has none for digits, but default and efficient have; {having}"
     )
     assert message(recipe.load, "published", "svhn", "vgg") == (
-        f"recipe 'published' has none for svhn vgg; {having}"
+        f"recipe 'published' has none for svhn vgg, but default has; {having}"
     )
     message(recipe.load, "../recipes/default", "digits")
 
@@ -337,3 +337,61 @@ def read_or_refuse(value):
         assert isinstance(found, Recipe)
         assert recipe.from_json(recipe.to_json(found)) == found
     assert len(text.splitlines()) == 1
+
+
+# --- a file of the user's own
+
+
+OWN = """
+[digits.vgg]
+batch_size = 32
+[digits.vgg.others]
+volatility = 0.3
+class = { epochs = 2, lr = 0.01 }
+group = { epochs = 3, lr = 0.02 }
+"""
+
+
+def written(tmp_path, text, name="mine.toml"):
+    file = tmp_path / name
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    return str(file)
+
+
+def test_a_file_is_a_recipe_called_as_it_is(tmp_path):
+    found = recipe.load(written(tmp_path, OWN), "digits")
+    assert (found.name, found.backbone, found.batch_size) == ("mine", "vgg", 32)
+    assert found.root == found.others
+    assert (found.root.volatility, found.others.group_phase.lr) == (0.3, 0.02)
+    # a shipped recipe's name would pass for it in the run's folder and summary
+    assert recipe.load(written(tmp_path, OWN, "default.toml"), "digits").name == "default.toml"
+    assert "nowhere.toml is missing" in message(recipe.load, "nowhere.toml", "digits")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path):
+    marked = written(tmp_path, b"\xef\xbb\xbf" + OWN.encode())
+    assert recipe.load(marked, "digits").batch_size == 32
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        ("lr = 0.01", "lrr = 0.01", ("[digits.vgg]", "'lrr' in others.class;", "did you mean lr")),
+        ("batch_size", "batchsize", ("[digits.vgg]", "'batchsize'", "did you mean batch_size")),
+        ("volatility = 0.3", "volatility = 0.3\nvolatile = 1", ("'volatile' in others;",)),
+        ("lr = 0.02", "lr = -1.0", ("[digits.vgg]", "lr is -1.0", "above 0")),
+        ("epochs = 2, ", "", ("epochs missing in others.class",)),
+        ("batch_size = 32", 'name = "x"', ("unknown setting 'name'",)),
+        ("lr = 0.02", 'lr = "x"', ("others.group.lr must be float",)),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named_with_file_and_table(tmp_path, old, new, parts):
+    assert old in OWN
+    text = message(recipe.load, written(tmp_path, OWN.replace(old, new)), "digits")
+    for part in ("mine.toml, table [digits.vgg]: ", *parts):
+        assert part in text
+
+
+def test_the_recipe_that_has_it_is_named():
+    text = message(recipe.load, "default", "svhn", "resnet")
+    assert text.startswith("recipe 'default' has none for svhn resnet, but efficient has;")

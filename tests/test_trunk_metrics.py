@@ -116,9 +116,17 @@ def finished(tmp_path_factory):
 
 def test_the_command(finished, capsys, tmp_path):
     out = tmp_path / "result.json"
-    metrics.main([str(finished), "--repeats", "2", "--membership", "7", "--json", str(out)])
+    metrics.main([str(finished), "--repeats", "2", "--membership", "7", "--json", str(out),
+                  "--out", str(tmp_path / "made")])  # fmt: skip
     shown, value = capsys.readouterr().out, json.loads(out.read_text())
-    assert value == runfolder.read_json(finished / "measurements.json")
+    assert value == runfolder.read_json(tmp_path / "made" / "measurements.json")
+    assert not (finished / "measurements.json").exists()
+    assert max(map(len, shown.splitlines())) <= 100 + len(str(tmp_path)) * 2
+    assert not any(line.endswith(" ") for line in shown.splitlines())
+    titles = hierarchy.titles(runfolder.read_tree(finished), tuple("0123456789"))
+    assert len(titles) > 1
+    for title in titles.values():  # in the table of nodes, where there is room for it
+        assert any(line.startswith(title) for line in shown.splitlines()), title
     summary = runfolder.read_json(finished / "summary.json")
     assert value["accuracy"] == summary["accuracy"]["test"]["accuracy"]
     for name in ("shortest", "longest", "mean"):
@@ -132,7 +140,7 @@ def test_the_command(finished, capsys, tmp_path):
     # an untrained network tells nothing apart; two epochs on the diagonal stands out
     assert np.trace(root["untrained"]) < 0.3 * 10
     assert np.trace(root["trained"]) > np.trace(root["untrained"])
-    assert (finished / "figures" / "asl-root.png").stat().st_size > 10_000
+    assert (tmp_path / "made" / "figures" / "asl-root.png").stat().st_size > 10_000
     assert "energy: " in shown
     assert "on images of 7, at the root" in shown
     assert "1e6 bytes" in shown

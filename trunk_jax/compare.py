@@ -6,6 +6,7 @@ measured with untrained weights, for its costs alone.
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -30,6 +31,8 @@ from trunk_jax.inference.load import load_networks
 from trunk_jax.inference.single import compile_single
 from trunk_jax.measure import comparison
 from trunk_jax.measure.comparison import Row
+from trunk_jax.pictures import style
+from trunk_jax.pictures.comparison import comparison_picture
 
 
 def measure(
@@ -40,6 +43,7 @@ def measure(
     labels: np.ndarray,
     *,
     name: str,
+    group: str,
     source: str,
     accuracy: float | None,
 ) -> Row:
@@ -61,10 +65,11 @@ def measure(
     mean = path_costs(tree, run.costs(tree, networks, shape), labels)["mean"]
     return Row(
         name=name,
-        kind="tree" if recipe.monolith is None else "baseline",
+        group=group,
+        model=recipe.backbone,
         source=source,
         accuracy=accuracy,
-        published=comparison.published(name, recipe.dataset),
+        published=comparison.published(recipe.backbone, recipe.dataset),
         latency=1000 * median(times),
         throughput=len(images) / seconds,
         memory=weights + (analysis.temp_size_in_bytes if analysis else 0),
@@ -78,14 +83,16 @@ def from_run(folder: Path, images: np.ndarray, labels: np.ndarray) -> Row:
     recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
     networks = load_networks(folder, recipe, tree, images.shape[1:])
     summary = results.read_summary(folder)
+    name, group = comparison.identity(folder, recipe, tree)
     return measure(
         recipe, tree, networks, images, labels,
-        name=recipe.backbone, source=str(folder), accuracy=summary["accuracy"]["test"]["accuracy"],
+        name=name, group=group, source=str(folder),
+        accuracy=summary["accuracy"]["test"]["accuracy"],
     )  # fmt: skip
 
 
 def recipe_of(model: str, dataset: str, size: int | None) -> Recipe:
-    """An untrained baseline's recipe. UserError for a size that it cannot take."""
+    """An untrained baseline's recipe. WrongSize for a size that it cannot take."""
     name = "scratch" if dataset == "digits" else "default"  # nobody fine-tunes on digits
     return recipes.load(model, dataset, name, size=size, weights=recipes.NO_WEIGHTS)
 
@@ -99,8 +106,22 @@ def untrained(
     networks = {ROOT: start.empty(recipe, images.shape[1:], classes)}
     tree = hierarchy.bare(classes)
     return measure(
-        recipe, tree, networks, images, labels, name=model, source="untrained", accuracy=None
-    )
+        recipe, tree, networks, images, labels, name=model, group=comparison.UNTRAINED,
+        source="untrained", accuracy=None,
+    )  # fmt: skip
+
+
+def fitting(models: Sequence[str], dataset: str, size: int | None) -> tuple[list[str], list[str]]:
+    """(the models that can take the images, why each of the others is left out)."""
+    good, left_out = [], []
+    for model in models:
+        try:
+            recipe_of(model, dataset, size)
+        except recipes.WrongSize as error:
+            left_out.append(str(error))
+        else:
+            good.append(model)
+    return good, left_out
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -121,7 +142,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--size", type=int, help="side that images are resized to for untrained baselines, 0 for "
         "none (default: each recipe's, mostly 224)")  # fmt: skip
     add("--images", type=int, default=32, help="test images to measure on (default: %(default)s)")
-    add("--out", default="runs/compare", help="folder for compare.json and compare.png (default: "
+    add("--out", default="runs/compare", help="folder for compare.json and pictures (default: "
         "%(default)s)")  # fmt: skip
     add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
     options = parser.parse_args(arguments)
@@ -132,7 +153,7 @@ def main(arguments: list[str] | None = None) -> None:
     for model in models:
         if model not in recipes.MODELS:
             raise UserError(f"no model {model!r}; the models: {', '.join(recipes.MODELS)}")
-        recipe_of(model, options.dataset, options.size)  # what cannot be is said before hours pass
+    models, left_out = fitting(models, options.dataset, options.size)
     from trunk_jax.machine import backend
 
     backend.start()
@@ -141,13 +162,15 @@ def main(arguments: list[str] | None = None) -> None:
     labels = dataset.test.labels
     console = Console(file=sys.stderr, highlight=False)
     found = comparison.runs(Path(options.runs), options.dataset)
+    for reason in left_out:
+        console.print(f"left out: {reason}", soft_wrap=True)
     if not found:
         console.print(f"no finished run on {options.dataset} in {options.runs}: costs alone")
     rows = []
     for folder in found:
         console.print(f"measuring {folder}", soft_wrap=True)
         rows.append(from_run(folder, images, labels))
-    trained = {row.name for row in rows}
+    trained = {row.model for row in rows}
     for model in models:
         if model in trained:
             continue
@@ -155,8 +178,10 @@ def main(arguments: list[str] | None = None) -> None:
         rows.append(untrained(model, options.dataset, images, labels, options.size))
         jax.clear_caches()  # the next one's weights need the room
     if not rows:
-        raise UserError(f"nothing to compare: no run in {options.runs}, no --models")
+        why = f"; left out: {'; '.join(left_out)}" if left_out else ""
+        raise UserError(f"nothing to compare: no run in {options.runs}, no --models{why}")
     out, device = Path(options.out), run.device()["kind"]
+    rows = comparison.distinct(rows)
     title = f"{dataset.title}: accuracy and cost on {device}, {len(images)} images"
     comparison.print_table(title, rows)
     result = {
@@ -164,11 +189,12 @@ def main(arguments: list[str] | None = None) -> None:
         "dataset_title": dataset.title,
         "device": run.device(),
         "images": len(images),
+        "left_out": left_out,
         "rows": [asdict(row) for row in rows],
     }
     runfolder.write_json(out / "compare.json", result)
-    comparison.picture(out / "compare.png", title, rows)
-    print(f"written: {out / 'compare.json'}, {out / 'compare.png'}")
+    style.write(comparison_picture(rows, title), out, "compare")
+    print(f"written: {out / 'compare.json'}, {out / 'compare.png'}, {out / 'compare.svg'}")
     if options.json:
         runfolder.write_json(Path(options.json), result)
 

@@ -15,7 +15,7 @@ from data.base.errors import UserError, run_command
 from data.images import datasets
 from data.images.splits import split
 from data.recipes.recipe import Recipe
-from data.run import compression, results, runfolder
+from data.run import compression, derived, results, runfolder
 from data.run.compression import Compression
 from data.run.options import Parser
 from data.tree import hierarchy
@@ -142,14 +142,15 @@ def main(arguments: list[str] | None = None) -> None:
     which.add_argument("--prune", type=float, metavar="SHARE", help="take out this share of the "
         "channels, by L2 norm, wherever nothing else reads them (default: none)")  # fmt: skip
     add("--data-dir", help="folder of prepared TFDS datasets (default: the run's own)")
-    add("--out", metavar="DIR", help="the new run folder (default: RUN-int8, RUN-prune20, ...)")
+    add(
+        "--out", metavar="DIR", help="the new run folder (default: runs/<name>-int8, -prune20, ...)"
+    )
     add("--json", metavar="FILE", help="also write both summaries to FILE (default: none)")
     options = parser.parse_args(arguments)
     how = Compression("int8") if options.quantize else Compression("prune", options.prune)
     compression.check(how)
     folder = Path(options.run)
-    named = folder if folder.name not in ("", "..") else folder.resolve()
-    out = Path(options.out) if options.out else named.with_name(f"{named.name}-{how}")
+    out = Path(options.out) if options.out else derived.named(folder, f"-{how}")
     value = compress(folder, how, out, options.data_dir)
     show(value, folder, out)
     if options.json:

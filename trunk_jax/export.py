@@ -9,7 +9,7 @@ from typing import Any
 from data.base.errors import UserError, run_command
 from data.images import datasets
 from data.images.splits import split
-from data.run import card, results, runfolder
+from data.run import card, derived, results, runfolder
 from data.run.options import Parser
 
 KEPT = ("config.json", "manifest.json", "tree.json", "metrics.jsonl", "summary.json")
@@ -49,6 +49,12 @@ def export(run: Path, folder: Path, data_dir: str | None) -> None:
         aside.mkdir(parents=True)
         for name in KEPT:
             shutil.copyfile(run / name, aside / name)
+        for name in ("config.json", "manifest.json"):
+            value = card.without_places(runfolder.read_json(aside / name))
+            runfolder.write_json(aside / name, value)
+        about = runfolder.read_manifest(aside)
+        about["dataset"]["data_dir"] = None  # a folder of this machine
+        runfolder.write_json(aside / "manifest.json", about)
         for name in ("asl", "weights"):
             runfolder.copy_folder(run / name, aside / name)
         arrays = {
@@ -58,7 +64,7 @@ def export(run: Path, folder: Path, data_dir: str | None) -> None:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((aside / "orbax").absolute(), text_keys(arrays))
         results.write_predictions(aside, "test", dataset, test, found.labels, found.confidence)
-        runfolder.write_bytes(aside / card.NAME, card.card(aside, folder).encode())
+        runfolder.write_bytes(aside / derived.CARD, card.card(aside, folder).encode())
         aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

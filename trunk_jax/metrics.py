@@ -1,9 +1,11 @@
 """`python -m trunk_jax.metrics RUN`: what a trained tree costs, where it errs, what it confuses.
 
-Writes `RUN/measurements.json`, and the heat maps of the root's ASL into `RUN/figures/`.
+Writes `measurements.json`, and the heat maps of the root's ASL in `figures/`, into
+`runs/<the run's name>/`.
 """
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from data.images import datasets
 from data.images.datasets import Dataset
 from data.images.splits import Splits, split
 from data.recipes.recipe import Recipe
-from data.run import runfolder
+from data.run import derived, runfolder
 from data.run.options import Parser
 from data.tree import attrition, hierarchy
 from data.tree.grouping import membership
@@ -45,6 +47,7 @@ class Options:
     data_dir: str | None
     repeats: int
     membership: str | None
+    out: Path | None
     json: Path | None
 
 
@@ -62,6 +65,8 @@ def options_of(arguments: list[str] | None) -> Options:
         "(default: %(default)s)")  # fmt: skip
     add("--membership", metavar="CLASS", help="also show how much each class belongs with this "
         "one, by name or label (default: none; the file has all)")  # fmt: skip
+    add("--out", metavar="DIR", help="folder for measurements.json and figures (default: runs/<the "
+        "run's name>)")  # fmt: skip
     add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
     given = parser.parse_args(arguments)
     if given.repeats < 0:
@@ -71,6 +76,7 @@ def options_of(arguments: list[str] | None) -> Options:
         given.data_dir,
         given.repeats,
         given.membership,
+        Path(given.out) if given.out else None,
         Path(given.json) if given.json else None,
     )
 
@@ -195,34 +201,36 @@ def label_of(text: str, names: tuple[str, ...]) -> int:
     raise UserError(f"no class {text!r:.80}; the classes: {', '.join(names)}")
 
 
-def show(value: dict[str, Any], of: int | None) -> None:
-    """The tables on standard output. `of`: the label whose memberships are wanted."""
+def show(value: dict[str, Any], titles: Mapping[str, str], of: int | None) -> None:
+    """The tables on standard output.
+
+    `titles`: what each node is called. `of`: the label whose memberships are wanted.
+    """
     mb, millions, percent = tables.mb, tables.millions, tables.percent
     timed = "latency_ms" in value["paths"][0]
-    columns = ["path", "images", "parameters", "weights MB", "files MB", "peak activations MB",
-               "multiply-adds M", "FLOPs M"]  # fmt: skip
-    columns += ["latency ms (p10 - p90)", "images/s"] if timed else []
-
-    def cells(name: str, row: dict[str, Any]) -> list[str]:
-        result = [
-            name, f"{row['images']:,}" if "images" in row else "", f"{row['parameters']:,.0f}",
-            mb(row["weight_bytes"]), mb(row["file_bytes"]), mb(row["peak_activation_bytes"]),
-            millions(row["multiply_adds"]), millions(row["flops"]),
-        ]  # fmt: skip
-        if timed:
-            low, high = row["latency_ms_p10"], row["latency_ms_p90"]
-            result.append(f"{row['latency_ms']:.2f} ({low:.2f} - {high:.2f})")
-            rate = row.get("images_per_second")
-            result.append(f"{rate:,.0f}" if rate else "")
-        return result
-
-    rows = [cells(" > ".join(row["nodes"]), row) for row in value["paths"]]
-    rows += [cells(name, value[name]) for name in ("shortest", "longest", "mean")]
+    named = [(" > ".join(titles[n] for n in row["nodes"]), row) for row in value["paths"]]
+    named += [(name, value[name]) for name in ("shortest", "longest", "mean")]
     print(f"{value['dataset']} {value['split']}: {percent(value['accuracy'])}")
     print("MB are 1e6 bytes, M are millions; all for one image, alone\n")
-    tables.print_table("paths", columns, rows)
+    columns = ["path", "images", "parameters", "weights MB", "files MB", "peak activations MB",
+               "multiply-adds M", "FLOPs M"]  # fmt: skip
     rows = [
-        [name, str(row["depth"]), f"{row['reached']:,}", percent(row["accuracy"]),
+        [name, f"{row['images']:,}" if "images" in row else "", f"{row['parameters']:,.0f}",
+         mb(row["weight_bytes"]), mb(row["file_bytes"]), mb(row["peak_activation_bytes"]),
+         millions(row["multiply_adds"]), millions(row["flops"])]
+        for name, row in named
+    ]  # fmt: skip
+    tables.print_table("what a path costs", columns, rows)
+    if timed:
+        columns = ["path", "latency ms", "10th percentile", "90th percentile", "images/s"]
+        rows = [
+            [name, *(f"{row[f'latency_ms{part}']:.2f}" for part in ("", "_p10", "_p90")),
+             f"{row['images_per_second']:,.0f}" if row.get("images_per_second") else ""]
+            for name, row in named
+        ]  # fmt: skip
+        tables.print_table("how long a path takes", columns, rows)
+    rows = [
+        [titles[name], str(row["depth"]), f"{row['reached']:,}", percent(row["accuracy"]),
          f"{row['lost']:,}", percent(row["lost_share"]), f"{row['parameters']:,}",
          millions(row["multiply_adds"])]
         for name, row in value["nodes"].items()
@@ -263,13 +271,17 @@ def main(arguments: list[str] | None = None) -> None:
     recipe = runfolder.read_recipe_of_tree(folder)
     names = datasets.spec(recipe.dataset).class_names
     of = None if options.membership is None else label_of(options.membership, names)
+    out = options.out or derived.place(folder)
     dataset = datasets.load_of_run(folder, recipe.dataset, options.data_dir)
     splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit)
     value = measure(folder, dataset, recipe, splits, options.repeats)
-    runfolder.write_json(folder / FILE, value)
-    heat_maps = asl_pictures(folder, runfolder.read_tree(folder), names)  # reads what is in FILE
-    style.write(heat_maps["asl-root"], folder / "figures", "asl-root")
-    show(value, of)
+    if options.out is None:
+        derived.claim(folder)
+    runfolder.write_json(out / FILE, value)
+    heat_maps = asl_pictures(folder, runfolder.read_tree(folder), names, value["root"]["untrained"])
+    style.write(heat_maps["asl-root"], out / "figures", "asl-root")
+    show(value, hierarchy.titles(runfolder.read_tree(folder), names), of)
+    print(f"written: {out / FILE}, {out / 'figures' / 'asl-root.png'}")
     if options.json:
         runfolder.write_json(options.json, value)
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from data.images.datasets import Spec
 from data.recipes.recipe import Recipe
 from data.run import runfolder
 from data.run.options import Parser
+from data.tree import hierarchy
 from data.tree.hierarchy import ROOT, Tree
 from data.tree.hierarchy import Path as NodePath
 
@@ -61,12 +63,16 @@ def follow(
     }
 
 
-def line(row: dict[str, Any], notes: list[str]) -> str:
-    """One result for people, with what had to be decided about the image."""
-    way = " > ".join(
-        f"{step['node']}: {step['output']} {100 * step['probability']:.1f} %"
+def line(row: dict[str, Any], titles: Mapping[str, str], notes: Sequence[str]) -> str:
+    """One result for people. `titles`: what each node is called.
+
+    `notes`: what had to be decided about the image.
+    """
+    steps = [
+        (step["node"], titles.get(step["output"], step["output"]), 100 * step["probability"])
         for step in row["path"]
-    )
+    ]
+    way = " > ".join(f"{node}: {output} {share:.1f} %" for node, output, share in steps)
     decided = f" [{'; '.join(notes)}]" if notes else ""
     return f"{row['file']}: {row['class']} {100 * row['probability']:.1f} % ({way}){decided}"
 
@@ -101,6 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     spec = datasets.spec(recipe.dataset)
     names = files.files(options.images)
     how = fitting.Options(options.invert, options.fit, options.as_stored)
+    titles = hierarchy.titles(tree, spec.class_names)
     rows: list[dict[str, Any]] = []
     networks, bad = None, 0
     for name in names:
@@ -117,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
         row = {"file": name} | follow(recipe, tree, networks, picture.pixels, spec)
         rows.append(row | {"image": fitting.about(picture)})
         if options.json != files.STDIN:
-            print(line(row, fitting.notes(picture)))
+            print(line(row, titles, fitting.notes(picture)))
     if bad == len(names):
         raise UserError(f"none of the {bad} images can be read")
     if options.json == files.STDIN:

@@ -9,18 +9,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from data.base import reading, tables
+from data.base import pages, reading
 from data.base.errors import UserError, run_command
 from data.images import datasets
-from data.run import results, runfolder
+from data.run import derived, results, runfolder
 from data.run.options import Parser
+from data.tree import hierarchy
 from trunk_jax.pictures.run import drawings
 from trunk_jax.pictures.style import inline
 
-TEMPLATE = "report.html"
 # What the page shows of the files that trunk_jax.metrics and parity.check write.
 _COST = {
     "parameters": float,
@@ -62,17 +61,22 @@ def content(folder: Path, parity: Path | None, data_dir: str | None) -> dict[str
         for place, (name, drawing) in enumerate(drawings(folder, data_dir=data_dir).items())
     }
     recipe, manifest = config["recipe"], (folder / "manifest.json").exists()
+    about = datasets.spec(recipe["dataset"])
     return {
         "name": folder.resolve().name,
         "summary": results.read_summary(folder),
-        "measured": _measured(folder / "measurements.json"),
+        "measured": _measured(derived.find(folder, "measurements.json")),
         "manifest": runfolder.read_manifest(folder) if manifest else None,
         "config": json.dumps(config, indent=1),
         "recipe": recipe,
-        "licence": datasets.spec(recipe["dataset"]).licence,
+        "licence": about.licence,
+        "titles": hierarchy.titles(runfolder.read_tree(folder), about.class_names),
         "pictures": pictures,
         "others": [name for name in pictures if name.startswith("asl-") and name != "asl-root"],
-        "parity": _parity(parity or folder / "parity", asked=parity is not None),
+        "parity": _parity(
+            parity / "report.json" if parity else derived.find(folder, "parity/report.json"),
+            asked=parity is not None,
+        ),
     }
 
 
@@ -83,9 +87,8 @@ def _measured(file: Path) -> Any:
     return value | {"energy": value.get("energy", {"reason": "not known"})}
 
 
-def _parity(folder: Path, asked: bool) -> dict[str, Any] | None:
+def _parity(file: Path, asked: bool) -> dict[str, Any] | None:
     """The outcome of a parity check, its failed checks first; None if there is none."""
-    file = folder / "report.json"
     if not asked and not file.exists():
         return None
     value = reading.json_of_form(file, _PARITY, "the report of a parity check")
@@ -101,20 +104,7 @@ def _parity(folder: Path, asked: bool) -> dict[str, Any] | None:
 
 def page(value: dict[str, Any]) -> str:
     """The page as HTML; everything in it is escaped but the pictures."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": tables.percent,
-        "mb": tables.mb,
-        "millions": tables.millions,
-        "count": lambda number: f"{number:,.0f}",
-    }
-    return environment.get_template(TEMPLATE).render(value)
+    return pages.render(Path(__file__).with_name("report.html"), value)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -126,15 +116,18 @@ def main(arguments: list[str] | None = None) -> None:
     add = parser.add_argument
     add("run", metavar="RUN", help="the run folder")
     add("--parity", metavar="DIR", help="a folder that parity.check --checkpoint wrote into "
-        "(default: RUN/parity if it is there)")  # fmt: skip
+        "(default: runs/<the run's name>/parity or RUN/parity, if it is there)")  # fmt: skip
     add("--data-dir", help="folder of prepared TFDS datasets, for the images in the tree (default: "
         "the run's own)")  # fmt: skip
-    add("--out", metavar="FILE", help="the page (default: RUN/report.html)")
+    add("--out", metavar="FILE", help="the page (default: runs/<the run's name>/report.html)")
     options = parser.parse_args(arguments)
     folder = Path(options.run)
-    out = Path(options.out) if options.out else folder / "report.html"
+    out = Path(options.out) if options.out else derived.place(folder) / "report.html"
     parity = Path(options.parity) if options.parity else None
-    runfolder.write_bytes(out, page(content(folder, parity, options.data_dir)).encode())
+    text = page(content(folder, parity, options.data_dir))
+    if not options.out:
+        derived.claim(folder)
+    runfolder.write_bytes(out, text.encode())
     print(out)
 
 

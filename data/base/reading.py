@@ -108,7 +108,7 @@ def _items(value: Any) -> Iterable[Any]:
 def toml_file(file: Path) -> dict[str, Any]:
     """The tables of a TOML file. UserError if it is missing, too large, or not TOML."""
     try:
-        value = tomllib.loads(content(file, MOST_JSON).decode())
+        value = tomllib.loads(content(file, MOST_JSON).decode("utf-8-sig"))
         _need_shallow(value)
         return value
     except (ValueError, RecursionError) as error:
@@ -167,17 +167,35 @@ def json_of_form(file: Path, form: Form, what: str) -> Any:
 def need_inside(folder: Path) -> None:
     """UserError if a folder holds a link that leads out of it, a pipe or a device.
 
-    Reading such a run would read, and resuming it would write, what its maker chose.
+    Reading such a run would read, and resuming it would write, what its maker chose. The links
+    of a Hugging Face cache lead to blobs beside the snapshot, and are its own.
     """
     root = os.path.realpath(folder)
+    blobs = _blobs(Path(root))
     for below, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path = Path(below, name)
             mode = path.lstat().st_mode
-            if stat.S_ISLNK(mode) and not Path(os.path.realpath(path)).is_relative_to(root):
+            target = Path(os.path.realpath(path))
+            inside = target.is_relative_to(root) or (blobs is not None and target.parent == blobs)
+            if stat.S_ISLNK(mode) and not inside:
                 raise UserError(f"{path} is a link that leads out of {folder}; put the file there")
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
                 raise UserError(f"{path} is neither a file nor a folder; remove it")
+
+
+def is_snapshot(folder: Path) -> bool:
+    """Whether a folder lies in a Hugging Face cache, whose files are links to shared blobs."""
+    return _blobs(folder.resolve()) is not None
+
+
+def _blobs(folder: Path) -> Path | None:
+    """`blobs` of the cached repository that a folder (real path) is a snapshot of, or part of."""
+    for place in (folder, *folder.parents):
+        cached = place.parent.name == "snapshots" and place.parents[1].name.startswith("models--")
+        if cached and (place.parents[1] / "blobs").is_dir():
+            return place.parents[1] / "blobs"
+    return None
 
 
 def need_plain_archive(file: Path) -> None:

@@ -1,27 +1,125 @@
-"""Tables on the terminal."""
+"""All tables: on the terminal, in a pipe (100 columns, no trailing blanks) and in Markdown."""
 
+import io
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Collection, Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+WIDTH = 100  # columns of what is not a terminal
+_GAP = 2
+_NARROWEST = 14  # columns that a column of words is folded to at the least
+
+_HEADING = "\ue000"  # stands where a heading goes, until widths are known
+Row = Sequence[str]  # its cells; a str is a heading over the rows that follow it
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output; all columns but the first are aligned right."""
-    console = Console(file=sys.stdout, highlight=False)
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Row],
+    *,
+    left: Collection[int] = (0,),
+    marked: Collection[int] = (),
+) -> None:
+    """A table on standard output, and an empty line.
+
+    `left`: the columns of words, which are folded where room is short; the others, numbers, never
+    are and stand on the right. `marked`: the rows to show in red on a terminal.
+    """
+    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    if console.is_terminal:
+        console.width = max(console.width, _least(columns, rows, left))
+        with console.capture() as drawn:
+            console.print(_table(title, columns, rows, left, marked))
+        print(_headed(drawn.get(), rows))
+    else:
+        print(text(columns, rows, title=title, left=left), end="\n\n")
+
+
+def text(
+    columns: Sequence[str],
+    rows: Sequence[Row],
+    *,
+    title: str = "",
+    left: Collection[int] = (0,),
+    width: int = WIDTH,
+) -> str:
+    r"""The table as plain lines of at most `width` columns, without trailing blanks.
+
+    Example: `text(["node", "right"], [["root", "12"]])` is `"node  right\nroot     12"`.
+    """
+    file = io.StringIO()
+    console = Console(
+        file=file, width=max(width, _least(columns, rows, left)), color_system=None,
+        highlight=False, markup=False, emoji=False,
+    )  # fmt: skip
+    console.print(_table(title, columns, rows, left, ()))
+    lines = _headed(file.getvalue(), rows).splitlines()
+    return "\n".join(line.rstrip() for line in lines).rstrip("\n")
+
+
+def _headed(drawn: str, rows: Sequence[Row]) -> str:
+    """The lines with the headings in their places: they are as long as they are."""
+    headings = iter([row for row in rows if isinstance(row, str)])
+    return "".join(
+        f"{next(headings)}\n" if _HEADING in line else line for line in drawn.splitlines(True)
+    )
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Row], *, right: Collection[int] = ()) -> str:
+    r"""The table in Markdown; `right`: the columns that stand on the right.
+
+    Example: `markdown(["a"], [["1"]])` is `"| a |\n|---|\n| 1 |"`.
+    """
+
+    def line(cells: Row) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rule = "".join("--:|" if place in right else "---|" for place in range(len(columns)))
+    head = line(columns) if any(columns) else "|" + " |" * len(columns)
+    return "\n".join([head, f"|{rule}", *map(line, rows)])
+
+
+def _table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Row],
+    left: Collection[int],
+    marked: Collection[int],
+) -> Table:
     table = Table(
-        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False,
-        padding=(0, 2, 0, 0),
+        title=Text(title) if title else None, title_justify="left", title_style="bold", box=None,
+        pad_edge=False, padding=(0, _GAP, 0, 0), show_header=any(columns),
     )  # fmt: skip
     for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    if not console.is_terminal:
-        console.width = 200
-    console.print(table)
-    console.print()
+        cells = [row[place] for row in rows if not isinstance(row, str)]
+        if place in left:
+            table.add_column(column, overflow="fold", vertical="top")
+        else:
+            width = max([8, *map(len, cells), *map(len, column.split())])
+            heading = "\n".join(textwrap.wrap(column, width))
+            table.add_column(heading, justify="right", no_wrap=True)
+    for place, row in enumerate(rows):
+        cells = [_HEADING] if isinstance(row, str) else row
+        table.add_row(*cells, style="bold red" if place in marked else None)
+    return table
+
+
+def _least(columns: Sequence[str], rows: Sequence[Row], left: Collection[int]) -> int:
+    """The width below which numbers would be cut: a table is then wider than it should be."""
+    total = 0
+    for place, column in enumerate(columns):
+        cells = [row[place] for row in rows if not isinstance(row, str)]
+        longest = max([*map(len, cells), *map(len, column.split())], default=0)
+        if place in left:
+            total += min(max(longest, len(column)), _NARROWEST) + _GAP
+        else:
+            total += max(min(len(column), 8), longest) + _GAP
+    return total
 
 
 def percent(share: float | None) -> str:

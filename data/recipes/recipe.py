@@ -1,6 +1,7 @@
 """Training recipes: read from the TOML files in `data/recipes/`, checked, held as frozen values."""
 
 import dataclasses
+import difflib
 import math
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -151,42 +152,78 @@ def names() -> list[str]:
 
 def combinations(name: str) -> list[tuple[str, str]]:
     """The (dataset, backbone) pairs that a recipe covers."""
-    table = _table(name)
+    table = _table(_file(name))
     return [(dataset, backbone) for dataset, rows in table.items() for backbone in rows]
+
+
+def is_file(name: str) -> bool:
+    """Whether `--recipe` names a file of the user's own."""
+    return name.endswith(".toml")
 
 
 def load(name: str, dataset: str, backbone: str | None = None) -> Recipe:
     """The recipe `name` for a dataset and backbone (None: the first one it has).
 
-    UserError, with the choices, if there is none.
+    `name`: one of `names()`, or the path of a TOML file of the same form; the recipe is then
+    called as the file is. UserError, with the choices, if there is none, and naming file, table
+    and setting if one makes no sense.
+
+    Example: `load("default", "digits").backbone` is the first that it has for digits.
     """
-    if name not in names():
-        raise UserError(f"no recipe {name!r}; the recipes: {', '.join(names())}")
-    table = _table(name)
+    file = _file(name)
+    table = _table(file)
     if backbone is not None and backbone not in BACKBONES:
         raise UserError(f"no backbone {backbone!r}; the backbones: {', '.join(BACKBONES)}")
     rows = table.get(dataset)
     if rows is None or (backbone is not None and backbone not in rows):
-        choices = [f"{d} {b}" for d, backbones in table.items() for b in backbones]
-        wanted = f"{dataset} {backbone}" if backbone else dataset
-        raise UserError(f"recipe {name!r} has none for {wanted}; it has: {', '.join(choices)}")
+        raise UserError(_no_such(name, table, dataset, backbone))
     backbone = backbone or next(iter(rows))
-    for key in rows[backbone].keys() & {"name", "dataset", "backbone"}:
-        raise UserError(f"recipe {name!r} sets {key} for {dataset} {backbone}; a table's name does")
-    row = {"root": rows[backbone]["others"]} | rows[backbone]
-    for key in ("root", "others"):
-        both = {"class_phase": row[key]["class"], "group_phase": row[key]["group"]}
-        row[key] = {"volatility": row[key]["volatility"]} | both
-    row |= {"name": name, "dataset": dataset, "backbone": backbone}
+    called = file.name if is_file(name) and file.stem in names() else file.stem
+    row = _row(rows[backbone]) | {"name": called, "dataset": dataset, "backbone": backbone}
     try:
+        for key in rows[backbone].keys() & {"name", "dataset", "backbone"}:
+            raise UserError(f"unknown setting {key!r}; the table's name says it")
         return check(_build(Recipe, row))
-    except (TypeError, OverflowError) as error:  # a setting is missing; too large for a float
-        raise UserError(f"recipe {name!r} for {dataset} {backbone}: {error}") from None
+    except (UserError, OverflowError) as error:  # the latter: too large for a float
+        text = str(error).replace("_phase", "")
+        raise UserError(f"{file}, table [{dataset}.{backbone}]: {text}") from None
 
 
-def _table(name: str) -> dict[str, Any]:
+def _row(settings: dict[str, Any]) -> dict[str, Any]:
+    """A table's settings as `_build` takes them: without a root of its own it is as the others."""
+    row = dict(settings)
+    row.setdefault("root", row["others"])  # after the others, which are then at fault
+    for key in ("root", "others"):
+        phases = {f"{name}_phase": row[key][name] for name in ("class", "group")}
+        row[key] = {k: v for k, v in row[key].items() if k not in ("class", "group")} | phases
+    return row
+
+
+def _no_such(name: str, table: dict[str, Any], dataset: str, backbone: str | None) -> str:
+    """What to say where a recipe has nothing for a dataset and backbone."""
+    wanted = f"{dataset} {backbone}" if backbone else dataset
+    others = [
+        other
+        for other in names()
+        if other != name
+        and any(d == dataset and backbone in (None, b) for d, b in combinations(other))
+    ]
+    having = f", but {' and '.join(others)} {'have' if others[1:] else 'has'}" if others else ""
+    choices = ", ".join(f"{d} {b}" for d, backbones in table.items() for b in backbones)
+    return f"recipe {name!r} has none for {wanted}{having}; it has: {choices}"
+
+
+def _file(name: str) -> Path:
+    """Where a recipe is. UserError if there is none of that name."""
+    if is_file(name):
+        return Path(name).expanduser()
+    if name not in names():
+        raise UserError(f"no recipe {name!r}; the recipes: {', '.join(names())}, or FILE.toml")
+    return FOLDER / f"{name}.toml"
+
+
+def _table(file: Path) -> dict[str, Any]:
     """A recipe's file: by dataset and backbone its settings."""
-    file = FOLDER / f"{name}.toml"
     table = reading.toml_file(file)
     node = {"volatility": float, "class": {str: Any}, "group": {str: Any}}
     try:
@@ -303,19 +340,39 @@ def from_json(value: Any) -> Recipe:
     """Read `to_json`'s form. UserError if it is not a recipe."""
     try:
         return check(_build(Recipe, value))
-    except (TypeError, OverflowError) as error:  # a setting is missing; too large for a float
+    except OverflowError as error:  # too large for a float
         raise UserError(f"not a recipe: {error}") from error
 
 
-def _build(kind: type, value: Any) -> Any:
-    """A dataclass from plain JSON or TOML: tables become dataclasses, lists tuples."""
+def _build(kind: type, value: Any, at: str = "") -> Any:
+    """A dataclass from plain JSON or TOML: tables become dataclasses, lists tuples.
+
+    UserError naming the setting, and the table that it stands in, `at`.
+    """
+    where = f" in {at}" if at else ""
     if not isinstance(value, dict):
-        raise UserError(f"{kind.__name__} must be a table of settings, not {value!r:.80}")
-    types = {field.name: field.type for field in dataclasses.fields(kind)}
-    unknown = ", ".join(sorted(f"{key!r:.80}" for key in value.keys() - types.keys()))
+        what = at or kind.__name__
+        raise UserError(f"{what} must be a table of settings, not {value!r:.80}")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = sorted(value.keys() - fields.keys())
     if unknown:
-        raise UserError(f"unknown {kind.__name__} setting: {unknown}")
-    return kind(**{key: _typed(item, types[key], key) for key, item in value.items()})
+        like = difflib.get_close_matches(str(unknown[0]), fields, 1)
+        hint = f"; did you mean {like[0]}?" if like else f"; it takes {', '.join(fields)}"
+        raise UserError(f"unknown setting {unknown[0]!r:.80}{where}{hint}")
+    required = [
+        name
+        for name, each in fields.items()
+        if each.default is each.default_factory is dataclasses.MISSING
+    ]
+    missing = [name for name in required if name not in value]
+    if missing:
+        raise UserError(f"{', '.join(missing)} missing{where}")
+    return kind(
+        **{
+            key: _typed(item, fields[key].type, f"{at}.{key}" if at else key)
+            for key, item in value.items()
+        }
+    )
 
 
 def _typed(value: Any, kind: Any, what: str) -> Any:
@@ -325,7 +382,7 @@ def _typed(value: Any, kind: Any, what: str) -> Any:
             return None
         kind = get_args(kind)[0]
     if dataclasses.is_dataclass(kind):
-        return _build(kind, value)
+        return _build(kind, value, what)
     if get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
             raise UserError(f"{what} must be a list, not {value!r:.80}")

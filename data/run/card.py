@@ -3,12 +3,28 @@
 from pathlib import Path
 from typing import Any
 
+from data.base import tables
 from data.images import datasets
 from data.run import results, runfolder
 from data.run.options import DEFAULTS
 from data.table import interval
 
-NAME = "README.md"  # a folder that has one is handed on: evaluate leaves it as it is
+
+def without_places(value: Any) -> Any:
+    """JSON in which each absolute path, also after `--flag=`, is only its last part.
+
+    What is handed on says nothing of the machine's folders.
+
+    Example: `without_places(["--out=/home/me/x"])` is `["--out=x"]`.
+    """
+    if isinstance(value, dict):
+        return {key: without_places(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_places(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    flag, equals, path = value.partition("=") if value.startswith("--") else ("", "", value)
+    return flag + equals + (Path(path).name if Path(path).is_absolute() else path)
 
 
 def card(folder: Path, name: Path) -> str:
@@ -34,10 +50,12 @@ def _text(folder: Path, name: Path, summary: dict[str, Any], about: dict[str, An
     flags = about["flags"]
     given = [f"--dataset {summary['dataset']}", f"--backbone {summary['backbone']}"]
     given += [
-        f"--{key.replace('_', '-')} {value}"
+        f"--{key.replace('_', '-')} {without_places(value)}"
         for key, value in flags.items()
         if key not in ("dataset", "backbone") and value != DEFAULTS.get(key)
     ]
+    if name.is_absolute() or ".." in name.parts:
+        name = Path(name.resolve().name)
     package = "trunk_jax" if summary["framework"] == "jax" else "trunk_torch_ref"
     lines = [
         f"# {summary['dataset_title']}, recipe `{summary['recipe']}`, {summary['backbone']} nodes",
@@ -51,25 +69,34 @@ def _text(folder: Path, name: Path, summary: dict[str, Any], about: dict[str, An
             else "one network."
         ),
         "",
-        "| | |",
-        "|---|---|",
-        f"| test accuracy | **{100 * test['accuracy']:.2f} %**, {test['correct']:,} of "
-        f"{test['total']:,}; 95 % interval {100 * low:.2f} to {100 * high:.2f} % (Wilson) |",
     ]
-    lines += [
-        f"| {part} accuracy | {100 * counts['accuracy']:.2f} %, {counts['correct']:,} of "
-        f"{counts['total']:,} |"
+    rows = [
+        (
+            "test accuracy",
+            f"**{100 * test['accuracy']:.2f} %**, {test['correct']:,} of {test['total']:,}; 95 % "
+            f"interval {100 * low:.2f} to {100 * high:.2f} % (Wilson)",
+        )
+    ]
+    rows += [
+        (
+            f"{part} accuracy",
+            f"{100 * counts['accuracy']:.2f} %, {counts['correct']:,} of {counts['total']:,}",
+        )
         for part, counts in summary["accuracy"].items()
         if part != "test"
     ]
-    lines += [
-        f"| {which} path | {path['multiply_adds'] / 1e6:.1f} M multiply-adds, "
-        f"{path['parameters'] / 1e3:,.0f} k parameters |"
+    rows += [
+        (
+            f"{which} path",
+            f"{path['multiply_adds'] / 1e6:.1f} M multiply-adds, "
+            f"{path['parameters'] / 1e3:,.0f} k parameters",
+        )
         for which, path in paths.items()
     ]
     total = sum(node["parameters"] for node in summary["nodes"].values())
+    rows.append(("all networks", f"{total / 1e3:,.0f} k parameters"))
     lines += [
-        f"| all networks | {total / 1e3:,.0f} k parameters |",
+        tables.markdown(("", ""), rows),
         "",
         "The mean path is over the test images, by their true classes.",
         "",

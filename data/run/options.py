@@ -37,7 +37,10 @@ OF_MODELS = ("size", "weights", "speed_up")
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a wrong flag as one line, like every other mistake."""
+    """Takes flags by their whole names; a wrong one is one line, like every other mistake."""
+
+    def __init__(self, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
         """Raise what `run_command` prints."""
@@ -72,7 +75,8 @@ def train_parser(framework: str) -> Parser:
                            "~/tensorflow_datasets)")  # fmt: skip
     add("--backbone", help=f"node networks: {', '.join(BACKBONES)} (default: the recipe's first "
                            "for the dataset)")  # fmt: skip
-    add("--recipe", help=f"one of {', '.join(recipe.names())} (default: default)")
+    add("--recipe", help=f"one of {', '.join(recipe.names())}, or FILE.toml, a file of that form "
+                         "(default: default)")  # fmt: skip
     add("--protocol", help="holdout: select on held-out training images; published: select on "
                            "test, as the release did (default: the recipe's)")  # fmt: skip
     add("--epochs", type=int, help="epochs of every phase (default: the recipe's)")
@@ -129,6 +133,8 @@ def train_options(framework: str, arguments: list[str] | None = None) -> TrainOp
     """
     parser = train_parser(framework)
     given = vars(parser.parse_args(arguments))
+    if recipe.is_file(given.get("recipe", "")):  # --resume may be said in another folder
+        given["recipe"] = str(Path(given["recipe"]).expanduser().absolute())
     out = given.pop("out", None)
     resume, data_dir = given.pop("resume", False), given.pop("data_dir", None)
     report = given.pop("json", None)

@@ -2,16 +2,17 @@
 
 import csv
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.base import reading
+from data.base import reading, tables
 from data.base.errors import UserError
 from data.images.datasets import Dataset, Examples
 from data.recipes.recipe import Recipe
-from data.run import runfolder
+from data.run import derived, runfolder
 from data.tree import hierarchy, metrics
 from data.tree.hierarchy import Tree
 
@@ -145,12 +146,14 @@ def write_predictions(
 
 def read_predictions(folder: Path, split: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """(labels, predicted) of `predictions-<split>.csv`. UserError if missing or damaged."""
-    file = folder / f"predictions-{split}.csv"
+    file = derived.find(folder, f"predictions-{split}.csv")
     if not file.exists():
         raise UserError(f"{file} is missing; write it with evaluate --split {split}")
     text = reading.content(file, _MOST_PREDICTIONS)
     try:
-        rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text.decode(), newline="")))
+        rows: list[dict[str, Any]] = list(
+            csv.DictReader(io.StringIO(text.decode("utf-8-sig"), newline=""))
+        )
         labels = np.array([int(row["label"]) for row in rows])
         predicted = np.array([int(row["predicted"]) for row in rows])
         both = np.concatenate([labels, predicted])
@@ -161,8 +164,9 @@ def read_predictions(folder: Path, split: str, classes: int) -> tuple[np.ndarray
     return labels, predicted
 
 
-def lines(value: dict[str, Any]) -> list[str]:
-    """A summary for people."""
+def lines(value: dict[str, Any], titles: Mapping[str, str] | None = None) -> list[str]:
+    """A summary for people. `titles`: what each node is called (`hierarchy.titles`)."""
+    titles = titles or {}
     how = "selected on TEST (protocol published)"
     if value["selected_on"] == "nothing":
         how = "the last epoch, nothing selected"
@@ -171,20 +175,22 @@ def lines(value: dict[str, Any]) -> list[str]:
     result = [
         f"{value['dataset_title']}, {value['backbone']} nodes, recipe {value['recipe']}, {how}"
     ]
-    for part, counts in value["accuracy"].items():
-        share, right, total = 100 * counts["accuracy"], counts["correct"], counts["total"]
-        result.append(f"  {part:<10} {share:6.2f} %  ({right:,} of {total:,})")
-    result.append(f"  {'node':<10} {'accuracy':>8}  {'parameters':>10}  {'multiply-adds':>13}")
-    for name, node in value["nodes"].items():
-        share = node["test"]["accuracy"]
-        text = "-" if share is None else f"{100 * share:.2f} %"
-        result.append(
-            f"  {name:<10} {text:>8}  {node['parameters']:>10,}  {node['multiply_adds']:>13,}"
-        )
-    for name, path in value["paths"].items():
-        result.append(
-            f"  {name + ' path':<13}  {path['parameters']:>15,.0f}  {path['multiply_adds']:>13,.0f}"
-        )
+    rows = [
+        (part, tables.percent(counts["accuracy"]), f"{counts['correct']:,} of {counts['total']:,}")
+        for part, counts in value["accuracy"].items()
+    ]
+    blocks = [tables.text(("split", "accuracy", "right"), rows, width=98)]
+    nodes = [
+        (titles.get(name, name), tables.percent(node["test"]["accuracy"]),
+         f"{node['parameters']:,}", f"{node['multiply_adds']:,}")
+        for name, node in value["nodes"].items()
+    ]  # fmt: skip
+    nodes += [
+        (f"{name} path", "", f"{path['parameters']:,.0f}", f"{path['multiply_adds']:,.0f}")
+        for name, path in value["paths"].items()
+    ]
+    blocks.append(tables.text(("node", "accuracy", "parameters", "multiply-adds"), nodes, width=98))
+    result += [f"  {line}" for block in blocks for line in block.splitlines()]
     if "int8" in value:
         counts, size = value["int8"]["test"], value["int8"]["bytes"]
         result.append(

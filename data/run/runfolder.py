@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from data.base import locks, reading
 from data.base.errors import UserError
+from data.base.weights import read_safetensors
 from data.recipes import recipe
 from data.recipes.recipe import Recipe
 from data.tree import hierarchy
@@ -310,19 +309,6 @@ def read_weights(path: Path, node: str) -> dict[str, np.ndarray]:
     if not file.exists():
         raise UserError(f"{file} is missing: the run is not finished (go on with --resume)")
     return read_safetensors(file)
-
-
-def read_safetensors(file: Path) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file. UserError if damaged or not finite."""
-    content = reading.content(file, reading.MOST_WEIGHTS)
-    try:
-        weights = load_safetensors(content)
-    except (SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{file} is not a whole safetensors file ({error})") from None
-    for name, array in weights.items():
-        if not np.isfinite(array).all():
-            raise UserError(f"{file}: {name} holds NaN or infinite values")
-    return weights
 
 
 def append_metrics(path: Path, row: dict[str, Any]) -> None:

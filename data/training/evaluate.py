@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 from data.images import datasets
 from data.images.splits import split
-from data.run import card, results, runfolder
+from data.run import derived, results, runfolder
 from data.run.options import EvaluateOptions
 from data.training.framework import Framework, within_memory
 
@@ -13,12 +13,13 @@ from data.training.framework import Framework, within_memory
 def evaluate(framework: Framework, options: EvaluateOptions) -> None:
     """Recompute a finished run's accuracy from its weights, print it, and write predictions.
 
-    A folder with a model card (checkpoints/) is not written to.
+    A folder that is handed on as it is (`derived.is_shipped`) is not written to: predictions that
+    it does not have go to `runs/<its name>/`.
     UserError for anything a user can put right.
     """
     folder = options.run
     runfolder.read_config(folder)
-    shipped = (folder / card.NAME).exists()  # what has a card is handed on as it is
+    shipped = derived.is_shipped(folder)
     with nullcontext() if shipped else runfolder.lock(folder):
         _evaluate(framework, options, shipped)
 
@@ -32,8 +33,9 @@ def _evaluate(framework: Framework, options: EvaluateOptions, shipped: bool) -> 
     with framework.exact(), within_memory(framework, "free some, or use another device"):
         found = framework.predict(recipe, tree, networks, examples.images)
     value = results.evaluation(part, recipe, dataset, tree, examples, found.labels)
-    if not shipped:
-        results.write_predictions(folder, part, dataset, examples, found.labels, found.confidence)
+    if not shipped or not (folder / f"predictions-{part}.csv").exists():
+        place = derived.claim(folder) if shipped else folder
+        results.write_predictions(place, part, dataset, examples, found.labels, found.confidence)
     if dataset.fingerprint != runfolder.read_config(folder).get("dataset_sha256"):
         print("note: these are not the images that the run was trained on", file=sys.stderr)
     print(

@@ -16,6 +16,7 @@ from data.run import results, runfolder
 from data.run.manifest import changes, manifest
 from data.run.options import TrainOptions
 from data.training.framework import Framework, Grown, within_memory
+from data.tree import hierarchy
 
 
 def train(framework: Framework, options: TrainOptions) -> None:
@@ -39,7 +40,8 @@ def train(framework: Framework, options: TrainOptions) -> None:
                                "goes on with what is saved"):  # fmt: skip
                 _grow_and_evaluate(framework, options, dataset, splits)
         summary = results.read_summary(folder)
-    print(*results.lines(summary), f"  run folder {folder}", sep="\n")
+    names = hierarchy.titles(runfolder.read_tree(folder), dataset.spec.class_names)
+    print(*results.lines(summary, names), f"  run folder {folder}", sep="\n")
     if options.json:
         runfolder.write_json(options.json, summary)
 

@@ -71,6 +71,22 @@ def ancestors(node: Path) -> tuple[Path, ...]:
     return tuple(node[:depth] for depth in range(len(node)))
 
 
+def titles(tree: Tree, class_names: Sequence[str], most: int = 12) -> dict[str, str]:
+    """What to call each node for people, by its name: a supergroup by its classes.
+
+    `most`: classes that are listed; of more the first ones, and how many are left out.
+
+    Example: `{"root": "root", "sg1": "sg1 {cat dog}"}`.
+    """
+    result = {}
+    for node in nodes(tree):
+        mine = [class_names[label] for label in members(tree, node)]
+        shown = mine if len(mine) <= most else [*mine[:most], f"+{len(mine) - most}"]
+        name = tree.names[node]
+        result[name] = name if node == ROOT else f"{name} {{{' '.join(shown)}}}"
+    return result
+
+
 def depth(tree: Tree) -> int:
     """The number of networks on the longest path; 1 for a flat tree."""
     return max(map(len, tree.paths))

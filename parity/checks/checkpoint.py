@@ -11,6 +11,7 @@ from data.images import datasets
 from data.images.splits import split
 from data.run import runfolder
 from data.training.framework import Grown
+from data.tree import hierarchy
 from parity.checks import tolerance as compare
 from parity.checks.routing import check_routing
 from parity.checks.tolerance import Check
@@ -35,7 +36,7 @@ def check_checkpoint(folder: Path, data_dir: str | None) -> list[Check]:
     theirs = trunk_torch_ref.inference.load.load_networks(folder, recipe, tree, shape)
     dataset = datasets.load_of_run(folder, recipe.dataset, data_dir)
     test = split(dataset, recipe.protocol, recipe.seed, recipe.limit).test
-    checks = []
+    checks, titles = [], hierarchy.titles(tree, dataset.spec.class_names)
     for node, network in ours.items():
         left = exchange.to_state_dict(network)
         right = torch_exchange.to_state_dict(theirs[node])
@@ -43,8 +44,8 @@ def check_checkpoint(folder: Path, data_dir: str | None) -> list[Check]:
             np.array_equal(left[key], right[key]) for key in left
         )
         note = f"{len(left)} tensors"
-        checks.append(compare.equal(str(folder), f"weights of {tree.names[node]}", same, True,
-                                    note=note))  # fmt: skip
+        what = f"weights of {titles[tree.names[node]]}"
+        checks.append(compare.equal(str(folder), what, same, True, note=note))
     return checks + check_routing(
         f"{dataset.title} test", recipe, Grown(tree, ours), Grown(tree, theirs), test.images,
         test.labels,

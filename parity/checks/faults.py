@@ -19,9 +19,8 @@ import numpy as np
 import optax
 import torch
 from jax import lax
-from rich.console import Console
-from rich.table import Table
 
+from data.base import tables
 from data.base.errors import UserError
 from data.images.datasets import load
 from data.recipes import recipe as recipes
@@ -384,16 +383,9 @@ def self_test(jobs: int) -> list[dict[str, str | None]]:
     for catch, failure in broken.items():
         if failure:
             print(f"{catch.__name__} fails without any fault: {failure}")
-    table = Table(box=None, pad_edge=False)
-    for column in ("fault", "caught by"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(row["name"], row["caught_by"] or "NOT CAUGHT")
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160
-    console.print(table)
-    missed = [row["name"] for row in rows if not row["caught_by"]]
+    cells = [[row["name"], row["caught_by"] or "NOT CAUGHT"] for row in rows]
+    missed = [place for place, row in enumerate(rows) if not row["caught_by"]]
+    tables.print_table("", ("fault", "caught by"), cells, left=(0, 1), marked=missed)
     print(f"{len(rows) - len(missed)} of {len(rows)} faults caught")
     return rows
 

@@ -1,7 +1,6 @@
 """Public weights in both frameworks: read from their file, loaded, their scores compared."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from data.base.errors import UserError
+from data.base.weights import with_counters
 from data.recipes.baselines.architectures import Architecture, Dinov2, architecture
 from parity.check import prepare_process
 from parity.checks import tolerance as compare
@@ -31,15 +30,7 @@ def read(name: str, file: Path) -> dict[str, np.ndarray]:
 
     UserError if PyTorch cannot read it without running code, or if it holds something else.
     """
-    content = published_files.read_tensors(file)
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]  # DeiT's is wrapped
-    tensors = isinstance(content, Mapping) and all(
-        isinstance(value, torch.Tensor) for value in content.values()
-    )
-    if not tensors or not content:
-        raise UserError(f"{file} holds no state_dict")
-    return complete(published_files.arrays({str(k): v for k, v in content.items()}, file), name)
+    return complete(published_files.read_state_dict(file), name)
 
 
 def complete(weights: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
@@ -51,10 +42,7 @@ def complete(weights: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]
         re.sub(r"\.mlp\.linear_([12])\.", lambda m: f".mlp.{3 * (int(m[1]) - 1)}.", key): value
         for key, value in weights.items()
     }
-    for key in jax_shapes(name):
-        if key.endswith("num_batches_tracked"):
-            renamed.setdefault(key, np.zeros((), np.int64))
-    return renamed
+    return with_counters(jax_shapes(name), renamed)
 
 
 def _spec(name: str) -> Architecture:

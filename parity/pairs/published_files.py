@@ -17,11 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.base import reading
+from data.base import reading, weights
 from data.base.errors import UserError
 from data.run import runfolder
 from data.tree import hierarchy
 from data.tree.hierarchy import Groups, Tree
+
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # what savers put around a state_dict
+_HALVES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -109,14 +112,29 @@ def read_weights(folder: Path, node: str) -> dict[str, np.ndarray]:
 
     UserError if the file is missing, unreadable or holds something else.
     """
-    file = folder / "model_weights" / f"{node}.pt"
+    return read_state_dict(folder / "model_weights" / f"{node}.pt")
+
+
+def read_state_dict(file: Path) -> dict[str, np.ndarray]:
+    """The state_dict in a file of PyTorch's, or of safetensors.
+
+    It may lie under one of `WRAPPERS` beside other things, and its names may share one of
+    `data.base.weights.PREFIXES`; a line says so. UserError if the file is missing, unreadable or
+    holds something else.
+    """
+    if file.suffix == ".safetensors":
+        return weights.read_safetensors(file)
     value = read_tensors(file)
-    if isinstance(value, dict) and "model_state_dict" in value:
-        value = value["model_state_dict"]
+    wrapper = next((w for w in WRAPPERS if isinstance(value, dict) and w in value), None)
+    if wrapper is not None and isinstance(value[wrapper], dict):
+        value = value[wrapper]
     whole = isinstance(value, dict) and value
     if not whole or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()):
         raise UserError(f"{file} holds no state_dict (tensors by name)")
-    return arrays(value, file)
+    found = arrays(value, file)
+    if wrapper is not None:
+        weights.note(f"{file}: read what is under {wrapper!r}, and nothing beside it")
+    return weights.plain_names(found, file)
 
 
 def arrays(tensors: Mapping[str, Tensor], file: Path) -> dict[str, np.ndarray]:
@@ -131,6 +149,14 @@ def arrays(tensors: Mapping[str, Tensor], file: Path) -> dict[str, np.ndarray]:
 
 
 def _array(tensor: Tensor, file: Path) -> np.ndarray:
+    if tensor.dtype in _HALVES:
+        weights.note_cast(file, [_HALVES[tensor.dtype]])
+        tensor = tensor.float()
+    elif tensor.is_floating_point() and tensor.dtype.itemsize < 2:
+        raise UserError(
+            f"{file} holds numbers of type {str(tensor.dtype).removeprefix('torch.')}, which has "
+            "too few digits to be a weight here; export it as float32, float16 or bfloat16"
+        )
     try:
         return tensor.detach().numpy()
     except (TypeError, RuntimeError) as error:  # a type or layout that NumPy does not have

@@ -64,8 +64,8 @@ def parser() -> Parser:
     add("--data-dir", help="folder of prepared TFDS datasets (default: TFDS_DATA_DIR, else "
         "~/tensorflow_datasets)")  # fmt: skip
     add("--backbone", help=f"node networks: {', '.join(BACKBONES)} (default: the recipe's first)")
-    add("--recipe", default="default", help=f"one of {', '.join(recipe.names())} (default: "
-        "%(default)s)")  # fmt: skip
+    add("--recipe", default="default", help=f"one of {', '.join(recipe.names())}, or FILE.toml "
+        "(default: %(default)s)")  # fmt: skip
     add("--seeds", type=int, default=1, help="how many: each gives one coupled pair of runs, and "
         "one independent run of each framework (default: %(default)s)")  # fmt: skip
     add("--epochs", type=int, help="epochs of every phase (default: the recipe's)")

@@ -9,10 +9,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
+from data.base import pages
 from data.run.manifest import PACKAGES
 from parity.study import verdict, words
 from trunk_jax.pictures.style import inline
@@ -107,10 +107,6 @@ def markdown(value: dict[str, Any], arguments: Sequence[str], pictures: Sequence
 
 def page(value: dict[str, Any], arguments: Sequence[str], drawings: dict[str, Figure]) -> str:
     """One HTML page that needs nothing else."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
     settings = {key: value[key] for key in ("nodes", "fault", "recipe", "dataset_sha256", "rule")}
     content = {
         "title": title(value),
@@ -128,7 +124,7 @@ def page(value: dict[str, Any], arguments: Sequence[str], drawings: dict[str, Fi
         "versions": versions(),
         "settings": json.dumps(settings, indent=1),
     }
-    return environment.get_template("report.html").render(content)
+    return pages.render(Path(__file__).with_name("report.html"), content)
 
 
 def _bold(line: str) -> Markup:

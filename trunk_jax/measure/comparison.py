@@ -1,20 +1,20 @@
-"""Trees and baselines side by side: a table and a picture of what each costs and achieves."""
+"""Trees and baselines side by side: what each costs and achieves, in groups."""
 
-import io
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import matplotlib
-from rich.console import Console
-from rich.table import Table
+from data.base import tables
+from data.recipes.recipe import FOLDER, Recipe
+from data.run import results
+from data.tree import hierarchy
+from data.tree.hierarchy import Tree
 
-from data.recipes.recipe import FOLDER
-from data.run import results, runfolder
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
+TREES, MONOLITHS, BASELINES, UNTRAINED = (
+    "trees", "one network of about a tree's cost", "baselines", "baselines, untrained",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,9 @@ class Row:
     """A network on one dataset.
 
     Attributes:
-      name: of the model, or of a tree's nodes.
-      kind: `tree` or `baseline`.
+      name: what it is called, unlike any other row.
+      group: `TREES`, `MONOLITHS`, `BASELINES`, `UNTRAINED`, or the ablation that it is part of.
+      model: the backbone of its nodes, or the baseline.
       source: the run folder that it was trained in, or `untrained`.
       accuracy: measured on test in that run, 0 to 1; None if untrained.
       published: the published accuracy, for comparison; None if there is none.
@@ -36,7 +37,8 @@ class Row:
     """
 
     name: str
-    kind: str
+    group: str
+    model: str
     source: str
     accuracy: float | None
     published: float | None
@@ -47,10 +49,10 @@ class Row:
     parameters: float
 
 
-def published(name: str, dataset: str) -> float | None:
+def published(model: str, dataset: str) -> float | None:
     """The published accuracy of a model or of a tree with such nodes, 0 to 1."""
     rows = tomllib.loads((FOLDER / "baselines" / "accuracy.toml").read_text("utf-8"))
-    share = rows.get(name, {}).get(dataset)
+    share = rows.get(model, {}).get(dataset)
     return None if share is None else share / 100
 
 
@@ -64,65 +66,56 @@ def runs(folder: Path, dataset: str) -> list[Path]:
     return found
 
 
+def identity(folder: Path, recipe: Recipe, tree: Tree) -> tuple[str, str]:
+    """(name, group) of a finished run.
+
+    Example: `("vgg tree of 4 nodes", "trees")`.
+    """
+    if recipe.monolith is not None:
+        return recipe.backbone, BASELINES
+    if (folder.parent / "ablation.csv").exists():
+        name = f"{recipe.backbone}, volatility {recipe.root.volatility:g}"
+        return name, f"ablation {folder.parent.name.removeprefix('ablation-')}"
+    count = len(hierarchy.nodes(tree))
+    if recipe.backbone == "monolith":
+        return "monolith", MONOLITHS
+    if count == 1:
+        return f"{recipe.backbone}, one node", MONOLITHS
+    return f"{recipe.backbone} tree of {count} nodes", TREES
+
+
+def distinct(rows: Sequence[Row]) -> list[Row]:
+    """The rows by group and cost; names that several have gain the run folder's."""
+    often = Counter(row.name for row in rows)
+    named = [
+        replace(row, name=f"{row.name} ({Path(row.source).name})") if often[row.name] > 1 else row
+        for row in rows
+    ]
+    groups = [TREES, *sorted({r.group for r in rows if r.group.startswith("ablation ")}),
+              MONOLITHS, BASELINES, UNTRAINED]  # fmt: skip
+    return sorted(named, key=lambda row: (groups.index(row.group), row.multiply_adds))
+
+
 def print_table(title: str, rows: Sequence[Row]) -> None:
-    """The rows on standard output, the cheapest first."""
-    console = Console(highlight=False)
-    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
-    for column in ("network", "test %", "published %"):
-        table.add_column(column)
-    for column in ("latency ms", "images/s", "memory MB", "mult-adds M", "parameters M"):
-        table.add_column(column, justify="right")
-    table.add_column("source", overflow="fold")
-    for row in sorted(rows, key=lambda row: row.multiply_adds):
-        table.add_row(
-            f"{row.name} ({row.kind})", _percent(row.accuracy), _percent(row.published),
-            f"{row.latency:.2f}", f"{row.throughput:.1f}", f"{row.memory / 1e6:.1f}",
-            f"{row.multiply_adds / 1e6:.1f}", f"{row.parameters / 1e6:.3f}", row.source,
+    """The rows, in `distinct`'s order, on standard output, each group under its name."""
+    columns = ("network", "test %", "published %", "latency ms", "images/s", "memory MB",
+               "mult-adds M", "params M")  # fmt: skip
+    cells: list[tables.Row] = []
+    group = None
+    for row in rows:
+        if row.group != group:
+            group = row.group
+            cells.append(group)
+        cells.append(
+            (f"  {row.name}", _percent(row.accuracy), _percent(row.published),
+             f"{row.latency:.2f}", f"{row.throughput:.1f}", f"{row.memory / 1e6:.1f}",
+             f"{row.multiply_adds / 1e6:.1f}", f"{row.parameters / 1e6:.3f}")
         )  # fmt: skip
-    if not console.is_terminal:
-        console.width = 160
-    console.print(table)
+    tables.print_table(title, columns, cells)
+    trained = [(row.name, row.source) for row in rows if row.accuracy is not None]
+    if trained:
+        tables.print_table("", ("network", "run"), trained, left=(0, 1))
 
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f}"
-
-
-def picture(file: Path, title: str, rows: Sequence[Row]) -> None:
-    """Accuracy against multiply-adds and against latency, as PNG.
-
-    Networks without an accuracy are ticks at the foot: they cost something, and no more is known.
-    """
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
-    trained = [row for row in rows if row.accuracy is not None]
-    for axis, of, label in (
-        (axes[0], lambda row: row.multiply_adds / 1e6, "multiply-adds for one image, millions"),
-        (axes[1], lambda row: row.latency, "latency for one image, ms"),
-    ):
-        for kind, mark in (("tree", "o"), ("baseline", "s")):
-            mine = [row for row in trained if row.kind == kind]
-            shares = [100 * row.accuracy for row in mine]
-            axis.scatter([of(row) for row in mine], shares, marker=mark, label=kind)
-        for row in trained:
-            at = (of(row), 100 * row.accuracy)
-            axis.annotate(row.name, at, xytext=(4, 4), textcoords="offset points", fontsize=7)
-        foot, before, height = axis.get_xaxis_transform(), 0.0, 0.04
-        for row in sorted((row for row in rows if row.accuracy is None), key=of):
-            near = of(row) < 1.08 * before  # its name would lie on the one before
-            before, height = of(row), height + 0.27 if near else 0.04
-            axis.plot([of(row)] * 2, [0, 0.03], transform=foot, color="grey", lw=1)
-            axis.text(of(row), height, row.name, transform=foot, rotation=90, fontsize=6,
-                      color="grey", ha="center", va="bottom")  # fmt: skip
-        axis.set_xscale("log")
-        axis.set_xlabel(label)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("test accuracy, %")
-    if trained:
-        axes[0].legend()
-    else:
-        axes[0].set_yticks([])
-    figure.suptitle(title)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=150)
-    pyplot.close(figure)
-    runfolder.write_bytes(file, content.getvalue())

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from data.base.weights import check_fit
+from data.base.weights import check_fit, with_counters
 from trunk_jax.layers.basic import Layout
 from trunk_jax.network.network import Network, merge, split
 
@@ -67,9 +67,11 @@ def shapes(network: Network) -> dict[str, tuple[int, ...]]:
 def from_state_dict(network: Network, weights: Mapping[str, np.ndarray]) -> Network:
     """The network with its arrays replaced by those of a state_dict.
 
-    UserError listing every missing, extra or misshapen tensor.
+    Batch counters that it leaves out start at zero. UserError listing every missing, extra or
+    misshapen tensor.
     """
     module = merge(network)
+    weights = with_counters(shapes(network), weights)
     types = {key: np.dtype(variable.dtype) for key, variable, _ in _entries(module)}
     check_fit(shapes(network), weights, types)
     for key, variable, axes in _entries(module):

@@ -1,9 +1,10 @@
-"""`python -m trunk_jax.pictures RUN`: PNG and SVG pictures of a finished run in `RUN/figures/`."""
+"""`python -m trunk_jax.pictures RUN`: PNG and SVG pictures of a finished run."""
 
 import sys
 from pathlib import Path
 
 from data.base.errors import run_command
+from data.run import derived
 from data.run.options import Parser
 from trunk_jax.pictures.run import drawings
 from trunk_jax.pictures.style import write
@@ -24,11 +25,15 @@ def main(arguments: list[str] | None = None) -> None:
         "tree's leaves beside the classes' names (default: %(default)s)")  # fmt: skip
     add("--data-dir", help="folder of prepared TFDS datasets, for --leaves images (default: the "
         "run's own)")  # fmt: skip
+    add("--out", metavar="DIR", help="where they go (default: runs/<the run's name>/figures)")
     options = parser.parse_args(arguments)
     folder = Path(options.run)
+    out = Path(options.out) if options.out else derived.place(folder) / "figures"
     made = drawings(folder, options.split, options.leaves == "images", options.data_dir)
+    if not options.out:
+        derived.claim(folder)
     for name, drawing in made.items():
-        print(*write(drawing, folder / "figures", name), sep="\n")
+        print(*write(drawing, out, name), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Training curves: loss and accuracy of every node, its phases one after the other."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,14 @@ _SERIES = {"train": BLUE, "validation": ORANGE}
 
 
 @styled
-def training_curves(rows: list[dict[str, Any]], ties: str, title: str) -> Figure:
-    """`rows`: the lines of `metrics.jsonl`; `ties`: the recipe's. A ring marks the epoch kept."""
+def training_curves(
+    rows: list[dict[str, Any]], ties: str, title: str, titles: Mapping[str, str] | None = None
+) -> Figure:
+    """`rows`: the lines of `metrics.jsonl`; `ties`: the recipe's. A ring marks the epoch kept.
+
+    `titles`: what each node is called.
+    """
+    titles = titles or {}
     names = list(dict.fromkeys(row["node"] for row in rows))
     across = 1 if len(names) <= 8 else 2  # nodes in a row of the picture, two panels each
     down = -(-len(names) // across)
@@ -30,7 +37,10 @@ def training_curves(rows: list[dict[str, Any]], ties: str, title: str) -> Figure
         for column, kind in enumerate(("accuracy", "loss")):
             axes = drawing.add_subplot(grid[k // across, 2 * (k % across) + column])
             _panel(axes, mine, kind, ties)
-            axes.set_title(f"{name}: {'accuracy, %' if kind == 'accuracy' else 'loss'}", pad=13)
+            axes.set_title(
+                f"{titles.get(name, name)}: {'accuracy, %' if kind == 'accuracy' else 'loss'}",
+                pad=13,
+            )
             if k // across == down - 1 or k + across >= len(names):
                 axes.set_xlabel("epoch, phases one after the other")
     handles = [Line2D([], [], color=colour, label=name) for name, colour in _SERIES.items()]

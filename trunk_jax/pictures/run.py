@@ -1,6 +1,7 @@
 """The pictures of a run, from the files in its folder."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -9,7 +10,7 @@ from data.base import reading
 from data.base.errors import UserError
 from data.images import datasets
 from data.images.datasets import Examples
-from data.run import results, runfolder
+from data.run import derived, results, runfolder
 from data.tree import hierarchy, metrics
 from data.tree.hierarchy import ROOT, Tree
 from trunk_jax.pictures.confusion import confusion_matrix
@@ -53,21 +54,26 @@ def drawings(
     except ValueError as error:
         raise UserError(f"{folder / 'metrics.jsonl'} has other lines than ours ({error})") from None
     if rows:
-        result["curves"] = training_curves(rows, recipe.ties, f"{what}: training")
+        result["curves"] = training_curves(
+            rows, recipe.ties, f"{what}: training", hierarchy.titles(tree, names, most=6)
+        )
     return result | asl_pictures(folder, tree, names)
 
 
-def asl_pictures(folder: Path, tree: Tree, names: tuple[str, ...]) -> dict[str, Figure]:
-    """A heat map for each node with an ASL; the root's beside its untrained one if measured."""
+def asl_pictures(
+    folder: Path, tree: Tree, names: tuple[str, ...], untrained: Any = None
+) -> dict[str, Figure]:
+    """A heat map for each node with an ASL; the root's beside its `untrained` one if measured."""
     result = {}
+    titles = hierarchy.titles(tree, names, most=6)
     for node in hierarchy.nodes(tree):
         members = hierarchy.members(tree, node)
-        name = tree.names[node]
+        name, title = tree.names[node], titles[tree.names[node]]
         recorded = runfolder.read_asl(folder, name, len(members))
         if recorded is None:
             continue
         matrices = {"after its class phase": recorded[0]}
-        if node == ROOT and (before := _untrained(folder, len(names))) is not None:
+        if node == ROOT and (before := _untrained(folder, len(names), untrained)) is not None:
             matrices = {"untrained": before} | matrices
         volatility = runfolder.read_recipe(folder).node(node == ROOT).volatility
         result[f"asl-{name}"] = likelihoods(
@@ -75,14 +81,16 @@ def asl_pictures(folder: Path, tree: Tree, names: tuple[str, ...]) -> dict[str, 
             [names[label] for label in members],
             recorded[1],
             volatility / len(members),
-            f"What {name} confuses",
+            f"What {title} confuses",
         )
     return result
 
 
-def _untrained(folder: Path, classes: int) -> np.ndarray | None:
-    """The untrained root's ASL that `trunk_jax.metrics` has left, if it has."""
-    file = folder / "measurements.json"
+def _untrained(folder: Path, classes: int, given: Any) -> np.ndarray | None:
+    """The untrained root's ASL: that which is given, or `trunk_jax.metrics` has left, if any."""
+    if given is not None:
+        return np.array(given, np.float64)
+    file = derived.find(folder, "measurements.json")
     if not file.exists():
         return None
     try:

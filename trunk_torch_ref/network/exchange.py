@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from data.base.weights import check_fit
+from data.base.weights import check_fit, with_counters
 from trunk_torch_ref.nodes import Node
 
 
@@ -17,10 +17,13 @@ def to_state_dict(network: Node) -> dict[str, np.ndarray]:
 def from_state_dict(network: Node, weights: Mapping[str, np.ndarray]) -> Node:
     """The network, its arrays overwritten by those of a state_dict.
 
-    UserError listing every missing, extra or misshapen tensor.
+    Batch counters that it leaves out start at zero. UserError listing every missing, extra or
+    misshapen tensor.
     """
     state = network.state_dict()
     types = {key: value.numpy(force=True).dtype for key, value in state.items()}
-    check_fit({key: tuple(value.shape) for key, value in state.items()}, weights, types)
+    expected = {key: tuple(value.shape) for key, value in state.items()}
+    weights = with_counters(expected, weights)
+    check_fit(expected, weights, types)
     network.load_state_dict({key: torch.tensor(value) for key, value in weights.items()})
     return network

@@ -146,6 +146,22 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+def smallest(spec: Architecture) -> int:
+    """The smallest side in pixels of the images that a network can take.
+
+    Example: `smallest(Vgg())` is 32, for five pools halve it five times.
+    """
+    if isinstance(spec, Dinov2):
+        return spec.patch
+    if isinstance(spec, Vit):
+        return spec.image
+    if isinstance(spec, Vgg):
+        return 2**spec.pools
+    if isinstance(spec, ConvNext):  # a stem of 4x4 patches, then each stage halves
+        return 4 * 2 ** (len(spec.depths) - 1)
+    return 1  # every layer that halves is padded
+
+
 def architecture(name: str) -> Architecture:
     """The architecture called `name`. UserError, with the choices, if there is none."""
     if name not in ARCHITECTURES:

@@ -14,6 +14,8 @@ import numpy as np
 
 from data.base.errors import UserError
 from data.base.streams import stream
+from data.base.weights import need_safetensors
+from data.images import datasets
 from data.images.augmentation import Augmentation
 from data.recipes import recipe
 from data.recipes.baselines import folding as names
@@ -27,6 +29,7 @@ from data.recipes.baselines.architectures import (
     ResNet,
     Vgg,
     Vit,
+    smallest,
 )
 from data.recipes.recipe import Monolith, NodeRecipe, Phase, Recipe
 
@@ -99,7 +102,7 @@ def load(
         name=name, dataset=dataset, backbone=model, root=node, others=node,
         monolith=monolith, **coloured, **settings,
     )  # fmt: skip
-    _check_size(chosen)
+    _check_size(chosen, asked=size is not None)
     return recipe.check(chosen)
 
 
@@ -111,7 +114,8 @@ def _fine_tuning(model: str, dataset: str, name: str) -> dict:
         rows = tomllib.loads(_PUBLISHED.read_text("utf-8"))[model]
         if dataset not in rows:
             raise UserError(
-                f"recipe {name!r} has none for {model} on {dataset}; it has: {', '.join(rows)}"
+                f"recipe {name!r} has none for {model} on {dataset}, but scratch has; it has: "
+                f"{', '.join(rows)}"
             )
         lr, decay, epochs = rows[dataset]
         phase, batch = Phase(epochs, "adam", lr, decay, betas=(0.9, 0.99)), 16
@@ -145,24 +149,37 @@ def _weights(model: str, given: str | None) -> str:
     if given == NO_WEIGHTS:
         return NO_WEIGHTS
     file = Path(given) if given else pretrained.file_of(STARTS[model])
+    if file.is_dir() and (file / "model.safetensors").exists():  # as the Hugging Face hub has it
+        file = file / "model.safetensors"
     if not file.exists():
         pretrained.read(STARTS[model], file)  # says what is missing
+    need_safetensors(file)
     with open(file, "rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     return f"{file.absolute()}#{digest}"
 
 
-def _check_size(chosen: Recipe) -> None:
+class WrongSize(UserError):
+    """A model cannot take images of the size that it would be given."""
+
+
+def _check_size(chosen: Recipe, asked: bool) -> None:
+    """WrongSize if the model cannot take its size, which the user `asked` for or the recipe has."""
     spec, size = base_of(chosen), chosen.monolith.size
-    good = size >= 0
+    least, own = smallest(spec), min(datasets.spec(chosen.dataset).image_shape[:2])
+    if size < 0:
+        raise WrongSize(f"--size {size} must be above 0, or 0 for images as they are")
+    good, wanted = (size or own) >= least, f"{least} or more"
     if isinstance(spec, Dinov2):
-        good = size > 0 and size % spec.patch == 0
+        good, wanted = size > 0 and size % spec.patch == 0, f"a multiple of {spec.patch}"
     elif isinstance(spec, Vit):
-        good = size == spec.image
-    if not good:
-        wanted = f"{spec.image}" if isinstance(spec, Vit) else "0 or more"
-        wanted = f"a multiple of {spec.patch}" if isinstance(spec, Dinov2) else wanted
-        raise UserError(f"--size {size}: {chosen.backbone} takes {wanted}")
+        good, wanted = size == spec.image, f"{spec.image}"
+    if good:
+        return
+    given = f"--size {size}: " if asked else ""
+    if size == 0:
+        wanted += f" pixels, and {chosen.dataset} has {own}; choose --size {least}"
+    raise WrongSize(f"{given}{chosen.backbone} takes {wanted}")
 
 
 def base_of(chosen: Recipe) -> Architecture:

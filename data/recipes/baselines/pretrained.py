@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from data.base.errors import UserError
-from data.base.weights import check_fit
+from data.base.weights import check_fit, read_safetensors, with_counters
 from data.images.cache import cache_root
 from data.recipes.baselines.architectures import Architecture, ConvNext, Deit, Vit
-from data.run.runfolder import read_safetensors
 
 Shapes = Mapping[str, tuple[int, ...]]
 Weights = dict[str, np.ndarray]
@@ -49,7 +48,7 @@ def adapt(
     zero bias; DeiT's is the old one summed over its channels (as timm does it). ConvNeXt
     without its stem's norm leaves that out. UserError if anything else does not fit.
     """
-    weights = dict(weights)
+    weights = with_counters(shapes, weights)
     if isinstance(spec, ConvNext) and not spec.stem_norm:
         for leaf in ("weight", "bias"):
             weights[f"features.0.{leaf}"] = weights.pop(f"features.0.0.{leaf}")
