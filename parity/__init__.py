@@ -1,1 +1,5 @@
 """The proof that both frameworks compute the same TRUNK, and conversion between them."""
+
+from trunk_jax.machine import xla
+
+xla.quiet()  # before JAX loads, which the commands here import first

@@ -1,1 +1,5 @@
 """TRUNK, the tree of small CNNs for low-power image classification, in JAX and Flax."""
+
+from trunk_jax.machine import xla
+
+xla.quiet()  # before JAX loads, which reads it then

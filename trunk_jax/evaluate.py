@@ -13,11 +13,13 @@ def main(arguments: list[str] | None = None) -> None:
     options = evaluate_options("jax", arguments)
     from trunk_jax.framework import FRAMEWORK
     from trunk_jax.machine import (  # after the flags are checked: JAX takes seconds to load
+        compile_cache,
         devices,
         hosts,
     )
 
     with devices.using(devices.choose(options.devices, options.distributed)):
+        compile_cache.use()
         hosts.agree("the flags", lambda: repr((options.split, options.devices)))
         with hosts.share(options.run) as run:
             report = options.json if hosts.first() else None

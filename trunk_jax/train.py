@@ -8,13 +8,16 @@ from data.base.errors import run_command
 from data.images import datasets
 from data.run.options import train_options
 from data.training.train import train
+from trunk_jax.machine import xla
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train as the flags say. UserError for anything a user can put right."""
     options = train_options("jax", arguments)
+    xla.set_flags(xla.flags(deterministic=options.deterministic, autotune=options.autotune))
     from trunk_jax.framework import FRAMEWORK
     from trunk_jax.machine import (  # after the flags are checked: JAX takes seconds to load
+        compile_cache,
         devices,
         hosts,
     )
@@ -28,6 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
         return datasets.load(options.recipe.dataset, options.data_dir).fingerprint
 
     with devices.using(devices.choose(options.devices, options.distributed)):
+        compile_cache.use()
         hosts.agree("the flags", lambda: repr((options.flags, options.devices)))
         hosts.agree("the dataset", fingerprint)
         with hosts.share(options.out) as out:
