@@ -213,7 +213,7 @@ def main(arguments: list[str] | None = None) -> None:
     here.add_argument("--datasets", nargs="+", default=list(DATASETS), metavar="NAME",
                       help="(default: %(default)s)")  # fmt: skip
     here.add_argument("--data-dir", action="append", help="folder of prepared datasets; may be "
-                      "given again, the first that has one is used (default: TFDS's own)")  # fmt: skip
+                      "given again, the first that has one counts (default: TFDS's own)")  # fmt: skip
     there = kinds.add_parser("take", help="take pieces in, and decode them with the last")
     there.add_argument("pieces", nargs="+", help="files")
     there.add_argument("--to", required=True, help="the folder of datasets")
