@@ -120,7 +120,8 @@ def pack(names: Sequence[str], data_dirs: Sequence[str | None], target: Path, ro
 
 def _watched(results: Iterator[bytes], what: str, total: int) -> Iterator[bytes]:
     console = Console(file=sys.stderr)
-    return iter(track(results, f"packing {what}", total, console=console, transient=True))
+    shown = {"console": console, "transient": True, "disable": not console.is_terminal}
+    return iter(track(results, f"packing {what}", total, **shown))
 
 
 def _load(name: str, data_dirs: Sequence[str | None]) -> datasets.Dataset:
@@ -213,7 +214,7 @@ def main(arguments: list[str] | None = None) -> None:
     here.add_argument("--datasets", nargs="+", default=list(DATASETS), metavar="NAME",
                       help="(default: %(default)s)")  # fmt: skip
     here.add_argument("--data-dir", action="append", help="folder of prepared datasets; may be "
-                      "given again, the first that has one counts (default: TFDS's own)")  # fmt: skip
+                      "given again, the first that has one counts (default: TFDS')")  # fmt: skip
     there = kinds.add_parser("take", help="take pieces in, and decode them with the last")
     there.add_argument("pieces", nargs="+", help="files")
     there.add_argument("--to", required=True, help="the folder of datasets")

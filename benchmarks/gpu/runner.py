@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,17 +77,18 @@ def run(
     """
     stages = {stage.number: stage for stage in plan}
     end = time.monotonic() + seconds
+
+    def to_do(wish: Wish) -> list[Job]:
+        jobs = [job for job in stages[wish.number].jobs if status(places, job) != DONE]
+        return [job for job in jobs if job.dry is not None] if dry else jobs
+
     for place, wish in enumerate(wishes):
-        stage = stages[wish.number]
-        jobs = [job for job in stage.jobs if status(places, job) != DONE]
-        if dry:
-            jobs = [job for job in jobs if job.dry is not None]
+        stage, jobs = stages[wish.number], to_do(wish)
         if not jobs:
             continue
-        shares = [stages[w.number].share for w in wishes[place:]]
         mine = end - time.monotonic()
         if not dry:  # a rehearsal is of everything, on however slow a machine
-            mine *= shares[0] / sum(shares)
+            mine *= stage.share / sum(stages[w.number].share for w in wishes[place:] if to_do(w))
         mine = min(mine, wish.most_s) if wish.most_s is not None else mine
         tell(f"stage {stage.number}, {stage.title}: {len(jobs)} jobs, {mine:.0f} s")
         _stage(stage, jobs, time.monotonic() + mine, places, dry, tell, after)
@@ -114,6 +116,8 @@ def _stage(
 def perform(stage: Stage, job: Job, limit_s: float, places: Places, dry: bool) -> dict[str, Any]:
     """Run one job, stop it at its limit, and return its result."""
     folder = places.out / "jobs" / job.name
+    if not job.resumes:  # what was cut off is begun anew
+        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     (places.out / "runs").mkdir(exist_ok=True)
     answer, log = folder / "answer.json", folder / "log.txt"
