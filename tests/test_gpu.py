@@ -14,7 +14,17 @@ import numpy as np
 import pytest
 
 from benchmarks import sweep
-from benchmarks.gpu import archive, lengthen, packing, plan, rehearsal, reproduction, runner, table
+from benchmarks.gpu import (
+    archive,
+    lengthen,
+    packing,
+    plan,
+    rehearsal,
+    repeat,
+    reproduction,
+    runner,
+    table,
+)
 from benchmarks.gpu.plan import Job, Stage
 from data.base.errors import UserError
 from data.images import datasets, decoded
@@ -224,6 +234,7 @@ def test_the_repository_leaves_room_for_three_pieces_of_cifar10():
 # Decoded arrays
 
 
+@pytest.mark.slow
 def test_training_starts_from_decoded_arrays_without_tfds_and_uninstalled(noise, tmp_path):
     """With what a machine with a GPU lacks made unfindable, metadata of this package included."""
     lacking = (
@@ -233,7 +244,7 @@ def test_training_starts_from_decoded_arrays_without_tfds_and_uninstalled(noise,
         "dm_tree",
         "etils.epath_",
     )
-    arguments = ["--dataset", "cifar10", "--backbone", "vgg", "--data-dir", str(noise), "--epochs",
+    arguments = ["--dataset", "emnist", "--backbone", "vgg", "--data-dir", str(noise), "--epochs",
                  "1", "--limit", "64", "--batch-size", "32", "--deterministic", "--out",
                  str(tmp_path / "run")]  # fmt: skip
     code = f"""
@@ -256,7 +267,7 @@ main({arguments})
     assert config["flags"]["deterministic"] is True
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert "trunk-jax" not in manifest["packages"]
-    assert manifest["dataset"]["sha256"] == datasets.load("cifar10", noise).fingerprint
+    assert manifest["dataset"]["sha256"] == datasets.load("emnist", noise).fingerprint
     # a resumed run keeps the flag, and is not taken up with another
     assert train_options("torch", ["--out", str(tmp_path / "run"), "--resume"]).deterministic
 
@@ -399,6 +410,29 @@ def test_every_flag_of_the_sweep_is_known_to_this_xla():
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr[-600:]
+
+
+@pytest.mark.parametrize("second", [b"same", b"other"])
+def test_two_trainings_are_compared_by_the_bytes_of_their_weights(monkeypatch, tmp_path, second):
+    contents, commands = [b"same", second], []
+
+    def run(command, env, **more):
+        commands.append((command, env["XLA_FLAGS"]))
+        folder = Path(command[command.index("--out") + 1])
+        (folder / "weights").mkdir(parents=True)
+        (folder / "weights" / "root.safetensors").write_bytes(contents.pop(0))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(repeat.subprocess, "run", run)
+    monkeypatch.setenv("XLA_FLAGS", "--mine")
+    file = tmp_path / "answer.json"
+    repeat.main(["jax", "exclude", "--folder", str(tmp_path / "runs"), "--json", str(file)])
+    assert json.loads(file.read_text())["same"] == (second == b"same")
+    assert {flags for _, flags in commands} == {
+        "--mine --xla_gpu_exclude_nondeterministic_ops=true"
+    }
+    with pytest.raises(UserError, match="a way of XLA's"):
+        repeat.main(["torch", "tune-0", "--folder", str(tmp_path)])
 
 
 @pytest.mark.slow
