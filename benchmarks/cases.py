@@ -12,6 +12,7 @@ from data.tree import hierarchy
 from data.tree.hierarchy import Tree
 
 STEP_BATCH, TREE_BATCH = 128, 256
+PRECISIONS = ("float32", "tf32", "bfloat16")
 PIECE = 16  # so many at a time PyTorch takes a batch through mobilenet's root fastest
 EPOCH_BATCHES = 4  # a benchmark's epoch: long enough to be one, short enough to be repeated
 
@@ -37,6 +38,8 @@ class Case:
         step) or `published` (weights read from disk at each node of each image).
       bar: the ratio that we mean to stay under, or None.
       limit_s: the seconds that we mean to stay under, or None.
+      batch: images at a time; None: the kind's own number.
+      precision: one of `PRECISIONS`, of both sides; None: each framework's own.
 
     """
 
@@ -46,21 +49,31 @@ class Case:
     theirs: tuple[str, ...]
     bar: float | None = None
     limit_s: float | None = None
+    batch: int | None = None
+    precision: str | None = None
+
+    @property
+    def images(self) -> int:
+        """How many are computed at a time."""
+        return self.batch or (STEP_BATCH if self.kind in ("step", "node", "epoch") else TREE_BATCH)
 
     @property
     def name(self) -> str:
         """As it stands in the table."""
-        return f"{WHAT[self.kind]}, {self.dataset} {self.backbone}, against {NAMES[self.theirs]}"
+        what = WHAT[self.kind].format(batch=self.images)
+        precision = f", {self.precision}" if self.precision else ""
+        against = NAMES.get(self.theirs, " and ".join(self.theirs))
+        return f"{what}, {self.dataset} {self.backbone}{precision}, against {against}"
 
 
 RATED = ("step", "forward", "image")  # whose multiply-adds a second are compared with the peak
 WHAT = {
-    "step": f"training step, root, batch {STEP_BATCH}",
-    "forward": f"forward, root, batch {TREE_BATCH}",
+    "step": "training step, root, batch {batch}",
+    "forward": "forward, root, batch {batch}",
     "node": f"the root's whole epoch, {EPOCH_BATCHES} batches and validation",
     "epoch": "a child's epoch, inputs kept",
     "deep": "a grandchild's epoch, inputs kept",
-    "tree": f"whole tree, batch {TREE_BATCH}",
+    "tree": "whole tree, batch {batch}",
     "image": "whole tree, one image",
     "grow": "growing the whole tree, published recipe",
 }

@@ -1,7 +1,8 @@
 """The PyTorch side: for each case and form a function that returns seconds a unit."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ from trunk_torch_ref.training import objective
 from trunk_torch_ref.training.fit import Source, fit, train_step
 from trunk_torch_ref.training.grow import as_images
 
-STEPS = 4
+STEPS, ACCELERATED_STEPS = 4, 32
 Round = Callable[[], float]
 
 
@@ -47,7 +48,37 @@ def prepare(case: Case, form: str, folder: Path) -> Round:
         "step": _step, "forward": _forward, "node": _node, "tree": _tree, "image": _image,
         "grow": _epoch,
     }  # fmt: skip
-    return kinds[case.kind](case, form, folder)
+    with _arithmetic(case):
+        run = kinds[case.kind](case, form, folder)
+
+    def timed() -> float:
+        with _arithmetic(case):
+            return run()
+
+    return timed
+
+
+@contextmanager
+def _arithmetic(case: Case) -> Iterator[None]:
+    """The precision that a case asks for: of float32 products, or bfloat16 where that serves."""
+    if case.precision is None:
+        yield
+        return
+    places = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = "tf32" if case.precision == "tf32" else "ieee"
+        with torch.autocast(where().type, torch.bfloat16, enabled=case.precision == "bfloat16"):
+            yield
+    finally:
+        for place, old in zip(places, before, strict=True):
+            place.fp32_precision = old
+
+
+def _steps() -> int:
+    """How many are timed at once, as on the other side."""
+    return STEPS if where().type == "cpu" else ACCELERATED_STEPS
 
 
 def _timed(run: Callable[[], object], units: int) -> float:
@@ -77,28 +108,31 @@ def _inputs(case: Case, form: str, count: int) -> torch.Tensor:
 def _step(case: Case, form: str, folder: Path) -> Round:
     network, recipe = _root(case, form), recipe_of(case)
     optimizer = objective.optimizer(recipe.root.class_phase, network.parameters())
-    x = _inputs(case, form, STEP_BATCH)
-    targets = torch.tensor(labels(case, STEP_BATCH), device=where())
+    x, count = _inputs(case, form, case.images), _steps()
+    targets = torch.tensor(labels(case, case.images), device=where())
     called = torch.compile(network) if form == "compile" else network
+    if form == "compile" and where().type == "cuda":
+        for group in optimizer.param_groups:
+            group["fused"] = True  # one kernel for all parameters: PyTorch at its best
 
     def run() -> None:
-        for _ in range(STEPS):
+        for _ in range(count):
             train_step(called, optimizer, x, targets, recipe.loss)
 
-    return partial(_timed, run, STEPS * STEP_BATCH)
+    return partial(_timed, run, count * case.images)
 
 
 def _forward(case: Case, form: str, folder: Path) -> Round:
-    network, x = _root(case, form).eval(), _inputs(case, form, TREE_BATCH)
+    network, x = _root(case, form).eval(), _inputs(case, form, case.images)
     called = torch.compile(network) if form in ("compile", "pieces") else network
-    parts = x.split(PIECE if form == "pieces" else TREE_BATCH)
+    parts = x.split(PIECE if form == "pieces" else case.images)
 
     @torch.inference_mode()
     def run() -> None:
         for part in parts:
             called(part)
 
-    return partial(_timed, run, TREE_BATCH)
+    return partial(_timed, run, case.images)
 
 
 def _node(case: Case, form: str, folder: Path) -> Round:

@@ -3,3 +3,7 @@
 import trunk_sisters
 
 trunk_sisters.check()
+
+from trunk_jax.machine import xla
+
+xla.quiet()  # before JAX loads, which reads it then

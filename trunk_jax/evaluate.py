@@ -15,9 +15,10 @@ def main(arguments: list[str] | None = None) -> None:
 
     backend.start(distributed=options.distributed)
     from trunk_jax.framework import FRAMEWORK
-    from trunk_jax.machine import devices, hosts
+    from trunk_jax.machine import compile_cache, devices, hosts
 
     with devices.using(devices.choose(options.devices, options.distributed)):
+        compile_cache.use()
         hosts.agree("the flags", lambda: repr((options.split, options.devices)))
         with hosts.share(options.run) as run:
             report = options.json if hosts.first() else None

@@ -8,6 +8,7 @@ from data.base.errors import run_command
 from data.images import datasets
 from data.run.options import train_options
 from data.training.train import train
+from trunk_jax.machine import xla
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -15,9 +16,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = train_options("jax", arguments)
     from trunk_jax.machine import backend  # after the flags are checked: JAX takes seconds to load
 
+    xla.set_flags(xla.flags(deterministic=options.deterministic, autotune=options.autotune))
     backend.start(distributed=options.distributed)
     from trunk_jax.framework import FRAMEWORK
-    from trunk_jax.machine import devices, hosts
+    from trunk_jax.machine import compile_cache, devices, hosts
     from trunk_jax.training.grow import grow
 
     framework = FRAMEWORK
@@ -28,6 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
         return datasets.load(options.recipe.dataset, options.data_dir).fingerprint
 
     with devices.using(devices.choose(options.devices, options.distributed)):
+        compile_cache.use()
         hosts.agree("the flags", lambda: repr((options.flags, options.devices)))
         hosts.agree("the dataset", fingerprint)
         with hosts.share(options.out) as out:

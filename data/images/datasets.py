@@ -10,7 +10,7 @@ import numpy as np
 
 from data.base import reading
 from data.base.errors import UserError
-from data.images import cache
+from data.images import cache, decoded
 from data.run import runfolder
 
 
@@ -179,13 +179,16 @@ def load(name: str, data_dir: str | Path | None = None, *, fetch: bool = True) -
     """Load a dataset; with `fetch` prepare (download) it first where `data_dir` has none yet.
 
     `data_dir` is a TFDS data folder, by default `data_root()`; it may be read-only once it
-    is prepared. Raises UserError for an unknown name, a folder that cannot be read or does
-    not hold what it should, and a download that fails.
+    is prepared. Where it holds the dataset as decoded arrays (`data.images.decoded`) those are
+    used. Raises UserError for an unknown name, a folder that cannot be read or does not hold
+    what it should, and a download that fails.
     """
     info = spec(name)
     if info.tfds_name is None:
         return _load_digits(info)
     root = data_root(data_dir)
+    if decoded.folder_of(name, root).is_dir():
+        return _load_decoded(info, root)
     folder = prepared_folder(info, root)
     if folder is None and not fetch:
         raise UserError(
@@ -221,6 +224,13 @@ def load(name: str, data_dir: str | Path | None = None, *, fetch: bool = True) -
     return _dataset(info, key, decode, str(folder.absolute()), version, description)
 
 
+def _load_decoded(info: Spec, root: Path) -> Dataset:
+    arrays, about = decoded.read(info.name, root, info.image_shape, len(info.class_names))
+    return _of_arrays(
+        info, arrays, about["fingerprint"], about["source"], about["version"], about["description"]
+    )
+
+
 def _load_digits(info: Spec) -> Dataset:
     from data.images import digits
 
@@ -240,5 +250,16 @@ def _dataset(
     description: str,
 ) -> Dataset:
     arrays, fingerprint = cache.fetch(info.name, key, build)
+    return _of_arrays(info, arrays, fingerprint, source, version, description)
+
+
+def _of_arrays(
+    info: Spec,
+    arrays: cache.Arrays,
+    fingerprint: str,
+    source: str,
+    version: str,
+    description: str,
+) -> Dataset:
     train, test = (Examples(arrays[f"{s}_images"], arrays[f"{s}_labels"]) for s in cache.SPLITS)
     return Dataset(info, train, test, fingerprint, source, version, description)

@@ -30,7 +30,9 @@ DEFAULTS: dict[str, Any] = {
     "weights": None,
     "speed_up": None,
 }
-LATER = {"precision": None}  # in a run's configuration only where they were given
+# In a run's configuration only where they were given; the first is the recipe's as well.
+LATER = {"precision": None, "deterministic": False}
+HOW = ("siblings", "devices", "distributed", "autotune")  # not what decides a run but how it runs
 SIBLINGS = ("auto", "together", "alone")
 OF_TREES = ("backbone", "volatility", "grouping")
 OF_MODELS = ("size", "weights", "speed_up")
@@ -60,6 +62,8 @@ class TrainOptions:
     siblings: str = "auto"
     devices: str = "all"
     distributed: bool = False
+    deterministic: bool = False
+    autotune: int | None = None
 
 
 def train_parser(framework: str) -> Parser:
@@ -101,7 +105,14 @@ def train_parser(framework: str) -> Parser:
     add("--resume", action="store_true", help="go on with the run in --out, or start it if it "
                                               "is not there (default: off)")  # fmt: skip
     add("--json", metavar="FILE", help="also write the summary to FILE (default: none)")
+    always = "off" if framework == "jax" else "off; on a GPU too this framework always does"
+    add("--deterministic", action="store_true", help="compute so that the same command on the same "
+        "GPU gives the same bits; on a CPU it does without; what it costs in time is not measured "
+        f"yet (default: {always})")  # fmt: skip
     if framework == "jax":
+        add("--autotune", type=int, choices=range(5), metavar="LEVEL", help="how much XLA times "
+            "kernels when it compiles for a GPU: 0 starts sooner, 4 may run faster (default: "
+            "XLA's, 4)")  # fmt: skip
         add("--precision", choices=recipe.PRECISIONS, help="what a training step of a node "
             "computes in; parameters, statistics and validation stay float32; bfloat16 is for "
             "GPUs (default: float32)")  # fmt: skip
@@ -138,13 +149,17 @@ def train_options(framework: str, arguments: list[str] | None = None) -> TrainOp
     out = given.pop("out", None)
     resume, data_dir = given.pop("resume", False), given.pop("data_dir", None)
     report = given.pop("json", None)
-    how = {k: given.pop(k) for k in ("siblings", "devices", "distributed") if k in given}
+    how = {k: given.pop(k) for k in HOW if k in given}
     flags = DEFAULTS | given
     out = _default_folder(_recipe(flags), framework) if out is None else Path(out)
     if resume and (out / "config.json").exists():
         flags = DEFAULTS | _stored_flags(out, parser) | given
+    deterministic = flags.get("deterministic", False)
+    if deterministic and "autotune" in how:
+        raise UserError("--autotune is of no use with --deterministic, which times no kernels")
+    report = Path(report) if report else None
     return TrainOptions(
-        _recipe(flags), flags, out, resume, data_dir, Path(report) if report else None, **how
+        _recipe(flags), flags, out, resume, data_dir, report, deterministic=deterministic, **how
     )
 
 
@@ -162,7 +177,7 @@ def _recipe(flags: dict[str, Any]) -> Recipe:
         own = {flag: flags[flag] for flag in OF_MODELS}
         chosen = baselines.load(flags["model"], flags["dataset"], flags["recipe"], **own)
     overrides = DEFAULTS.keys() - {"dataset", "recipe", "backbone", "model", *OF_MODELS}
-    overrides |= LATER.keys() & flags.keys()
+    overrides |= {"precision"} & flags.keys()
     return recipe.override(chosen, **{key: flags[key] for key in overrides})
 
 
@@ -177,11 +192,17 @@ def _stored_flags(run: Path, parser: Parser) -> dict[str, Any]:
     flags = runfolder.read_config(run).get("flags")
     if not isinstance(flags, dict) or flags.keys() - DEFAULTS.keys() - LATER.keys():
         raise UserError(f"{run / 'config.json'} is not a run's configuration")
-    words = [f"--{k.replace('_', '-')}={v}" for k, v in flags.items() if v is not None]
+    words = [_word(key, value) for key, value in flags.items() if value is not None]
     try:
         return vars(parser.parse_args(words))
     except UserError as error:
         raise UserError(f"{run / 'config.json'}: {error}") from None
+
+
+def _word(flag: str, value: Any) -> str:
+    """A flag and its value as on a command line."""
+    word = f"--{flag.replace('_', '-')}"
+    return word if value is True else f"{word}={value}"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from trunk_jax.layers import forms
 from trunk_jax.layers import microbatch as pieces
 
 Images = Float[Array, "b h w c"]
@@ -56,6 +57,10 @@ def conv(
 
 def general(x: Images, kernel: Array, stride: int, padding: int, groups: int = 1) -> Images:
     """XLA's own convolution, with XLA's own gradients."""
+    more = -x.shape[3] % forms.now().channels if groups == 1 else 0
+    if more:
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more)))
+        kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, more), (0, 0)))
     return lax.conv_general_dilated(
         x,
         kernel,

@@ -143,7 +143,7 @@ def inputs(
     return in_pieces(through, x, program.mesh) if source.above else x
 
 
-def _rounded(values):
+def rounded(values):
     """In bfloat16, whole numbers as they are; gradients come back in the values' own type."""
     return jax.tree.map(
         lambda v: v.astype(jnp.bfloat16) if jnp.issubdtype(v.dtype, jnp.floating) else v, values
@@ -162,8 +162,8 @@ def train_step(
     lower = program.phase.precision == "bfloat16"
 
     def objective(params):
-        network = replace(state.network, params=_rounded(params) if lower else params)
-        (_, scores), stats = apply(network, _rounded(x) if lower else x, mode)
+        network = replace(state.network, params=rounded(params) if lower else params)
+        (_, scores), stats = apply(network, rounded(x) if lower else x, mode)
         scores = scores.astype(program.dtype)
         smoothing = program.phase.label_smoothing
         return loss(scores, targets, mode.valid, program.loss, smoothing), (scores, stats)
