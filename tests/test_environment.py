@@ -116,7 +116,7 @@ def test_a_run_is_not_resumed_under_other_settings(tmp_path):
     runfolder.create(tmp_path / "new", config, False)
     assert runfolder.create(tmp_path / "new", config, True)
     other = config | {"settings": config["settings"] | {"jax_default_matmul_precision": "highest"}}
-    with pytest.raises(UserError, match="settings.jax_default_matmul_precision: None, now 'high"):
+    with pytest.raises(UserError, match=r"settings\.jax_default_matmul_precision: None, now 'high"):
         runfolder.create(tmp_path / "new", other, True)
     # of a run from before they were kept nothing is known
     runfolder.create(tmp_path / "old", {"format": runfolder.FORMAT}, False)

@@ -4,6 +4,6 @@ import trunk_sisters
 
 trunk_sisters.check()
 
-from trunk_jax.machine import xla
+from trunk_jax.machine import xla  # noqa: E402 (ours, as was just checked)
 
 xla.quiet()  # before JAX loads, which reads it then
