@@ -68,7 +68,8 @@ def test_a_package_imports_no_framework_but_its_own(package):
 
 def test_only_parity_tests_and_benchmarks_import_both():
     folders = (path for path in ROOT.iterdir() if path.is_dir() and path.name not in BOTH)
-    paths = list(ROOT.glob("*.py"))
+    # the one that asks where our packages lie has their names in a list, and loads none of them
+    paths = [path for path in ROOT.glob("*.py") if path.name != "trunk_sisters.py"]
     for folder in folders:
         if not folder.name.startswith(".") and folder.name not in ("build", "dist", "runs"):
             paths += sources(folder)
@@ -105,3 +106,71 @@ def test_nothing_loads_the_other_framework_by_a_detour(package, absent):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+# --- the house: no circle of imports, and none that runs back up
+
+HOUSE = ("data", "trunk_jax", "trunk_torch_ref", "parity")
+
+
+def imports_between(packages):
+    """{module: the modules of these packages that it imports, wherever in the file}."""
+    files = {name: path for package in packages for name, path in named(package)}
+    found = {}
+    for name, path in files.items():
+        targets = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                targets |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                whole = {f"{node.module}.{alias.name}" for alias in node.names}
+                targets |= {t if t in files else node.module for t in whole}
+        found[name] = targets & files.keys() - {name}
+    return found
+
+
+def named(package):
+    return zip(modules(package), sources(package), strict=True)
+
+
+def room(module):
+    """A module's folder: a package's commands are one room, each folder below it another."""
+    parts = module.split(".")
+    here = ROOT.joinpath(*parts)
+    return module if here.is_dir() and len(parts) > 1 else ".".join(parts[:-1]) or module
+
+
+def circles(graph):
+    """The sets of two or more places that reach each other."""
+    reach = {place: set(after) for place, after in graph.items()}
+    for middle in reach:
+        for after in reach.values():
+            if middle in after:
+                after |= reach[middle]
+    return {frozenset(b for b in reach[a] if a in reach[b]) | {a} for a in reach if a in reach[a]}
+
+
+def test_circles_are_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == set()
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == {frozenset("abc")}
+
+
+def test_no_circle_of_modules():
+    assert circles(imports_between(HOUSE)) == set()
+
+
+def test_no_circle_of_rooms_so_no_import_runs_back_up():
+    graph = {}
+    for module, targets in imports_between(HOUSE).items():
+        graph.setdefault(room(module), set()).update(room(target) for target in targets)
+    for place in graph:
+        graph[place].discard(place)
+    assert circles(graph) == set()
+
+
+def test_the_files_at_the_top_of_a_package_are_its_commands():
+    values = {"__init__", "__main__", "model", "framework"}
+    for package in HOUSE:
+        for path in (ROOT / package).glob("*.py"):
+            command = "python -m " in path.read_text().partition("\n")[0]
+            assert command or path.stem in values, path
