@@ -183,7 +183,10 @@ def _layers(of: Trial) -> list[Check]:
     theirs = layerwise.torch_passes(of.both, "float32", given, of.masks)
     ours = layerwise.jax_passes(of.both, "float32", given, of.masks)
     modules = layerwise.leaves(of.both.torch)
-    checks = []
+    unused = sorted(modules.keys() - given.keys())
+    checks = (
+        [compare.equal(of.name, f"layers without a pass: {unused}", unused, [])] if unused else []
+    )
     for name in truth:
         terms = layerwise.accumulated(modules[name], given[name])
         for key in truth[name]:

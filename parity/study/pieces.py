@@ -66,7 +66,7 @@ def pieces_of(settings: Settings) -> list[Piece]:
 
 def perform(piece: Piece, settings: Settings, data_dir: str | None, folder: Path) -> None:
     """Compute a piece and write its file."""
-    from parity.check import prepare_process
+    from parity.checks.processes import prepare_process
     from parity.study.coupled import coupled
     from parity.study.devices import devices
     from parity.study.independent import independent, seed_of
