@@ -1,15 +1,13 @@
 """`python -m parity.check`: show, with numbers, that both frameworks compute the same TRUNK."""
 
 import argparse
-import multiprocessing
+import math
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -19,7 +17,7 @@ from data.base.errors import UserError, run_command
 from data.recipes import recipe as recipes
 from data.run import derived, runfolder
 from data.run.options import Parser
-from parity.checks import baselines, modes, optimisers, report
+from parity.checks import baselines, faults, modes, optimisers, processes, report
 from parity.checks.checkpoint import check_checkpoint
 from parity.checks.lowpower import check_background
 from parity.checks.nodes import check_node
@@ -33,7 +31,7 @@ from parity.checks.training import (
 )
 from parity.pairs.families import FAMILIES
 from parity.pairs.passes import DEVICE
-from trunk_jax.machine import backend, settings
+from trunk_jax.machine import backend
 from trunk_torch_ref.machine import settings as torch_settings
 
 
@@ -78,16 +76,6 @@ def baseline_tasks(which: str, seed: int) -> list[Task]:
     return [Task(case.name, baselines.check_baseline, (case, seed)) for case in cases]
 
 
-def prepare_process() -> None:
-    """Exact arithmetic in this process: no TF32, no fast modes; one thread for PyTorch."""
-    settings.apply()
-    torch_settings.apply()
-    jax.config.update("jax_default_matmul_precision", "highest")
-    torch.set_num_threads(1)
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-
-
 def perform(task: Task) -> list[Check]:
     """A task's checks."""
     return task.run(*task.arguments)
@@ -96,30 +84,27 @@ def perform(task: Task) -> list[Check]:
 def run(work: Sequence[Task], jobs: int, *, fresh: bool = False) -> list[Check]:
     """The checks of all tasks, in the order of the tasks, on `jobs` processes.
 
-    With `fresh` each task has a process of its own, so that its memory can be told.
+    A task that breaks is a line on standard error and a check that failed. With `fresh` each task
+    has a process of its own, so that its memory can be told.
     """
     results: dict[int, list[Check]] = {}
-    context = multiprocessing.get_context("spawn")
     console = Console(file=sys.stderr)
-    with (
-        ProcessPoolExecutor(
-            jobs,
-            mp_context=context,
-            initializer=prepare_process,
-            max_tasks_per_child=1 if fresh else None,
-        ) as pool,  # fmt: skip
-        Progress(console=console, disable=not console.is_terminal, transient=True) as progress,
-    ):
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         bar = progress.add_task("checking", total=len(work))
-        futures = {pool.submit(perform, task): place for place, task in enumerate(work)}
-        try:
-            for future in as_completed(futures):
-                results[futures[future]] = future.result()
-                progress.update(bar, advance=1, description=work[futures[future]].name)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for place, found in processes.outcomes(perform, work, jobs, fresh=fresh):
+            name = work[place].name
+            if isinstance(found, processes.Broken):
+                line = f"{name}: the check broke: {found.why}"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+                found = [broken(name, found.why)]
+            results[place] = found
+            progress.update(bar, advance=1, description=name)
     return [check for place in range(len(work)) for check in results[place]]
+
+
+def broken(name: str, why: str) -> Check:
+    """The check that stands for those of a task that broke: failed, with the reason."""
+    return Check(name, "the check broke", "-", math.inf, math.inf, "-", False, why)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -152,8 +137,6 @@ def main(arguments: list[str] | None = None) -> int:
     backend.start()
     torch_settings.apply()
     if options.self_test:
-        from parity.checks import faults  # it imports this module
-
         outcome = faults.self_test(options.jobs)
         if options.json:
             runfolder.write_json(Path(options.json), {"faults": outcome})
@@ -162,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.checkpoint and not options.out:
         out = derived.place(Path(options.checkpoint)) / "parity"
     if options.checkpoint:
-        prepare_process()
+        processes.prepare_process()
         torch.set_num_threads(options.jobs)
         checks = check_checkpoint(Path(options.checkpoint), options.data_dir)
     elif options.baselines:

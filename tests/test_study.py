@@ -373,7 +373,7 @@ def test_a_jump_is_no_finding_and_hides_none(faulty_from, tmp_path, monkeypatch)
     monkeypatch.setattr(JaxRunner, "step", moved)
     code, value = study(tmp_path, "--design", "coupled", "--dtype", "float64", "--batch-size", "32")
     coupled = value["coupled"][0]
-    jump, finding = coupled["stages"][0]["jump"], coupled["finding"]
+    jump, finding = coupled["stages"][0]["jumps"][0], coupled["finding"]
     assert (jump["step"], jump["kind"]) == (2, "mean")
     assert jump["difference"] > 1e-8 > 1e-12 > jump["same_state"]
     if faulty_from is None:

@@ -5,9 +5,7 @@ port; it is planted by replacing one function, and the checks that should notice
 same checks are first run without a fault, where they must pass.
 """
 
-import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,8 +24,7 @@ from data.images.datasets import load
 from data.recipes import recipe as recipes
 from data.training.framework import Grown
 from data.tree import hierarchy, metrics
-from parity import check
-from parity.checks import optimisers, training
+from parity.checks import optimisers, processes, training
 from parity.checks.nodes import check_in_float32, check_in_float64
 from parity.checks.routing import check_routing
 from parity.checks.tolerance import Check
@@ -365,21 +362,30 @@ def caught_by(name: str | None, catch: Callable[[], list[Check]] | None = None) 
     return f"{failed[0].name}: {failed[0].what} ({failed[0].dtype})" if failed else None
 
 
+def _caught_by(work: tuple[str | None, Callable[[], list[Check]] | None]) -> str | None:
+    return caught_by(*work)
+
+
 def self_test(jobs: int) -> list[dict[str, str | None]]:
-    """Each fault's name and what caught it; a check that fails without a fault counts as none."""
+    """Each fault's name and what caught it; a check that fails without a fault counts as none.
+
+    So does one that breaks: it names no tensor, and would break the check of a right network too.
+    """
     planted = faults()
     catches = sorted({fault.catch for fault in planted}, key=lambda catch: catch.__name__)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=check.prepare_process) as pool:
-        clean = {catch: pool.submit(caught_by, None, catch) for catch in catches}
-        found = {fault.name: pool.submit(caught_by, fault.name) for fault in planted}
-        broken = {catch: future.result() for catch, future in clean.items()}
-        rows = []
-        for fault in planted:
-            by = found[fault.name].result()
-            if broken[fault.catch]:
-                by = None
-            rows.append({"name": fault.name, "caught_by": by})
+    work = [(None, catch) for catch in catches] + [(fault.name, None) for fault in planted]
+    found: dict[int, str | None] = {}
+    for place, by in processes.outcomes(_caught_by, work, jobs):
+        name, catch = work[place]
+        if isinstance(by, processes.Broken):
+            print(f"{name or f'{catch.__name__}, no fault'}: the check broke: {by.why}")
+            by = None if name else by.why
+        found[place] = by
+    broken = {catch: found[place] for place, catch in enumerate(catches)}
+    rows = [
+        {"name": fault.name, "caught_by": None if broken[fault.catch] else found[place]}
+        for place, fault in enumerate(planted, len(catches))
+    ]
     for catch, failure in broken.items():
         if failure:
             print(f"{catch.__name__} fails without any fault: {failure}")

@@ -70,6 +70,8 @@ def torch_passes(both: Pair, dtype: str, given: Passes, masks: Arrays) -> Passes
     """Each layer's output and gradients in PyTorch, in train mode."""
     result: Passes = {}
     for name, layer in leaves(copy.deepcopy(both.torch)).items():
+        if name not in given:
+            continue
         if name in masks:
             layer = _Masked(masks[name], layer.p)
         layer = layer.to(DEVICE, DTYPES[dtype][1]).train()

@@ -165,7 +165,7 @@ def _forward_in_float32(of: Trial) -> list[Check]:
     return [replace(check, part="whole node, forward") for check in checks]
 
 
-def _is_plain_sum(layer: torch.nn.Module, key: str) -> bool:
+def is_plain_sum(layer: torch.nn.Module, key: str) -> bool:
     """Whether PyTorch's CPU kernel adds up these float32 values one after the other.
 
     For sums of like values (the gradient above an average pool is constant) errors then grow
@@ -183,7 +183,10 @@ def _layers(of: Trial) -> list[Check]:
     theirs = layerwise.torch_passes(of.both, "float32", given, of.masks)
     ours = layerwise.jax_passes(of.both, "float32", given, of.masks)
     modules = layerwise.leaves(of.both.torch)
-    checks = []
+    unused = sorted(modules.keys() - given.keys())
+    checks = (
+        [compare.equal(of.name, f"layers without a pass: {unused}", unused, [])] if unused else []
+    )
     for name in truth:
         terms = layerwise.accumulated(modules[name], given[name])
         for key in truth[name]:
@@ -193,7 +196,7 @@ def _layers(of: Trial) -> list[Check]:
                 )
                 continue
             known = None
-            if _is_plain_sum(modules[name], key):
+            if is_plain_sum(modules[name], key):
                 known = ("its kernel is a plain float32 sum", terms[key])
             checks.append(
                 compare.fair(

@@ -11,8 +11,8 @@ import torch
 
 from data.base.weights import with_counters
 from data.recipes.baselines.architectures import Architecture, Dinov2, architecture
-from parity.check import prepare_process
 from parity.checks import tolerance as compare
+from parity.checks.processes import prepare_process
 from parity.checks.tolerance import Check
 from parity.pairs import published_files
 from parity.pairs.passes import DTYPES, cast, leaves

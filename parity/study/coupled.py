@@ -22,12 +22,15 @@ from data.training.epochs import Position
 from data.training.stages import Stage, row_of
 from data.tree import grouping, hierarchy, metrics
 from data.tree.hierarchy import Groups, Path, Tree, ancestors
+from parity.checks.tolerance import UNIT
 from parity.pairs.passes import Pair, activations
 from parity.study import distances, jax_runner, torch_runner, trees, verdict
 from parity.study.jax_runner import JaxRunner
+from parity.study.judge import Judgement, judge, truth_of
+from parity.study.shadow import Shadows
 from parity.study.step import Arrays, Step, flipped
 from parity.study.torch_runner import TorchRunner
-from parity.study.trace import Trace, compare, digits
+from parity.study.trace import Trace, compare, digits, largest
 from parity.study.verdict import Finding
 
 Runner = JaxRunner | TorchRunner
@@ -59,6 +62,8 @@ class Study:
     stages: list[dict[str, Any]] = field(default_factory=list)
     groups: dict[str, Any] = field(default_factory=dict)
     finding: dict[str, Any] | None = None
+    compiled: dict[Any, Any] = field(default_factory=dict)
+    shadows: Shadows | None = None
 
 
 def coupled(
@@ -69,10 +74,12 @@ def coupled(
     nodes: str,
     controls: int,
     report: Report = lambda line: None,
+    compiled: dict[Any, Any] | None = None,
 ) -> dict[str, Any]:
     """Train a root (`nodes` "root") or a whole tree in both frameworks; all that was seen.
 
-    `controls`: runs of each framework with flipped bits. UserError if the recipe trains the
+    `controls`: runs of each framework with flipped bits. `compiled`: kept by a caller that trains
+    more than once, so that JAX's steps are compiled once. UserError if the recipe trains the
     tree jointly, which this design does not follow, and a whole tree is asked for.
     """
     if recipe.joint is not None and nodes == "tree":
@@ -81,7 +88,7 @@ def coupled(
             "not follow; use --nodes root, or --design independent"
         )
     with jax.enable_x64(dtype == "float64"), jax_runner.recording():
-        study = _start(recipe, parts, dtype, controls, report)
+        study = _start(recipe, parts, dtype, controls, report, {} if compiled is None else compiled)
         names = [member.name for member in study.members]
         tree = growth.grow(
             classes,
@@ -102,8 +109,14 @@ def coupled(
         }
 
 
-def _start(recipe: Recipe, parts: Splits, dtype: str, controls: int, report: Report) -> Study:
-    compiled: dict[Any, Any] = {}
+def _start(
+    recipe: Recipe,
+    parts: Splits,
+    dtype: str,
+    controls: int,
+    report: Report,
+    compiled: dict[Any, Any],
+) -> Study:
     images = jax_runner.images_of(parts), torch_runner.images_of(parts)
 
     def make(framework: str) -> Runner:
@@ -116,7 +129,7 @@ def _start(recipe: Recipe, parts: Splits, dtype: str, controls: int, report: Rep
         for flip in range(controls + 1)
         for of, framework in enumerate(("jax", "torch"))
     ]
-    return Study(recipe, parts, dtype, members, report)
+    return Study(recipe, parts, dtype, members, report, compiled=compiled)
 
 
 def _fit(study: Study, stage: Stage) -> None:
@@ -138,11 +151,15 @@ def _fit(study: Study, stage: Stage) -> None:
         if member.flip:
             state, flips[member.name] = flipped(initial, recipe.seed, name, member.flip)
         member.runner.begin(stage, state, steps)
+    ours, torch = (member.runner for member in study.members[:2])
+    study.shadows = None
+    if study.dtype == "float32":
+        study.shadows = Shadows(stage, initial, ours, torch, study.compiled)
     before = [Step(0.0, {}, initial)] * 2
     order = list(initial)
     trace, rows, positions = Trace(), [], [Position()] * len(study.members)
     finding: Finding | None = None
-    jump: dict[str, Any] | None = None
+    jumps: list[dict[str, Any]] = []
     for epoch in range(1, phase.epochs + 1):
         batches = plans[epoch - 1]
         run = epochs.training(recipe, name, epoch, batches, len(targets["train"]), size)
@@ -154,12 +171,12 @@ def _fit(study: Study, stage: Stage) -> None:
             trace.add(made[0], made[1], [(made[member.of], one) for member, one in controls])
             if finding is None:
                 finding, leap = _judged(study, name, trace, number, before[1].state, made[1], order)
-                jump = jump or leap
+                jumps += [leap] if leap else []
                 if finding and study.finding is None:
                     study.finding = {"stage": name, **_plain(finding)} | _located(
                         study, number, before[1].state, finding
                     )
-                study.members[0].runner.follow(before[1].state, made[1].gradients)
+                (study.shadows or ours).follow(before[1].state, made[1].gradients)
             before = made[:2]
         check = epochs.validation(recipe, name, epoch, checks, len(checked), size)
         test = epochs.validation(recipe, name, epoch, tests, len(targets["test"]), size)
@@ -195,7 +212,7 @@ def _fit(study: Study, stage: Stage) -> None:
                 for member, position in zip(study.members, positions, strict=True)
             },
             "finding": None if finding is None else _plain(finding),
-            "jump": jump,
+            "jumps": jumps,  # all that had to be looked at twice, in the order of steps
         }
     )
 
@@ -232,30 +249,67 @@ def _judged(
     ours, torch = (member.runner for member in study.members[:2])
     above = [torch.weights(node) for node in ancestors(torch.stage.node)]
     states = [state] + [flipped(state, study.recipe.seed, name, place)[0] for place in (1, 2)]
+    if study.shadows:
+        ours.followed = study.shadows.moments()
     again, *flips = (ours.replay(number, torch.masks, one, above) for one in states)
     alone, controls = compare(again, theirs)[0], [compare(again, flip)[0] for flip in flips]
-    bands = {
-        kind: {key: max(control[kind][key] for control in controls) for key in table}
-        for kind, table in alone.items()
-    }
+    bands = largest(controls)
     step, floor = len(trace.losses), verdict.floor_of_a_step
     finding = verdict.first_beyond(step, study.dtype, alone, bands, order, floor)
-    if finding is not None:
-        return finding, None
-    return None, _plain(beyond) | {"same_state": digits(alone[beyond.kind][beyond.tensor])}
+    seen = {"same_state": digits(alone[beyond.kind][beyond.tensor])}
+    if finding is None or study.dtype == "float64":
+        return finding, None if finding else _plain(beyond) | seen
+    found = _in_float64(study, name, number, state, {"jax": again, "torch": theirs}, finding, order)
+    seen = {"same_state": digits(finding.difference), "truth": _told(found)}
+    return found.finding, None if found.finding else _plain(finding) | seen
+
+
+def _in_float64(
+    study: Study,
+    name: str,
+    number: int,
+    state: Arrays,
+    steps: dict[str, Step],
+    suspected: Finding,
+    order: list[str],
+) -> Judgement:
+    """What a step that looks like a difference in float32 is, by the same step in float64."""
+    torch, shadows = study.members[1].runner, study.shadows
+    assert isinstance(torch, TorchRunner)
+    assert shadows is not None
+    of = shadows.step(number, state)
+    starts = [flipped(of.before, study.recipe.seed, name, place)[0] for place in (1, 2)]
+    bands = largest([compare(of.jax, shadows.replay(number, one))[0] for one in starts])
+    x = torch.inputs(number).numpy()
+    error = distances.whole({"x": x}, {"x": of.x}).relative
+    truth = truth_of(shadows.torch, of, max(UNIT, error))
+    return judge(suspected, steps, shadows, of, bands, truth, order)
+
+
+def _told(found: Judgement) -> dict[str, Any]:
+    return {
+        "apart": digits(found.apart),
+        "errors": {name: digits(error) for name, error in found.errors.items()},
+        "allowed": {name: digits(most) for name, most in found.allowed.items()},
+        "sides": found.sides,
+        "undecided": found.undecided,
+        "open": found.open,
+    }
 
 
 def _located(study: Study, number: int, state: Arrays, finding: Finding) -> dict[str, Any]:
     """Which layer gives another output for the same weights, batch and masks, if any does.
 
     Both networks are given PyTorch's weights from before the step, so nothing that has grown
-    up to then counts; the difference is allowed the floor alone.
+    up to then counts; the difference is allowed the floor alone. In float64, unless float32 alone
+    is at fault.
     """
+    dtype = study.dtype if finding.framework else "float64"
     ours, theirs = (member.runner for member in study.members[:2])
     pair = Pair(ours.network(state), theirs.module(state))
     x = theirs.inputs(number).numpy()
-    most = verdict.floor("output", study.dtype)
-    for layer, a, b in activations(pair, study.dtype, x, 0, train=True):
+    most = verdict.floor("output", dtype)
+    for layer, a, b in activations(pair, dtype, x, 0, train=True):
         difference = distances.each({"": a}, {"": b})[""]
         if not difference <= most:
             return {

@@ -100,6 +100,7 @@ class JaxRunner:
 
     def epoch(self, run: Pass, width: int) -> None:
         """Start an epoch; batches are padded to `width` images where they are fewer."""
+        self.run, self.width = run, width
         self.batches = pad(run.batches, self.steps, width)
         self.padded = not run.batches.valid.all() or run.batches.index.shape[1] < width
         self.policy, self.draws = run.policy, jax.tree.map(jnp.asarray, run.draws)

@@ -12,7 +12,7 @@ from data.recipes import recipe
 from data.recipes.networks import BACKBONES
 from data.recipes.recipe import Recipe
 from data.run.options import Parser
-from parity.study import plants
+from parity.study import plants, verdict
 
 DESIGNS = ("coupled", "independent")
 DTYPES = ("float64", "float32")
@@ -144,6 +144,7 @@ def options_of(arguments: list[str]) -> Options:
 def config(settings: Settings, fingerprint: str) -> dict[str, Any]:
     """What a study's folder is known by: with other settings it cannot be gone on with."""
     return {
+        "rule": verdict.EDITION,
         "dataset_sha256": fingerprint,
         "recipe": recipe.to_json(settings.recipe),
         **{name: _listed(value) for name, value in vars(settings).items() if name != "recipe"},

@@ -66,7 +66,7 @@ def pieces_of(settings: Settings) -> list[Piece]:
 
 def perform(piece: Piece, settings: Settings, data_dir: str | None, folder: Path) -> None:
     """Compute a piece and write its file."""
-    from parity.check import prepare_process
+    from parity.checks.processes import prepare_process
     from parity.study.coupled import coupled
     from parity.study.devices import devices
     from parity.study.independent import independent, seed_of
@@ -123,16 +123,26 @@ def compute(
 def _in_processes(
     missing: list[Piece], settings: Settings, data_dir: str | None, folder: Path, jobs: int
 ) -> None:
+    with workers(jobs) as pool:
+        futures = [pool.submit(perform, piece, settings, data_dir, folder) for piece in missing]
+        for count, future in enumerate(as_completed(futures), 1):
+            future.result()
+            print(f"{count} of {len(futures)} pieces", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes of one thread each. They end with the block, with us, and when it is left early.
+
+    UserError if one is killed.
+    """
     context = multiprocessing.get_context("spawn")
     with (
         _environment(),
         ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with_parent) as pool,
     ):
-        futures = [pool.submit(perform, piece, settings, data_dir, folder) for piece in missing]
         try:
-            for count, future in enumerate(as_completed(futures), 1):
-                future.result()
-                print(f"{count} of {len(futures)} pieces", file=sys.stderr, flush=True)
+            yield pool
         except BrokenProcessPool as error:
             raise UserError(
                 "a process of the study was killed, most likely for want of memory; start it again "

@@ -61,6 +61,11 @@ def rule() -> list[str]:
         "It is a difference of the frameworks only if that step, taken by both from one state, is "
         f"also further apart than {verdict.K:g} times what flipped bits make of it, and than "
         f"{verdict.floor_of_a_step('weight', 'float64'):g}. Else rounding has grown by a jump.",
+        "In float32 that is not enough: where an activation lies within rounding of a ReLU's or a "
+        "max pool's edge, each framework may rightly take another side. So the step is also taken "
+        "in float64 from the same state. If the frameworks differ there too, they differ. Else one "
+        "is at fault only if its float32 step is further from the float64 one, on sides that "
+        "rounding leaves open, than random errors of the rounding model's size take it.",
     ]
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,6 +26,14 @@ def images_of(parts: Splits) -> dict[str, torch.Tensor]:
     return {part: grow.as_images(getattr(parts, part).images) for part in vars(parts)}
 
 
+@dataclass(frozen=True)
+class Before:
+    """As they were before a step: the state of the generator of masks, the learning rate."""
+
+    generator: torch.Tensor
+    rate: float
+
+
 class TorchRunner:
     """One tree in PyTorch. `begin` a stage, `step` through it, `keep` its best epoch, `end` it."""
 
@@ -40,7 +49,7 @@ class TorchRunner:
 
     def begin(self, stage: Stage, state: Arrays, steps: int) -> None:
         """Start a stage from these weights; its longest epoch has `steps` batches."""
-        self.stage, self.phase = stage, stage.settings(self.recipe)
+        self.stage, self.phase, self.steps = stage, stage.settings(self.recipe), steps
         network = self._template(stage).to(DTYPES[self.dtype][1])
         network = exchange.from_state_dict(network, state)
         self.network = network.to(memory_format=torch.channels_last)
@@ -60,8 +69,8 @@ class TorchRunner:
 
         Without `masks` they are kept, in `masks` by layer name, for the others.
         """
-        index = self._rows(number)
-        x, targets = self.inputs(number), self.source["train"].targets[torch.tensor(index).long()]
+        x, targets = self.inputs(number), self.targets(number)
+        self.before = Before(self.generator, self.optimizer.param_groups[0]["lr"])
         record = recorded_masks(self.network) if masks is None else nullcontext({})
         with torch.random.fork_rng([]), record as kept:
             torch.set_rng_state(self.generator)
@@ -83,7 +92,30 @@ class TorchRunner:
         """What the node is given in a batch, [b, c, h, w]."""
         dtype = DTYPES[self.dtype][1]
         source, run = self.source["train"], self.run
-        return fit.inputs(self.recipe, source, run.policy, self._rows(number), run.draws, dtype)
+        rows = self.rows(number).numpy()
+        return fit.inputs(self.recipe, source, run.policy, rows, run.draws, dtype)
+
+    def targets(self, number: int) -> torch.Tensor:
+        """The node's output for each image of a batch, int64 [b]."""
+        return self.source["train"].targets[self.rows(number)]
+
+    def restore(self, state: Arrays) -> None:
+        """Overwrite the network's weights and statistics."""
+        exchange.from_state_dict(self.network, state)
+
+    def update(self, state: Arrays, gradients: Arrays) -> Arrays:
+        """The state_dict after the optimiser alone was given these gradients in that state."""
+        self.restore(state)
+        for key, parameter in self.network.named_parameters():
+            parameter.grad = torch.tensor(gradients[key], dtype=parameter.dtype)
+        self.optimizer.step()
+        return exchange.to_state_dict(self.network)
+
+    def converted(self, node: Path, state: Arrays) -> torch.nn.Module:
+        """A finished node's network with these weights, of their type."""
+        network = copy.deepcopy(self.networks[node])
+        dtype = next(torch.tensor(value).dtype for value in state.values())
+        return exchange.from_state_dict(network.to(dtype), state)
 
     def after_epoch(self, improved: bool) -> None:
         """Keep this epoch's network if it is the best; then the next learning rate."""
@@ -118,9 +150,10 @@ class TorchRunner:
         """A network of the current stage with these weights."""
         return exchange.from_state_dict(copy.deepcopy(self.network), state)
 
-    def _rows(self, number: int) -> np.ndarray:
+    def rows(self, number: int) -> torch.Tensor:
+        """Which images a batch is made of, int64 [b]."""
         batches: Plan = self.run.batches
-        return batches.index[number][batches.valid[number]]
+        return torch.tensor(batches.index[number][batches.valid[number]]).long()
 
     def _template(self, stage: Stage) -> torch.nn.Module:
         shape = tuple(self.images["train"].shape[1:])

@@ -23,6 +23,14 @@ def compare(a: Step, b: Step) -> tuple[dict[str, dict[str, float]], dict[str, Di
     return each, {kind: distances.whole(*two) for kind, two in sets.items()}
 
 
+def largest(tables: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """The largest of the distances that `compare` gave, by kind and tensor."""
+    return {
+        kind: {key: max(table[kind][key] for table in tables) for key in row}
+        for kind, row in tables[0].items()
+    }
+
+
 @dataclass
 class Trace:
     """All steps of a stage.

@@ -8,10 +8,10 @@ NAMES = {"jax": "JAX", "torch": "PyTorch"}
 
 
 def headline(value: dict[str, Any]) -> str:
-    """The answer in a line."""
+    """The answer in a line. The frameworks "differ" only where float64 says so."""
     if found := [c for c in value["coupled"] if c["finding"]]:
-        first = min(found, key=lambda c: (c["dtype"] != "float64", c["finding"]["step"]))
-        return f"The frameworks differ: {place(first)}."
+        first = min(found, key=lambda c: (_lossy(c), c["dtype"] != "float64", c["finding"]["step"]))
+        return f"{_what(first)}: {place(first)}."
     parts = []
     if value["coupled"]:
         kinds = " and ".join(sorted({c["dtype"] for c in value["coupled"]}, reverse=True))
@@ -32,6 +32,20 @@ def headline(value: dict[str, Any]) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
+def _lossy(coupled: dict[str, Any]) -> str:
+    """The framework whose float32 alone is at fault, or nothing."""
+    return coupled["finding"].get("framework", "")
+
+
+def _what(coupled: dict[str, Any]) -> str:
+    if name := _lossy(coupled):
+        return (
+            f"In float64 the frameworks agree, but {NAMES[name]}'s float32 is further from it than "
+            "rounding allows"
+        )
+    return "The frameworks differ"
+
+
 def place(coupled: dict[str, Any]) -> str:
     """Where a finding is: stage, step, what."""
     f = coupled["finding"]
@@ -40,7 +54,9 @@ def place(coupled: dict[str, Any]) -> str:
         f" for the same weights and batch (seen in the {WORDS[f['kind']]}, {size}, allowed "
         f"{f['allowed']:.1e})"
     )  # fmt: skip
-    if not seen:
+    if not seen and _lossy(coupled):
+        seen = f", {size} from the float64 truth where rounding allows {f['allowed']:.1e}"
+    elif not seen:
         seen = f", {size} apart where the control allows {f['allowed']:.1e}"
     where = f"in {f['layer']}" if f["layer"] else ""
     return f"{f['stage']}, step {f['step']}, {where}: {f['first']}{seen}".replace(", :", ":")
@@ -82,8 +98,7 @@ def of_coupled(coupled: dict[str, Any]) -> list[str]:
             + " "
             + _agreement(stage["epochs"][-1]["test"])
         )
-        if stage.get("jump"):
-            lines.append(_jump(stage))
+        lines += _looked_at(stage)
     for name, row in coupled["groups"].items():
         lines.append(_grouping(name, row))
     if coupled["predictions"]:
@@ -101,15 +116,55 @@ def _reach(stage: dict[str, Any], dtype: str) -> str:
     return f"A difference of more than {_size(reach)} in any tensor's weights would have been seen."
 
 
-def _jump(stage: dict[str, Any]) -> str:
-    jump = stage["jump"]
-    named = f"{WORDS[jump['kind']]} {jump['tensor']}".strip(" *")
+def _looked_at(stage: dict[str, Any]) -> list[str]:
+    """The first step that another from the same state cleared, the first that float64 cleared."""
+    alone = [jump for jump in stage["jumps"] if "truth" not in jump]
+    cleared = [jump for jump in stage["jumps"] if "truth" in jump]
+    lines = [_jump(stage["stage"], alone[0])] if alone else []
+    return lines + ([_cleared(stage["stage"], cleared)] if cleared else [])
+
+
+def _jump(stage: str, jump: dict[str, Any]) -> str:
     return (
-        f"{stage['stage']}, step {jump['step']}: {named} came {_size(jump['difference'])} apart "
+        f"{stage}, step {jump['step']}: {_named(jump)} came {_size(jump['difference'])} apart "
         f"where the control allows {_size(jump['allowed'])}. It is rounding that grew by a jump: "
         f"from the same state the two frameworks take this step {_size(jump['same_state'])} apart, "
         "no further than lowest bits of the weights explain."
     )
+
+
+def _cleared(stage: str, jumps: list[dict[str, Any]]) -> str:
+    jump = jumps[0]
+    truth = jump["truth"]
+    errors = " and ".join(
+        f"{NAMES[name]}'s is {_size(error)} (rounding may take it {_size(truth['allowed'][name])})"
+        for name, error in truth["errors"].items()
+    )
+    taken = " and ".join(f"{NAMES[name]}'s {n}" for name, n in truth["sides"].items() if n)
+    sides = (
+        f"; {_count_of(truth['undecided'])} are so near an edge of a ReLU or a max pool that "
+        f"rounding decides their side, which was another than float64's in {taken} of them"
+    )
+    end = (
+        f" More units than are tried ({truth['undecided']}) lie within rounding of an edge: "
+        "whether float32 is right cannot be told at this step."
+        if truth["open"]
+        else f" From it {errors}, on the sides that each took{sides if taken else ''}."
+    )
+    others = f" {len(jumps)} steps of this stage were cleared like that." if len(jumps) > 1 else ""
+    return (
+        f"{stage}, step {jump['step']}: {_named(jump)} came {_size(jump['difference'])} apart in "
+        f"float32 from the same state too. In float64 the frameworks take that very step "
+        f"{_size(truth['apart'])} apart.{end}{others}"
+    )
+
+
+def _named(jump: dict[str, Any]) -> str:
+    return f"{WORDS[jump['kind']]} {jump['tensor']}".strip(" *")
+
+
+def _count_of(units: int) -> str:
+    return f"{units} unit{'' if units == 1 else 's'}"
 
 
 def _agreement(row: dict[str, Any]) -> str:

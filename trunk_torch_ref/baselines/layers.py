@@ -72,6 +72,17 @@ class SelfAttention(nn.MultiheadAttention):
         return super().forward(x, x, x, need_weights=False)[0]
 
 
+class AdaptiveAvgPool(nn.AdaptiveAvgPool2d):
+    """The mean over cells; a map that has its size already is given back.
+
+    PyTorch's own is the same there, but its gradient on CUDA is not deterministic.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = self.output_size
+        return x if x.shape[-2:] == (size, size) else super().forward(x)
+
+
 class Resize(nn.Module):
     """Bilinear resizing to size x size; size 0 leaves images as they are."""
 

@@ -1,0 +1,194 @@
+"""`python -m parity.study.false_alarms`: how often the coupled design is wrong, how often right.
+
+Roots are trained coupled, over seeds, backbones and types: as they are, where every finding is a
+false alarm, or with each planted fault in turn, where every finding is one that should be. Each run
+is kept, and the command goes on where it was interrupted.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import binomtest
+
+from data.base.errors import UserError, run_command
+from data.images import datasets
+from data.images.splits import split
+from data.recipes import recipe as recipes
+from data.run import runfolder
+from data.run.options import Parser
+from parity.checks.processes import prepare_process
+from parity.study import pieces, plants
+from parity.study.coupled import coupled
+from parity.study.options import DTYPES
+
+BACKBONES = ("vgg", "mobilenet")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train what is missing, then count: 1 if there was a false alarm, else 0."""
+    parser = Parser(
+        prog="python -m parity.study.false_alarms",
+        description="How often does a coupled study of digits find a difference where there is "
+        "none, and how often one that was planted? A run that was interrupted goes on when it "
+        "is started again.",
+    )
+    add = parser.add_argument
+    add("--seeds", type=int, default=50, help="of every backbone and type (default: %(default)s)")
+    add("--backbones", nargs="+", choices=BACKBONES, default=BACKBONES, help="node networks "
+        "(default: both)")  # fmt: skip
+    add("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help="types (default: both)")
+    add("--faults", nargs="*", metavar="NAME", help="plant these (none named: each) in turn "
+        "instead (default: off)")  # fmt: skip
+    add("--epochs", type=int, default=1, help="of training (default: %(default)s)")
+    add("--limit", type=int, default=512, help="images of each split; 0: all (default: "
+        "%(default)s)")  # fmt: skip
+    add("--batch-size", type=int, default=64, help="images in a batch (default: %(default)s)")
+    add("--controls", type=int, default=2, help="runs of each framework with flipped bits "
+        "(default: %(default)s)")  # fmt: skip
+    add("--out", default="runs/false-alarms", help="folder of the runs (default: %(default)s)")
+    add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
+    options = parser.parse_args(arguments)
+    if options.seeds < 1 or options.controls < 2:
+        raise UserError("--seeds must be 1 or more and --controls 2 or more")
+    faults = [None] if options.faults is None else options.faults or plants.names()
+    for fault in faults:
+        if fault is not None:
+            plants.find(fault)
+    keys = ("epochs", "limit", "batch_size", "controls")
+    settings = {key: getattr(options, key) for key in keys}
+    out = Path(options.out)
+    work = [
+        (backbone, dtype, fault, seed)
+        for seed in range(options.seeds)
+        for fault in faults
+        for backbone in options.backbones
+        for dtype in options.dtypes
+    ]
+    with runfolder.lock(out):
+        runfolder.create(out, {"format": runfolder.FORMAT, "study": settings}, resume=True)
+        # as the study's: results depend on no number of cores
+        with pieces.workers(1) as pool:
+            rows = pool.submit(_all, work, settings, out / "alarms.json").result()
+    value = {"settings": settings, "counts": counts(rows), "runs": rows}
+    for line in lines(value["counts"]):
+        print(line)
+    if options.json:
+        runfolder.write_json(Path(options.json), value)
+    return int(any(row["found"] and not row["fault"] for row in rows))
+
+
+def _all(
+    work: Sequence[tuple[str, str, str | None, int]], settings: dict[str, Any], file: Path
+) -> list[dict[str, Any]]:
+    """A row for each piece of work; those that `file` has are not trained again."""
+    prepare_process()
+    kept = runfolder.read_json(file)["runs"] if file.exists() else []
+    rows = {(r["backbone"], r["dtype"], r["fault"], r["seed"]): r for r in kept}
+    dataset, compiled, planted = datasets.load("digits"), {}, None
+    for count, key in enumerate(work, 1):
+        if key in rows:
+            continue
+        backbone, dtype, fault, seed = key
+        if fault or fault != planted:
+            compiled, planted = {}, fault
+        started = time.monotonic()
+        with plants.planted(fault):
+            row = _one(dataset, backbone, dtype, seed, settings, compiled)
+        rows[key] = {"backbone": backbone, "dtype": dtype, "fault": fault, "seed": seed} | row
+        runfolder.write_json(file, {"runs": list(rows.values())})
+        said = row["found"]["first"] if row["found"] else f"{row['steps']} steps, no finding"
+        name = " ".join(str(part) for part in key if part is not None)
+        seconds = time.monotonic() - started
+        print(f"{count} of {len(work)}: {name}: {said} ({seconds:.0f} s)", file=sys.stderr)
+    return [rows[key] for key in work]
+
+
+def _one(
+    dataset: datasets.Dataset,
+    backbone: str,
+    dtype: str,
+    seed: int,
+    settings: dict[str, Any],
+    compiled: dict[Any, Any],
+) -> dict[str, Any]:
+    """Train a root; what was found, and how often the float64 step had to decide.
+
+    `suspected`: whether float32 alone looked like a difference of the frameworks.
+    """
+    recipe = recipes.override(
+        recipes.load("default", "digits", backbone),
+        epochs=settings["epochs"],
+        batch_size=settings["batch_size"],
+        limit=settings["limit"],
+        seed=seed,
+        volatility=None,
+    )
+    recipe = replace(recipe, seed=seed)
+    parts = split(dataset, recipe.protocol, seed, recipe.limit)
+    classes = len(dataset.spec.class_names)
+    found = coupled(recipe, parts, classes, dtype, "root", settings["controls"], compiled=compiled)
+    (stage,) = found["stages"]
+    finding = found["finding"]
+    kept = ("step", "kind", "tensor", "difference", "allowed", "framework", "cause", "first")
+    return {
+        "steps": stage["steps"],
+        "found": {key: finding[key] for key in kept} if finding else None,
+        "suspected": [one["step"] for one in stage["jumps"] if "truth" in one],
+        "sides": [one["truth"]["sides"] for one in stage["jumps"] if "truth" in one],
+        "open": sum(one["truth"]["open"] for one in stage["jumps"] if "truth" in one),
+        "jumps": len(stage["jumps"]),
+    }
+
+
+def counts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By fault and type, and of all types: runs, findings, the share's 95 % interval (exact).
+
+    `suspected`: runs in which float32 alone would have said so, rightly or not.
+    """
+    table = []
+    for fault in dict.fromkeys(row["fault"] for row in rows):
+        mine = [row for row in rows if row["fault"] == fault]
+        kinds = {kind: [row for row in mine if row["dtype"] == kind] for kind in DTYPES}
+        for dtype, group in (kinds | {"both": mine}).items():
+            if not group or (dtype == "both" and len(group) in map(len, kinds.values())):
+                continue
+            found = sum(bool(row["found"]) for row in group)
+            interval = binomtest(found, len(group)).proportion_ci(method="exact")
+            # of no events in n runs the one-sided bound, 1 - 0.05^(1/n), is the usual one
+            high = 1 - 0.05 ** (1 / len(group)) if not found else float(interval.high)
+            table.append(
+                {
+                    "fault": fault,
+                    "dtype": dtype,
+                    "runs": len(group),
+                    "steps": sum(row["steps"] for row in group),
+                    "found": found,
+                    "interval": [float(interval.low), high],
+                    "suspected": sum(bool(row["suspected"]) for row in group),
+                    "open": sum(row["open"] for row in group),
+                }
+            )
+    return table
+
+
+def lines(table: Sequence[dict[str, Any]]) -> list[str]:
+    """The counts in words."""
+    made = []
+    for row in table:
+        low, high = (100 * share for share in row["interval"])
+        share = f"below {high:.1f} %" if not row["found"] else f"{low:.1f} to {high:.1f} %"
+        what = row["fault"] or "no fault"
+        made.append(
+            f"{what}, {row['dtype']}: {row['found']} of {row['runs']} runs with a finding ({share} "
+            f"at 95 %), {row['steps']:,} steps; suspected by float32 alone and cleared by float64: "
+            f"{row['suspected']} runs"
+        )
+    return made
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))

@@ -1,0 +1,382 @@
+"""How far rounding alone may take a float32 step from its float64 truth, and to which side.
+
+Two things part a right float32 step from the truth:
+
+*Rounding.* Every layer adds to its output, and to the gradient of its input, errors of the size
+that the rounding model of `parity.checks.tolerance` gives (u sqrt(k), as a share of the tensor's
+root mean square; k: the terms of a sum). The float64 step is repeated with random errors of this
+size in every layer, and what they make of each gradient and statistic is its *reach*.
+
+*Sides.* A ReLU passes a gradient or does not; a max pool passes it to one of four. Where the truth
+lies within rounding of the edge, float32 may rightly take the other side, and the gradient jumps.
+Such units are *undecided*. A float32 gradient is right if it is within reach of the float64
+gradient for some choice of their sides, and of theirs alone.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from scipy.optimize import lsq_linear
+from torch import Tensor, nn
+
+from parity.checks import layerwise
+from parity.checks.nodes import is_plain_sum
+from parity.checks.tolerance import CONSTANT, UNIT
+from parity.pairs.passes import leaves
+from parity.study import distances
+from parity.study.step import Arrays
+
+SAMPLES = 8  # steps with random errors; lengths of long vectors of errors hardly vary
+# A unit is undecided within so many standard deviations of its layer's errors: CONSTANT is what
+# the model may be too small by, and of 10^8 normal values the largest is at 5.6.
+EDGE = 6 * CONSTANT
+MOST = 200  # undecided units, the nearest to their edges, that are tried
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a pass gives: gradients of all parameters, batch statistics afterwards, the loss."""
+
+    gradients: Arrays
+    state: Arrays
+    loss: float
+
+
+@dataclass(frozen=True)
+class Unit:
+    """An undecided one: place `index` of the flat map of `layer`, and the side it may be on."""
+
+    layer: str
+    index: int
+    side: int
+    margin: float
+
+
+Allowed = dict[str, dict[str, float]]
+
+
+@dataclass
+class _Sides:
+    """`taken`: by layer, the side of every unit, forced if given. `seen`: what was decided on."""
+
+    taken: dict[str, Tensor] = field(default_factory=dict)
+    seen: dict[str, Tensor] = field(default_factory=dict)
+
+
+class _Edge(nn.Module):
+    """A piecewise linear activation: side 0 is 0, side 1 the value, side 2 (ReLU6) the cap."""
+
+    def __init__(self, name: str, cap: float, sides: _Sides):
+        super().__init__()
+        self._name, self._cap, self._sides = name, cap, sides
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._sides.seen[self._name] = x.detach()
+        if self._name not in self._sides.taken:
+            self._sides.taken[self._name] = (x > 0).long() + (x >= self._cap).long()
+        side = self._sides.taken[self._name]
+        cap = torch.where(side == 2, self._cap if np.isfinite(self._cap) else 0.0, 0.0).to(x)
+        return torch.where(side == 1, x, cap)
+
+
+class _Pool(nn.Module):
+    """MaxPool2d(2): the side is which of a window's four values is passed."""
+
+    def __init__(self, name: str, sides: _Sides):
+        super().__init__()
+        self._name, self._sides = name, sides
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        four = x[:, :, : h // 2 * 2, : w // 2 * 2].reshape(b, c, h // 2, 2, w // 2, 2)
+        four = four.permute(0, 1, 2, 4, 3, 5).reshape(b, c, h // 2, w // 2, 4)
+        self._sides.seen[self._name] = four.detach()
+        if self._name not in self._sides.taken:
+            self._sides.taken[self._name] = four.argmax(-1)
+        return four.gather(-1, self._sides.taken[self._name][..., None])[..., 0]
+
+
+class _Masked(nn.Module):
+    """Dropout with the mask of the step, [b, h, w, c] as it was recorded."""
+
+    def __init__(self, mask: np.ndarray, rate: float):
+        super().__init__()
+        last = torch.tensor(mask)
+        self._mask, self._rate = last.permute(0, 3, 1, 2) if last.ndim == 4 else last, rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self._mask.to(x) / (1 - self._rate)
+
+
+class _Noise(torch.autograd.Function):
+    """Random errors on the way forward, on the way back, or both; sizes are shares of the rms."""
+
+    @staticmethod
+    def forward(ctx, x, ahead, back, generator):
+        ctx.back, ctx.generator = back, generator
+        return _noisy(x, ahead, generator)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _noisy(gradient, ctx.back, ctx.generator), None, None, None
+
+
+def _noisy(x: Tensor, size: float, generator: torch.Generator) -> Tensor:
+    if not size:
+        return x.clone()
+    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    return x + size * x.square().mean().sqrt() * noise
+
+
+class Truth:
+    """A training step's float64 pass: on other sides, or with random errors.
+
+    `module`: the node at the step's beginning, float64. `x`: [b, c, h, w]; `masks`: dropout's, by
+    layer. `loss`: scores to a scalar. `error`: of `x` itself, as a share of its rms.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        x: np.ndarray,
+        masks: Arrays,
+        loss: Callable[[Tensor], Tensor],
+        error: float = UNIT,
+        seed: int = 0,
+    ):
+        self._loss, self._x, self._error = loss, torch.tensor(x), error
+        self._generator = torch.Generator().manual_seed(seed)
+        self._sides, self._noise = _Sides(), False
+        self._start = {key: value.clone() for key, value in module.state_dict().items()}
+        self._module = module.train()
+        layers = leaves(module)
+        self._terms = _terms(module, layers, self._x)
+        self._plain = {
+            f"{name}.{what}": self._terms[name][f"gradient of {what}"]
+            for name, layer in layers.items()
+            for what in ("weight", "bias")
+            if is_plain_sum(layer, f"gradient of {what}")
+        }
+        for name, layer in layers.items():
+            other = _replacement(name, layer, masks, self._sides)
+            if other is not None:
+                parent, _, child = name.rpartition(".")
+                setattr(module.get_submodule(parent), child, other)
+                layer = other
+            layer.register_forward_pre_hook(self._before(name))
+            layer.register_forward_hook(self._after(name))
+        self.sample = self._pass({})
+        self._natural = {name: side.contiguous() for name, side in self._sides.taken.items()}
+        self._seen = dict(self._sides.seen)
+        self._reach()
+
+    def on(self, units: list[Unit]) -> Sample:
+        """The step with these units on their other side."""
+        sides = {name: side.clone() for name, side in self._natural.items()}
+        for unit in units:
+            sides[unit.layer].view(-1)[unit.index] = unit.side
+        return self._pass(sides)
+
+    def allowances(self, plain: bool) -> Allowed:
+        """How far rounding may take a float32 step: relative distances by kind and tensor.
+
+        `plain`: for PyTorch, whose kernels sum some gradients one value after the other; errors
+        then grow with the number of terms (`parity.checks.nodes.is_plain_sum`).
+        """
+        table = dict(self.allowed)
+        if plain:
+            table["gradient"] = {
+                key: max(value, UNIT * self._plain.get(key, 0.0))
+                for key, value in table["gradient"].items()
+            }
+        return table
+
+    def fitted(self, gradients: Arrays, allowed: Mapping[str, float]) -> tuple[list[Unit], Sample]:
+        """(the undecided units on whose other side these gradients are, the truth there).
+
+        `allowed`: by tensor; units that no gradient needs to be within it stay where they are.
+        """
+
+        def worst(truth: Sample) -> float:
+            """The largest distance from a truth, as a share of what is allowed."""
+            found = distances.each(gradients, truth.gradients)
+            return max(value / allowed[key] for key, value in found.items())
+
+        units, there = [], self.sample
+        best = worst(there)
+        if not self.units or best <= 1:
+            return units, there
+        share = self._shares(gradients, allowed)
+        chosen = [unit for unit, one in zip(self.units, share, strict=True) if one > 0.5]
+        # jumps of two units are not quite the sum of theirs: the doubtful ones are tried once more
+        doubtful = [self.units[place] for place in np.argsort(np.abs(share - 0.5))[:20]]
+        for trial in (chosen, *([unit] for unit in doubtful)):
+            if best <= 1:
+                break
+            other = trial if trial is chosen else _toggled(units, trial[0])
+            found = self.on(other)
+            if worst(found) < best:
+                units, there, best = other, found, worst(found)
+        for unit in list(units) if best <= 1 else []:
+            found = self.on(_toggled(units, unit))
+            if worst(found) <= 1:
+                units, there = _toggled(units, unit), found
+        return units, there
+
+    def _shares(self, gradients: Arrays, allowed: Mapping[str, float]) -> np.ndarray:
+        """By unit, how much of its jump these gradients have: 0 to 1, by least squares."""
+
+        def scaled(of: Arrays) -> np.ndarray:
+            rows = []
+            for key, right in self.sample.gradients.items():
+                size = distances.norm(distances.vector({key: right})) or 1.0
+                rows.append((of[key] - right).ravel() / (size * allowed[key]))
+            return np.concatenate(rows)
+
+        columns = np.stack([scaled(self.on([unit]).gradients) for unit in self.units], axis=1)
+        return lsq_linear(columns, scaled(gradients), bounds=(0, 1)).x
+
+    def _reach(self) -> None:
+        """`allowed`: by kind and tensor, a relative distance. `units`: the undecided ones."""
+        self._noise = True
+        most: dict[str, dict[str, float]] = {}
+        spread: dict[str, list[Tensor]] = {}
+        for _ in range(SAMPLES):
+            one = self._pass(self._natural)
+            for kind, table in apart(one, self.sample).items():
+                row = most.setdefault(kind, {})
+                for key, value in table.items():
+                    row[key] = max(row.get(key, 0.0), value)
+            for name, seen in self._sides.seen.items():
+                error = (seen - self._seen[name]).square().transpose(0, 1).flatten(1).mean(1)
+                spread.setdefault(name, []).append(error)
+        self._noise = False
+        self.allowed: Allowed = {
+            kind: {key: CONSTANT * max(value, UNIT) for key, value in table.items()}
+            for kind, table in most.items()
+        }
+        self.deviation = {name: torch.stack(rows).mean(0).sqrt() for name, rows in spread.items()}
+        units = [unit for name in self._seen for unit in self._undecided(name)]
+        self.undecided = len(units)
+        self.units = sorted(units, key=lambda unit: unit.margin)[:MOST]
+
+    def _undecided(self, name: str) -> list[Unit]:
+        seen, side = self._seen[name], self._natural[name]
+        edge = self.deviation[name].reshape(1, -1, *[1] * (seen.ndim - 2))
+        layer = dict(self._module.named_modules())[name]
+        if isinstance(layer, _Pool):
+            values, order = seen.topk(2, dim=-1)
+            margin = (values[..., 0] - values[..., 1]) / edge[..., 0].clamp_min(1e-300)
+            # of two equal ones, both 0 say, either framework takes the first
+            margin = torch.where(values[..., 0] == values[..., 1], torch.inf, margin)
+            other = torch.where(order[..., 0] == side, order[..., 1], order[..., 0])
+        else:
+            cap = layer._cap
+            low, high = seen.abs(), (seen - cap).abs()
+            margin = torch.minimum(low, high) / edge.clamp_min(1e-300)
+            upper = 3 - side  # between 1 and 2
+            other = torch.where(low <= high, 1 - side.clamp(max=1), upper)
+        places = (margin.reshape(-1) <= EDGE).nonzero()[:, 0].tolist()
+        flat, sides = margin.reshape(-1), other.reshape(-1)
+        return [Unit(name, place, int(sides[place]), float(flat[place])) for place in places]
+
+    def _pass(self, sides: Mapping[str, Tensor]) -> Sample:
+        self._module.load_state_dict(self._start)
+        self._module.zero_grad()
+        self._sides.taken, self._sides.seen = dict(sides), {}
+        x = self._x
+        if self._noise:
+            x = _noisy(x, self._error, self._generator)
+        _, scores = self._module(x)
+        value = self._loss(scores)
+        value.backward()
+        gradients, state = {}, {}
+        for key, parameter in self._module.named_parameters():
+            found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradients[key] = self._summed(key, found).numpy().copy()
+        for key, buffer in self._module.named_buffers():
+            floating = buffer.is_floating_point()
+            state[key] = (self._summed(key, buffer) if floating else buffer).numpy().copy()
+        return Sample(gradients, state, value.item())
+
+    def _summed(self, key: str, value: Tensor) -> Tensor:
+        """The errors of the sum that made a parameter's gradient, or a statistic."""
+        name, _, what = key.rpartition(".")
+        if not self._noise:
+            return value
+        terms = self._terms[name]
+        k = terms.get(f"gradient of {what}", terms.get(f"after {what}", 1.0))
+        return _noisy(value, UNIT * k**0.5, self._generator)
+
+    def _before(self, name: str):
+        def hook(layer, inputs):
+            if not self._noise:
+                return None
+            size = UNIT * self._terms[name].get("gradient of input", 1.0) ** 0.5
+            return (_Noise.apply(inputs[0], 0.0, size, self._generator), *inputs[1:])
+
+        return hook
+
+    def _after(self, name: str):
+        def hook(layer, inputs, output):
+            if not self._noise:
+                return None
+            size = UNIT * self._terms[name].get("output", 1.0) ** 0.5
+            return _Noise.apply(output, size, 0.0, self._generator)
+
+        return hook
+
+
+def _toggled(units: list[Unit], unit: Unit) -> list[Unit]:
+    rest = [one for one in units if one != unit]
+    return rest if len(rest) < len(units) else [*units, unit]
+
+
+def apart(a: Sample, b: Sample) -> dict[str, dict[str, float]]:
+    """Relative distances by kind and tensor, as `parity.study.trace.compare` takes them."""
+    kinds = {"mean": "running_mean", "variance": "running_var"}
+    found = {
+        kind: distances.each(
+            {k: v for k, v in a.state.items() if k.endswith(name)},
+            {k: v for k, v in b.state.items() if k.endswith(name)},
+        )
+        for kind, name in kinds.items()
+    }
+    found["loss"] = {"*": distances.gap(a.loss, b.loss)}
+    return found | {"gradient": distances.each(a.gradients, b.gradients)}
+
+
+def _replacement(name: str, layer: nn.Module, masks: Arrays, sides: _Sides) -> nn.Module | None:
+    if name in masks:
+        return _Masked(masks[name], layer.p)
+    if isinstance(layer, nn.ReLU6):
+        return _Edge(name, 6.0, sides)
+    if isinstance(layer, nn.ReLU):
+        return _Edge(name, float("inf"), sides)
+    if isinstance(layer, nn.MaxPool2d):
+        return _Pool(name, sides)
+    return None
+
+
+def _terms(
+    module: nn.Module, layers: Mapping[str, nn.Module], x: Tensor
+) -> dict[str, dict[str, float]]:
+    """By layer, how many terms each of its values is summed from: `layerwise.accumulated`."""
+    shapes: dict[str, Arrays] = {}
+
+    def note(name):
+        def hook(layer, inputs, output):
+            # shapes alone are looked at, but for attention, which trees do not have
+            found = {"x": inputs[0].detach().numpy(), "dy": output.detach().numpy()}
+            shapes[name] = found
+
+        return hook
+
+    hooks = [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
+    with torch.no_grad(), torch.random.fork_rng([]):
+        module(x)
+    for hook in hooks:
+        hook.remove()
+    return {name: layerwise.accumulated(layers[name], shapes[name]) for name in shapes}
