@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from data.base.errors import UserError, run_command
+from data.base.parser import Parser, target
+from data.base.writing import save_json
 from data.recipes import recipe as recipes
-from data.run import runfolder
-from data.run.options import Parser
 from parity.checks import baselines, modes, optimisers, report
 from parity.checks.checkpoint import check_checkpoint
 from parity.checks.lowpower import check_background
@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
         "run's own)")  # fmt: skip
     add("--out", default="runs/parity", help="folder for report.json and report.html (default: "
         "%(default)s)")  # fmt: skip
-    add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
+    add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     options = parser.parse_args(arguments)
     if not 1 <= options.jobs <= 256 or options.seed < 0:
         raise UserError("--jobs must be 1 to 256 and --seed 0 or more")
@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         outcome = faults.self_test(options.jobs)
         if options.json:
-            runfolder.write_json(Path(options.json), {"faults": outcome})
+            save_json(options.json, {"faults": outcome})
         return 0 if all(fault["caught_by"] for fault in outcome) else 1
     if options.checkpoint:
         prepare_process()
@@ -167,7 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
     report.write(Path(options.out), checks, options.seed, costs)
     print(f"{report.verdict(checks)}; report in {options.out}")
     if options.json:
-        runfolder.write_json(Path(options.json), report.as_json(checks, options.seed, costs))
+        save_json(options.json, report.as_json(checks, options.seed, costs))
     return 0 if all(check.passed for check in checks) else 1
 
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from data.base.errors import run_command
-from data.run.options import Parser
+from data.base.parser import Parser
 from parity.pairs.conversion import convert_run
 
 

@@ -10,14 +10,17 @@ import io
 import math
 import sys
 from contextlib import redirect_stdout
+from data.base.locking import hold
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.base import tables
 from data.base.errors import UserError, run_command
+from data.base.parser import Parser, target
+from data.base.writing import save_json
 from data.run import results, runfolder
-from data.run.options import DEFAULTS, Parser, TrainOptions, train_options
+from data.run.options import DEFAULTS, TrainOptions, train_options
 from trunk_jax.pictures import style
 from trunk_jax.pictures.ablation import ablation_picture
 
@@ -59,7 +62,7 @@ def options_of(arguments: list[str] | None) -> Options:
     add("--out", help="the folder; each tree is a run folder in it (default: runs/ablation-"
                       "<dataset>)")  # fmt: skip
     add("--resume", action="store_true", help="go on with the ablation in --out (default: off)")
-    add("--json", metavar="FILE", help="also write the rows to FILE (default: none)")
+    add("--json", type=target, metavar="FILE", help="also write the rows to FILE (default: none)")
     given = parser.parse_args(arguments)
     out = Path(given.out or f"runs/ablation-{given.dataset or DEFAULTS['dataset']}")
     if out.exists() and not out.is_dir():
@@ -78,7 +81,7 @@ def options_of(arguments: list[str] | None) -> Options:
         )
         for value in volatilities(*given.volatility)
     }
-    return Options(runs, out, Path(given.json) if given.json else None)
+    return Options(runs, out, given.json)
 
 
 def volatilities(first: float, last: float, step: float) -> list[float]:
@@ -159,7 +162,7 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Grow all trees. UserError for anything a user can put right."""
     options = options_of(arguments)
-    with runfolder.hold(options.out):
+    with hold(options.out):
         ablate(options)
 
 
@@ -176,7 +179,7 @@ def ablate(options: Options) -> None:
     show(rows, title)
     print(options.out / "ablation.csv", options.out / "ablation.png", sep="\n")
     if options.json:
-        runfolder.write_json(options.json, rows)
+        save_json(options.json, rows)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from data.base.writing import new_folder
 from data.base import tables
 from data.base.errors import UserError, run_command
+from data.base.parser import Parser, target
+from data.base.writing import save_json
 from data.images import datasets
 from data.images.splits import split
 from data.recipes.recipe import Recipe
 from data.run import compression, results, runfolder
 from data.run.compression import Compression
-from data.run.options import Parser
 from data.tree import hierarchy
 from trunk_jax.inference.load import load_networks
 
@@ -76,9 +78,7 @@ def compress(folder: Path, how: Compression, out: Path, data_dir: str | None) ->
         return value, found
 
     before, _ = summary_of(folder)
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        aside.mkdir(parents=True)
+    with new_folder(out) as aside:
         entry = compression.to_json(how)
         runfolder.write_json(aside / "config.json", config | {"compression": entry})
         for name, weights in smaller_weights(folder, recipe, how).items():
@@ -95,9 +95,6 @@ def compress(folder: Path, how: Compression, out: Path, data_dir: str | None) ->
             made = {"run": str(folder.absolute()), "time": _now(), **entry}
             runfolder.write_json(aside / "manifest.json", about | {"compressed": made})
         runfolder.write_json(aside / "summary.json", after)
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return {"before": before | _size(folder), "after": after | _size(out)}
 
 
@@ -140,7 +137,12 @@ def main(arguments: list[str] | None = None) -> None:
         "channels, by L2 norm, wherever nothing else reads them (default: none)")  # fmt: skip
     add("--data-dir", help="folder of prepared TFDS datasets (default: the run's own)")
     add("--out", metavar="DIR", help="the new run folder (default: RUN-int8, RUN-prune20, ...)")
-    add("--json", metavar="FILE", help="also write both summaries to FILE (default: none)")
+    add(
+        "--json",
+        type=target,
+        metavar="FILE",
+        help="also write both summaries to FILE (default: none)",
+    )
     options = parser.parse_args(arguments)
     how = Compression("int8") if options.quantize else Compression("prune", options.prune)
     compression.check(how)
@@ -150,7 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     value = compress(folder, how, out, options.data_dir)
     show(value, folder, out)
     if options.json:
-        runfolder.write_json(Path(options.json), value)
+        save_json(options.json, value)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from data.base.writing import copy_folder, new_folder
 from data.base.errors import UserError, run_command
+from data.base.parser import Parser
 from data.images import datasets
 from data.images.splits import split
 from data.run import card, results, runfolder
-from data.run.options import Parser
 
 KEPT = ("config.json", "manifest.json", "tree.json", "metrics.jsonl", "summary.json")
 
@@ -40,14 +41,11 @@ def export(run: Path, folder: Path, data_dir: str | None) -> None:
         raise UserError(
             f"{run}: {correct:,} test images are right here, and {stated:,} in summary.json"
         )
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
+    with new_folder(folder) as aside:
         for name in KEPT:
             shutil.copyfile(run / name, aside / name)
         for name in ("asl", "weights"):
-            runfolder.copy_folder(run / name, aside / name)
+            copy_folder(run / name, aside / name)
         arrays = {
             tree.names[node]: {"params": network.params, "stats": network.stats}
             for node, network in networks.items()
@@ -56,9 +54,6 @@ def export(run: Path, folder: Path, data_dir: str | None) -> None:
             checkpointer.save((aside / "orbax").absolute(), text_keys(arrays))
         results.write_predictions(aside, "test", dataset, test, found.labels, found.confidence)
         runfolder.write_bytes(aside / card.NAME, card.card(aside, folder).encode())
-        aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def text_keys(value: Any) -> Any:

@@ -12,12 +12,13 @@ import numpy as np
 
 from data.base import tables
 from data.base.errors import UserError, run_command
+from data.base.parser import Parser, target
+from data.base.writing import save_json
 from data.images import datasets
 from data.images.datasets import Dataset
 from data.images.splits import Splits, split
 from data.recipes.recipe import Recipe
 from data.run import runfolder
-from data.run.options import Parser
 from data.tree import attrition, hierarchy
 from data.tree.grouping import membership
 from trunk_jax.inference.load import load_networks
@@ -62,7 +63,7 @@ def options_of(arguments: list[str] | None) -> Options:
         "(default: %(default)s)")  # fmt: skip
     add("--membership", metavar="CLASS", help="also show how much each class belongs with this "
         "one, by name or label (default: none; the file has all)")  # fmt: skip
-    add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
+    add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     given = parser.parse_args(arguments)
     if given.repeats < 0:
         raise UserError(f"--repeats is {given.repeats}; it must be 0 or more")
@@ -71,7 +72,7 @@ def options_of(arguments: list[str] | None) -> Options:
         given.data_dir,
         given.repeats,
         given.membership,
-        Path(given.json) if given.json else None,
+        given.json,
     )
 
 
@@ -268,7 +269,7 @@ def main(arguments: list[str] | None = None) -> None:
     style.write(heat_maps["asl-root"], folder / "figures", "asl-root")
     show(value, of)
     if options.json:
-        runfolder.write_json(options.json, value)
+        save_json(options.json, value)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """`python -m trunk_jax.predict RUN IMAGE...`: the class of image files, and the way to it."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data.base.errors import run_command
+from data.base.parser import Parser, target
+from data.base.writing import STDOUT, save_json
 from data.images import datasets
 from data.images import files as pictures
 from data.images.datasets import Spec
 from data.recipes.recipe import Recipe
 from data.run import runfolder
-from data.run.options import Parser
 from data.tree.hierarchy import ROOT, Tree
 from data.tree.hierarchy import Path as NodePath
 
@@ -85,8 +85,12 @@ def main(arguments: list[str] | None = None) -> None:
         "the dataset's images")  # fmt: skip
     add("--as-stored", action="store_true", help="EMNIST: the images are mirrored and rotated "
         "as the dataset's own are (default: upright, light strokes on dark)")  # fmt: skip
-    add("--json", metavar="FILE", help="also write the results to FILE; - prints them as "
-        "JSON instead (default: none)")  # fmt: skip
+    add(
+        "--json",
+        type=target,
+        metavar="FILE",
+        help="also write the results to FILE; - prints them as JSON instead (default: none)",
+    )
     options = parser.parse_args(arguments)
     run = Path(options.run)
     recipe, tree = runfolder.read_recipe(run), runfolder.read_tree(run)
@@ -102,12 +106,10 @@ def main(arguments: list[str] | None = None) -> None:
         {"file": name} | follow(recipe, tree, networks, image, spec)
         for name, image in zip(names, images, strict=True)
     ]
-    if options.json == pictures.STDIN:
-        print(json.dumps(rows, indent=1))
-        return
-    print(*map(line, rows), sep="\n")
+    if str(options.json) != STDOUT:
+        print(*map(line, rows), sep="\n")
     if options.json:
-        runfolder.write_json(Path(options.json), rows)
+        save_json(options.json, rows)
 
 
 if __name__ == "__main__":

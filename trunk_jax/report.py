@@ -14,9 +14,10 @@ from markupsafe import Markup
 
 from data.base import reading, tables
 from data.base.errors import UserError, run_command
+from data.base.parser import Parser, target
+from data.base.writing import save_bytes
 from data.images import datasets
 from data.run import results, runfolder
-from data.run.options import Parser
 from trunk_jax.pictures.run import drawings
 from trunk_jax.pictures.style import inline
 
@@ -129,12 +130,12 @@ def main(arguments: list[str] | None = None) -> None:
         "(default: RUN/parity if it is there)")  # fmt: skip
     add("--data-dir", help="folder of prepared TFDS datasets, for the images in the tree (default: "
         "the run's own)")  # fmt: skip
-    add("--out", metavar="FILE", help="the page (default: RUN/report.html)")
+    add("--out", type=target, metavar="FILE", help="the page (default: RUN/report.html)")
     options = parser.parse_args(arguments)
     folder = Path(options.run)
-    out = Path(options.out) if options.out else folder / "report.html"
+    out = options.out or folder / "report.html"
     parity = Path(options.parity) if options.parity else None
-    runfolder.write_bytes(out, page(content(folder, parity, options.data_dir)).encode())
+    save_bytes(out, page(content(folder, parity, options.data_dir)).encode())
     print(out)
 
 

@@ -3,9 +3,10 @@
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from data.base.errors import UserError
+from data.base.parser import Parser, target
 from data.images import datasets
 from data.recipes import recipe
 from data.recipes.baselines import models as baselines
@@ -34,14 +35,6 @@ LATER = {"precision": None}  # in a run's configuration only where they were giv
 SIBLINGS = ("auto", "together", "alone")
 OF_TREES = ("backbone", "volatility", "grouping")
 OF_MODELS = ("size", "weights", "speed_up")
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports a wrong flag as one line, like every other mistake."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what `run_command` prints."""
-        raise UserError(f"{message} (see --help)")
 
 
 @dataclass(frozen=True)
@@ -96,7 +89,9 @@ def train_parser(framework: str) -> Parser:
                       "-<framework>)")  # fmt: skip
     add("--resume", action="store_true", help="go on with the run in --out, or start it if it "
                                               "is not there (default: off)")  # fmt: skip
-    add("--json", metavar="FILE", help="also write the summary to FILE (default: none)")
+    add(
+        "--json", type=target, metavar="FILE", help="also write the summary to FILE (default: none)"
+    )
     if framework == "jax":
         add("--precision", choices=recipe.PRECISIONS, help="what a training step of a node "
             "computes in; parameters, statistics and validation stay float32; bfloat16 is for "
@@ -137,9 +132,7 @@ def train_options(framework: str, arguments: list[str] | None = None) -> TrainOp
     out = _default_folder(_recipe(flags), framework) if out is None else Path(out)
     if resume and (out / "config.json").exists():
         flags = DEFAULTS | _stored_flags(out, parser) | given
-    return TrainOptions(
-        _recipe(flags), flags, out, resume, data_dir, Path(report) if report else None, **how
-    )
+    return TrainOptions(_recipe(flags), flags, out, resume, data_dir, report, **how)
 
 
 def _recipe(flags: dict[str, Any]) -> Recipe:
@@ -202,7 +195,7 @@ def evaluate_options(framework: str, arguments: list[str] | None = None) -> Eval
     add("--split", choices=("train", "validation", "test"), default="test",
         help="which images (default: %(default)s)")  # fmt: skip
     add("--data-dir", help="folder of prepared TFDS datasets (default: the run's own)")
-    add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
+    add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     if framework == "jax":
         parser.set_defaults(devices="all", distributed=False)
         _add_devices(parser)
@@ -211,7 +204,7 @@ def evaluate_options(framework: str, arguments: list[str] | None = None) -> Eval
         Path(options.run),
         options.split,
         options.data_dir,
-        Path(options.json) if options.json else None,
+        options.json,
         getattr(options, "devices", "all"),
         getattr(options, "distributed", False),
     )

@@ -7,6 +7,7 @@ from typing import Any
 from data.base import reading
 from data.base.errors import UserError
 from data.base.progress import Reporter
+from data.base.writing import save_json
 from data.images import datasets
 from data.images.datasets import Dataset
 from data.images.splits import Splits, split
@@ -39,7 +40,7 @@ def train(framework: Framework, options: TrainOptions) -> None:
         summary = results.read_summary(folder)
     print(*results.lines(summary), f"  run folder {folder}", sep="\n")
     if options.json:
-        runfolder.write_json(options.json, summary)
+        save_json(options.json, summary)
 
 
 def _config(framework: str, options: TrainOptions, dataset: Dataset) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import trunk_jax.inference.load
 import trunk_jax.network.exchange
 import trunk_torch_ref.inference.load
 import trunk_torch_ref.network.exchange
+from data.base.writing import new_folder
 from data.base.errors import UserError
 from data.images import datasets
 from data.run import results, runfolder
@@ -109,9 +110,7 @@ def convert_run(folder: Path, to: str, out: Path) -> dict[str, int]:
     networks = _LOAD[origin](folder, recipe, tree, shape)
     states = {node: _EXCHANGES[origin].to_state_dict(networks[node]) for node in networks}
 
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        aside.mkdir(parents=True)
+    with new_folder(out) as aside:
         for name, value in changed.items():  # config.json first: it may say that it is compressed
             runfolder.write_json(aside / name, value | {"framework": to})
         for node, state in states.items():
@@ -123,8 +122,5 @@ def convert_run(folder: Path, to: str, out: Path) -> dict[str, int]:
         for pattern in _CARRIED:
             for file in sorted(folder.glob(pattern)):
                 runfolder.write_bytes(aside / file.relative_to(folder), file.read_bytes())
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     values = sum(array.size for state in states.values() for array in state.values())
     return {"nodes": len(hierarchy.nodes(tree)), "values": values}

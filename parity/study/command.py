@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import torch
 
+from data.base.writing import save_json
 from data.images import datasets
 from data.images.datasets import Dataset
 from data.images.splits import split
@@ -50,7 +51,7 @@ def main(arguments: list[str], inline: bool = False) -> int:
         print(f"\n{section['title']}", *(f"- {line}" for line in section["lines"]), sep="\n")
     print(f"\n{words.headline(value)}\n{out / 'report.html'}")
     if options.json:
-        runfolder.write_json(options.json, value)
+        save_json(options.json, value)
     return 1 if any(coupled["finding"] for coupled in value["coupled"]) else 0
 
 

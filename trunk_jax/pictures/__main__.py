@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from data.base.errors import run_command
-from data.run.options import Parser
+from data.base.parser import Parser
 from trunk_jax.pictures.run import drawings
 from trunk_jax.pictures.style import write
 

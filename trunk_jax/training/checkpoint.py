@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from data.base import writing
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -93,7 +94,7 @@ class Checkpoints:
                 position=ocp.args.JsonSave(asdict(position)),
             )
             size = sum(leaf.nbytes for leaf in jax.tree.leaves((last, best)))
-            runfolder.reserve(self.folder, size + _OVERHEAD)
+            writing.reserve(self.folder, size + _OVERHEAD)
             self._save_all(position.epoch, arguments)
             seal = {
                 "epoch": position.epoch,
