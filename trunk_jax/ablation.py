@@ -10,13 +10,13 @@ import io
 import math
 import sys
 from contextlib import redirect_stdout
-from data.base.locking import hold
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.base import tables
 from data.base.errors import UserError, run_command
+from data.base.locking import hold
 from data.base.parser import Parser, target
 from data.base.writing import save_json
 from data.run import results, runfolder

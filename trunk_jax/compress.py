@@ -4,17 +4,15 @@ The new run folder evaluates like any other, in either framework; it cannot be t
 """
 
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from data.base.writing import new_folder
 from data.base import tables
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
-from data.base.writing import save_json
+from data.base.writing import new_folder, save_json
 from data.images import datasets
 from data.images.splits import split
 from data.recipes.recipe import Recipe

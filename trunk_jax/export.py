@@ -1,14 +1,13 @@
 """`python -m trunk_jax.export RUN FOLDER`: a finished run as a folder to hand on."""
 
-import os
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-from data.base.writing import copy_folder, new_folder
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser
+from data.base.writing import copy_folder, new_folder
 from data.images import datasets
 from data.images.splits import split
 from data.run import card, results, runfolder

@@ -59,9 +59,7 @@ def download(
         if begun is None:  # nothing after what we have, which is not all: it is of another file
             begun = _receive(url, part, 0, size, get)
     except (requests.RequestException, Unavailable) as error:
-        raise Unavailable(
-            f"{url} could not be downloaded ({reason(error)}){_kept(part)}"
-        ) from None
+        raise Unavailable(f"{url} could not be downloaded ({reason(error)}){_kept(part)}") from None
     return bool(begun)
 
 

@@ -207,7 +207,7 @@ def _is_version(folder: Path) -> bool:
 
 
 def _own_folders(spec: Spec, root: Path) -> list[Path]:
-    """Where the versions lie if `root` is the dataset's own folder (of emnist/balanced also emnist)."""
+    """Where versions lie if `root` is the dataset's own folder; of emnist/balanced also emnist."""
     parts, names = tuple(spec.tfds_name.split("/")), root.absolute().parts
     return [
         root.joinpath(*parts[taken:])
@@ -223,7 +223,7 @@ def _need_own(spec: Spec, folder: Path) -> None:
     found = f"{name}/{config}" if config else name
     if isinstance(name, str) and found != spec.tfds_name:
         raise UserError(
-            f"--data-dir {folder} holds {str(found):.80}, not {spec.tfds_name}; name another folder"
+            f"--data-dir {folder} holds {found!s:.80}, not {spec.tfds_name}; name another folder"
         )
 
 

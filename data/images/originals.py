@@ -53,6 +53,7 @@ def prepare(spec: Spec, root: Path) -> Path:
     existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"{wanted}, and {existing} is not a writable folder; {elsewhere}")
+
     def wait() -> None:
         print(f"another process prepares {spec.name} in {root}; waiting for it", file=sys.stderr)
 

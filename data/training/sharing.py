@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from data.base.writing import copy_folder, new_folder
 from data.base.streams import stream
+from data.base.writing import copy_folder, new_folder
 from data.recipes.recipe import Recipe
 from data.run import runfolder
 from data.training import growth

@@ -1,7 +1,6 @@
 """A network, or a whole run, turned over to the other framework."""
 
 import os
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +12,8 @@ import trunk_jax.inference.load
 import trunk_jax.network.exchange
 import trunk_torch_ref.inference.load
 import trunk_torch_ref.network.exchange
-from data.base.writing import new_folder
 from data.base.errors import UserError
+from data.base.writing import new_folder
 from data.images import datasets
 from data.run import results, runfolder
 from data.tree import hierarchy

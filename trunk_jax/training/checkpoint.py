@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from data.base import writing
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from data.base import interrupts
+from data.base import interrupts, writing
 from data.base.errors import LibraryFailed, UserError, out_of_memory
 from data.run import runfolder
 from data.training.epochs import Position, position_from_json
