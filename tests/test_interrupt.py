@@ -13,7 +13,7 @@ import torch
 from test_bad_input import torch_state
 from test_jax_train import network, state
 
-from data.base import interrupts
+from data.base import interrupts, writing
 from data.base.errors import UserError, run_command
 from data.base.interrupts import Terminated
 from data.run import runfolder
@@ -192,9 +192,9 @@ def test_what_a_killed_process_was_writing_is_removed(tmp_path):
 
 def test_room_is_asked_for_before_a_library_writes(tmp_path):
     with pytest.raises(UserError, match=f"cannot write {tmp_path}/new: .*make room"):
-        runfolder.reserve(tmp_path / "new", 2**60)
+        writing.reserve(tmp_path / "new", 2**60)
     assert list((tmp_path / "new").iterdir()) == []
-    runfolder.reserve(tmp_path / "new", 1000)
+    writing.reserve(tmp_path / "new", 1000)
     assert list((tmp_path / "new").iterdir()) == []
 
 

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_hierarchy import anything
 
+from data.base import writing
 from data.base.errors import UserError, run_command
 from data.recipes import recipe
 from data.run import runfolder
@@ -85,7 +86,7 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch, capsys,
     runfolder.write_json(file, "old")
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if where == "write":
-        monkeypatch.setattr(runfolder, "open", open_on_a_full_disk, raising=False)
+        monkeypatch.setattr(writing, "open", open_on_a_full_disk, raising=False)
     else:
         monkeypatch.setattr(os, {"sync": "fsync", "rename": "replace"}[where], failing(full))
     text = one_line(capsys, lambda: runfolder.write_json(file, ["new"] * 100))
@@ -122,7 +123,8 @@ def test_a_read_only_disk(tmp_path, monkeypatch, capsys):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
         return open(path, mode, *rest)
 
-    monkeypatch.setattr(runfolder, "open", deny, raising=False)
+    for module in (runfolder, writing):
+        monkeypatch.setattr(module, "open", deny, raising=False)
     # the failed unlink of a half-written file must not hide why it could not be written
     monkeypatch.setattr(os, "unlink", failing(PermissionError(errno.EPERM, "hides the reason")))
     cannot = f"cannot write {run}"
@@ -499,7 +501,7 @@ def test_a_copy_that_fails_is_one_line_and_leaves_nothing(tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(shutil.copytree, "__defaults__", (False, None, full, False, False))
         with pytest.raises(UserError, match=r"cannot copy .*source to .*No space left"):
-            runfolder.copy_folder(tmp_path / "source", tmp_path / "target")
+            writing.copy_folder(tmp_path / "source", tmp_path / "target")
     # what a killed process left in a run folder goes when the next one holds it
     run = tmp_path / "run"
     runfolder.create(run, {"format": runfolder.FORMAT}, resume=False)

@@ -5,6 +5,7 @@ What has come so far lies in one file, beside the place that it is for, with `.p
 
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from data.base import progress
 
 _REACH_S = 6.0  # seconds a server has to answer a first, empty request
 _CONNECT_S, _READ_S = 5.0, 30.0  # seconds for a connection, and for any next bytes
-_BLOCK = 1 << 18  # bytes taken from a connection at a time
+_BLOCK = 1 << 16  # bytes taken at a time; one that a connection breaks in is lost
 _NO_HEAD = (405, 501)  # answers of servers that know no empty request
 
 
@@ -55,6 +56,9 @@ def download(
     get = get or requests.get
     try:
         reach(url)
+        much = "" if size is None else f" ({size / 1e6:,.1f} MB)"
+        on = f", going on after {have / 1e6:,.1f} MB" if have else ""
+        print(f"downloading {url}{much}{on}", file=sys.stderr)
         begun = _receive(url, part, have, size, get)
         if begun is None:  # nothing after what we have, which is not all: it is of another file
             begun = _receive(url, part, 0, size, get)

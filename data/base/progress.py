@@ -90,7 +90,10 @@ def _state(done: int, total: int | None, unit: Unit, rate: float) -> str:
     number = f",.{unit.decimals}f"
     whole = "" if total is None else f" of {total / unit.size:{number}}"
     left = f", {_duration((total - done) / rate)} left" if total is not None and rate > 0 else ""
-    return f"{done / unit.size:{number}}{whole} {unit.name}, {rate / unit.size:{number}}/s{left}"
+    return (
+        f"{done / unit.size:{number}}{whole} {unit.name}, "
+        f"{rate / unit.size:{number}} {unit.name}/s{left}"
+    )
 
 
 class Reporter:

@@ -137,10 +137,9 @@ class _Downloads:
     def _fetched(self, asked: tfds.download.Resource) -> promise.Promise:
         """A promise of the file's path, which is kept already."""
         manager, url = self._manager, asked.url
-        known = self._builder.url_infos.get(url)
+        known = manager._url_infos.get(url)  # those of all datasets
         part = download.part_of(Path(manager._get_dl_path(asked)))
         part.parent.mkdir(parents=True, exist_ok=True)
-        print(f"downloading {url}{f' ({known.size})' if known else ''}", file=sys.stderr)
         begun = download.download(url, part, known and int(known.size))
         info = _info(part, url)
         if begun and known and info.checksum != known.checksum:  # what we had was of another file
