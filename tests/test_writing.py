@@ -299,6 +299,21 @@ def test_a_lock_is_waited_for(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_lock_whose_file_was_removed_meanwhile_is_not_taken(tmp_path, monkeypatch):
+    """Between opening and locking, the process before us ended and removed the file."""
+    file, flock = tmp_path / ".lock", locking.fcntl.flock
+
+    def late(*arguments):
+        file.unlink()
+        monkeypatch.setattr(locking.fcntl, "flock", flock)
+        return flock(*arguments)
+
+    monkeypatch.setattr(locking.fcntl, "flock", late)
+    with pytest.raises(locking.Busy):
+        locking._acquire(file, lasting=False)
+    locking._acquire(file, lasting=False)()
+
+
 HOLDER = """
 import sys, time
 from pathlib import Path

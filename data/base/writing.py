@@ -21,6 +21,8 @@ from typing import Any
 from data.base.errors import UserError
 
 STDOUT = "-"  # in place of a file: standard output
+# What a disk, a quota or a limit says that is full; Windows has no quota of that name.
+_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 _LINKS = 40  # as many as Linux follows before it calls them a loop
 _LONGEST = 64  # characters of a file's name in the name of the file beside it
 # The folder of a file is not ours to write, or the file itself is a mount point (a container's).
@@ -33,7 +35,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in _FULL
         advice = "make room for it, or choose another folder" if full else "choose another place"
         raise UserError(f"cannot write {path}: {error.strerror or error}; {advice}") from error
 
