@@ -26,6 +26,7 @@ from benchmarks.cases import (
     tree_of,
 )
 from benchmarks.cases import shape as shape_of
+from data.base import writing
 from data.run import runfolder
 from data.training.stages import Stage
 from data.tree import hierarchy
@@ -131,7 +132,7 @@ def _grown(case: Case) -> dict[hierarchy.Path, Network]:
 def write_tree(case: Case, folder: Path) -> None:
     """The case's untrained tree as files, for the other side to load."""
     tree = tree_of(case)
-    runfolder.write_json(folder / "config.json", {"format": runfolder.FORMAT})
+    writing.write_json(folder / "config.json", {"format": runfolder.FORMAT})
     for node, network in _grown(case).items():
         runfolder.write_weights(folder, tree.names[node], to_state_dict(network))
 

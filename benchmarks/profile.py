@@ -18,7 +18,7 @@ from benchmarks.cases import FORMS, PAIRS, STEP_BATCH, Case, labels, recipe_of
 from benchmarks.ours import inputs_of, root_of
 from data.base import tables
 from data.base.errors import UserError, run_command
-from data.run.options import Parser
+from data.base.parser import Parser
 from trunk_jax.layers.basic import Mode
 from trunk_jax.training import fit
 from trunk_jax.training.objective import optimizer

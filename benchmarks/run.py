@@ -21,9 +21,10 @@ from benchmarks import worker
 from benchmarks.cases import RATED, Case, cases
 from data.base import machine, tables
 from data.base.errors import UserError, run_command
+from data.base.parser import Parser, target
+from data.base.writing import is_regular, save_bytes, save_json
 from data.run import runfolder
 from data.run.manifest import git
-from data.run.options import Parser
 
 Ask = Callable[..., Any]
 
@@ -157,7 +158,7 @@ def _processor() -> str:
 
 def recorded(file: Path | None, here: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows that a file has. UserError if they are of another machine or other versions."""
-    if file is None or not file.exists():
+    if file is None or not is_regular(file):
         return []
     found = runfolder.read_json(file)
     if not isinstance(found, dict) or not isinstance(found.get("rows"), list):
@@ -180,17 +181,27 @@ def main(arguments: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--rounds", type=int, default=5, help="how often each is timed (default: %(default)s)")
     add("--only", default="", metavar="TEXT", help="cases whose name has TEXT in it (default: all)")
-    add("--json", metavar="FILE", help="also write the rows to FILE after each case, beside those "
-        "of other cases that it has (default: none)")  # fmt: skip
+    add(
+        "--json",
+        type=target,
+        metavar="FILE",
+        help="also write the rows to FILE after each case, beside those of other cases that it "
+        "has (default: none)",
+    )
     add("--missing", action="store_true", help="only cases that FILE has no row of (default: off)")
-    add("--table", metavar="FILE", help="write the rows as Markdown to FILE (default: none)")
+    add(
+        "--table",
+        type=target,
+        metavar="FILE",
+        help="write the rows as Markdown to FILE (default: none)",
+    )
     add("--list", action="store_true", help="name the cases and do no more (default: off)")
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         raise UserError("--rounds must be 1 or more")
     if options.missing and not options.json:
         raise UserError("--missing needs --json FILE")
-    file = Path(options.json) if options.json else None
+    file = options.json
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = (worker.start(name, folder) for name in ("jax", "torch"))
         device = ours("platform")
@@ -208,13 +219,15 @@ def main(arguments: list[str] | None = None) -> None:
         for case in track(chosen, "measuring", console=Console(file=sys.stderr), transient=True):
             rows[case.name] = measure(case, ours, theirs, options.rounds, Path(folder))
             share(rows.values())
-            if file:
+            if file and (is_regular(file) or not file.exists()):
                 inorder = [rows[c.name] for c in every if c.name in rows]
-                runfolder.write_json(file, {"rows": inorder, "about": here})
+                save_json(file, {"rows": inorder, "about": here})
     table = [rows[case.name] for case in every if case.name in rows]
     print_table(table)
+    if file and not is_regular(file):  # a pipe takes one whole text
+        save_json(file, {"rows": table, "about": here})
     if options.table:
-        runfolder.write_bytes(Path(options.table), markdown(table, here).encode())
+        save_bytes(options.table, markdown(table, here).encode())
 
 
 if __name__ == "__main__":

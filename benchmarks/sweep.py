@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.base import reading
+from data.base import reading, writing
 from data.base.errors import UserError, run_command
-from data.run import runfolder
-from data.run.options import Parser
+from data.base.parser import Parser
 from trunk_jax.machine import xla
 
 FILE = Path(__file__).parent / "sweep.toml"
@@ -119,7 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
         value = {"variant": variant.name, "pair": options.pair, "kind": options.kind,
                  "platform": platform, "xla_flags": os.environ.get("XLA_FLAGS", ""),
                  "rows": rows}  # fmt: skip
-        runfolder.write_json(Path(options.json), value)
+        writing.write_json(Path(options.json), value)
 
 
 if __name__ == "__main__":

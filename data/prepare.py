@@ -1,29 +1,37 @@
 """`python -m data.prepare DATASET`: download a dataset into a TFDS folder, without TensorFlow."""
 
+import sys
+
 from data.base.errors import run_command
-from data.images.datasets import SPECS, data_root, prepared_folder
+from data.base.parser import Parser
+from data.images.datasets import SPECS, check, data_root, prepared_folder
 from data.images.originals import prepare
-from data.run.options import Parser
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """The command: prepare one dataset, or say where it is already."""
     parser = Parser(
-        prog="python -m data.prepare", description="Download a dataset into a TFDS folder."
+        prog="python -m data.prepare",
+        description="Download a dataset into a TFDS folder. A download that was interrupted goes "
+        "on where it stopped.",
     )
     choices = [name for name, entry in SPECS.items() if entry.tfds_name]
     parser.add_argument("dataset", choices=choices)
     parser.add_argument(
-        "--data-dir", help="TFDS data folder (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"
+        "--data-dir",
+        metavar="DIR",
+        help="TFDS data folder, made if it is not there (default: TFDS_DATA_DIR, else "
+        "~/tensorflow_datasets)",
     )
-    arguments = parser.parse_args()
-    chosen, root = SPECS[arguments.dataset], data_root(arguments.data_dir)
+    options = parser.parse_args(arguments)
+    chosen, root = SPECS[options.dataset], data_root(options.data_dir)
     folder = prepared_folder(chosen, root)
     if folder is not None:
+        check(chosen, folder)
         print(f"already prepared: {folder}")
     else:
         print(f"prepared: {prepare(chosen, root)}")
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(lambda: main(sys.argv[1:]))

@@ -7,8 +7,9 @@ from typing import Any
 
 from data.base import tables
 from data.base.errors import UserError, run_command
-from data.run import results, runfolder
-from data.run.options import Parser
+from data.base.parser import Parser, target
+from data.base.writing import save_bytes
+from data.run import results
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 Z = 1.959963984540054  # 95 % of a normal distribution lie within so many standard deviations
@@ -57,7 +58,7 @@ def insert(file: Path, text: str) -> None:
     before, rest = content.split(BEGIN)
     after = rest.split(END)[1]
     new = f"{before}{BEGIN}\n{text}\n{END}{after}"
-    runfolder.write_bytes(file, new.encode())
+    save_bytes(file, new.encode())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -67,12 +68,13 @@ def main(arguments: list[str] | None = None) -> None:
         description="The results of finished runs as a Markdown table, from their summary.json.",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders")
-    parser.add_argument("--write", metavar="FILE", help="put it into a Markdown file, between the "
+    parser.add_argument("--write", type=target, metavar="FILE", help="put it into a "
+                        "Markdown file, between the "
                         f"lines {BEGIN} and {END} (default: print it)")  # fmt: skip
     options = parser.parse_args(arguments)
     text = table([Path(run) for run in options.runs])
     if options.write:
-        insert(Path(options.write), text)
+        insert(options.write, text)
     else:
         print(text)
 

@@ -16,9 +16,10 @@ from scipy.stats import binomtest
 
 from data.base import tables
 from data.base.errors import UserError, run_command
+from data.base.parser import Parser, target
+from data.base.writing import save_json
 from data.images import datasets
 from data.run import results, runfolder
-from data.run.options import Parser
 from data.table import Z
 
 
@@ -103,13 +104,13 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("a", metavar="RUN", help="a run folder")
     parser.add_argument("b", metavar="RUN", help="another")
-    parser.add_argument("--json", metavar="FILE", help="also write the result to FILE "
+    parser.add_argument("--json", type=target, metavar="FILE", help="also write the result to FILE "
                         "(default: none)")  # fmt: skip
     options = parser.parse_args(arguments)
     value = compare(Path(options.a), Path(options.b))
     print("\n".join(lines(value)))
     if options.json:
-        runfolder.write_json(Path(options.json), value)
+        save_json(options.json, value)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ from rich.progress import Progress
 
 from data.base import machine
 from data.base.errors import UserError, run_command
+from data.base.parser import Parser, target
+from data.base.writing import save_json
 from data.recipes import recipe as recipes
-from data.run import derived, runfolder
-from data.run.options import Parser
+from data.run import derived
 from parity.checks import baselines, faults, modes, optimisers, processes, report
 from parity.checks.checkpoint import check_checkpoint
 from parity.checks.lowpower import check_background
@@ -130,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
         "run's own)")  # fmt: skip
     add("--out", help="folder for report.json and report.html (default: runs/parity; of "
         "--checkpoint runs/<the run's name>/parity, where report looks for it)")  # fmt: skip
-    add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
+    add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     options = parser.parse_args(arguments)
     if not 1 <= options.jobs <= 256 or options.seed < 0:
         raise UserError("--jobs must be 1 to 256 and --seed 0 or more")
@@ -139,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.self_test:
         outcome = faults.self_test(options.jobs)
         if options.json:
-            runfolder.write_json(Path(options.json), {"faults": outcome})
+            save_json(options.json, {"faults": outcome})
         return 0 if all(fault["caught_by"] for fault in outcome) else 1
     out = Path(options.out or "runs/parity")
     if options.checkpoint and not options.out:
@@ -161,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     report.write(out, checks, options.seed, costs)
     print(f"{report.verdict(checks)}; report in {out}")
     if options.json:
-        runfolder.write_json(Path(options.json), report.as_json(checks, options.seed, costs))
+        save_json(options.json, report.as_json(checks, options.seed, costs))
     return 0 if all(check.passed for check in checks) else 1
 
 

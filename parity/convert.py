@@ -20,8 +20,9 @@ import numpy as np
 from safetensors.numpy import save as save_safetensors
 
 from data.base.errors import UserError, run_command
-from data.run import derived, runfolder
-from data.run.options import Parser
+from data.base.parser import Parser
+from data.base.writing import write_bytes
+from data.run import derived
 from parity.pairs import published_files
 from parity.pairs.conversion import convert_run
 from trunk_jax.machine import backend
@@ -37,7 +38,7 @@ def convert_file(file: Path, out: Path) -> int:
         raise UserError(f"{out} exists; remove it, or choose another --out")
     weights = published_files.read_state_dict(file)
     contiguous = {name: np.asarray(array, order="C") for name, array in weights.items()}
-    runfolder.write_bytes(out, save_safetensors(contiguous))
+    write_bytes(out, save_safetensors(contiguous))
     return len(weights)
 
 

@@ -27,8 +27,10 @@ import numpy as np
 from rich.console import Console
 
 from data.base.errors import UserError, run_command
+from data.base.parser import Parser, target
+from data.base.writing import save_json
 from data.run import runfolder
-from data.run.options import EvaluateOptions, Parser
+from data.run.options import EvaluateOptions
 
 KINDS = ("kill", "term", "int", "disk", "memory")
 FRAMEWORKS = {"jax": "trunk_jax", "torch": "trunk_torch_ref"}
@@ -392,7 +394,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--save-every", type=float, default=0.0, metavar="SECONDS", help="between saves of "
         "training state; train takes 10 (default: %(default)g, after every epoch)")  # fmt: skip
     add("--out", default="runs/interrupt", help="(default: %(default)s)")
-    add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
+    add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     options = parser.parse_args(words)
     if not sys.platform.startswith("linux"):
         raise UserError("this needs Linux, whose /proc tells when a process listens to signals")
@@ -427,7 +429,7 @@ def main(arguments: list[str] | None = None) -> int:
     passed = all(value["passed"] for value in result.values())
     if options.json:
         about = {"passed": passed, "seed": options.seed, "command": command or options.flags}
-        runfolder.write_json(Path(options.json), about | {"subjects": result})
+        save_json(options.json, about | {"subjects": result})
     return 0 if passed else 1
 
 

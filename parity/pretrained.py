@@ -12,11 +12,11 @@ import numpy as np
 from safetensors.numpy import save as save_safetensors
 
 from data.base.errors import UserError, run_command
+from data.base.parser import Parser, target
+from data.base.writing import save_bytes, save_json, write_bytes
 from data.images.cache import cache_root
 from data.recipes.baselines import pretrained
 from data.recipes.baselines.download import SOURCES, check_digest, fetch
-from data.run import runfolder
-from data.run.options import Parser
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,10 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
         "download it)")  # fmt: skip
     add("--sha256", metavar="DIGEST", help="that the file must have; needed where its publisher "
         "states none (default: the one in its published name)")  # fmt: skip
-    add("--out", metavar="FILE", help="the safetensors to write (default: NAME.safetensors in the "
-        "cache, where train looks for it)")  # fmt: skip
+    add("--out", type=target, metavar="FILE", help="the safetensors to write (default: "
+        "NAME.safetensors in the cache, where train looks for it)")  # fmt: skip
     add("--seed", type=int, default=0, help="of the images (default: %(default)s)")
-    add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
+    add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     options = parser.parse_args(arguments)
     name = options.name
     if name not in SOURCES:
@@ -67,15 +67,16 @@ def main(arguments: list[str] | None = None) -> int:
     checks = check(name, weights, options.seed)
     report.print_table(checks)
     good = all(each.passed for each in checks)
-    out = Path(options.out) if options.out else pretrained.file_of(name)
+    out = options.out or pretrained.file_of(name)
     if good:
         contiguous = {key: np.asarray(value, order="C") for key, value in weights.items()}
-        runfolder.write_bytes(out, save_safetensors(contiguous))
+        write = save_bytes if options.out else write_bytes  # which makes the cache's folders
+        write(out, save_safetensors(contiguous))
         print(f"{out}: {len(weights)} tensors from {file.name}, SHA-256 {digest}")
     if options.json:
         result = report.as_json(checks, options.seed, [])
         about = {"name": name, "url": SOURCES[name].url, "sha256": digest, "file": str(out)}
-        runfolder.write_json(Path(options.json), result | {"weights": about})
+        save_json(options.json, result | {"weights": about})
     return 0 if good else 1
 
 

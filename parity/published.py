@@ -25,13 +25,13 @@ import trunk_torch_ref.inference.route
 import trunk_torch_ref.nodes
 from data.base import tables
 from data.base.errors import UserError, run_command
+from data.base.parser import Parser, target
 from data.base.weights import with_counters
+from data.base.writing import save_json
 from data.images import datasets
 from data.images.datasets import Examples
 from data.recipes import recipe
 from data.recipes.recipe import Recipe
-from data.run import runfolder
-from data.run.options import Parser
 from data.tree import grouping, hierarchy
 from data.tree.hierarchy import ROOT, Groups, Tree
 from data.tree.hierarchy import Path as NodePath
@@ -276,7 +276,7 @@ def main(arguments: list[str] | None = None) -> int:
                            "~/tensorflow_datasets)")  # fmt: skip
     add("--limit", type=int, default=0, help="use only the first so many test images (default: 0, "
                                              "all)")  # fmt: skip
-    add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
+    add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     options = parser.parse_args(arguments)
     backend.start()
     torch_settings.apply()
@@ -285,7 +285,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     print(*lines(value), sep="\n")
     if options.json:
-        runfolder.write_json(Path(options.json), value)
+        save_json(options.json, value)
     return 0 if value["passed"] else 1
 
 

@@ -34,7 +34,7 @@ from safetensors.numpy import save
 from test_hierarchy import anything
 from test_parity_published import svhn_tree, write_folder
 
-from data.base import reading
+from data.base import reading, writing
 from data.base.errors import UserError, run_command
 from data.images import cache, datasets
 from data.images import files as pictures
@@ -324,7 +324,7 @@ def test_where_the_data_is_said_to_be(run, monkeypatch, tmp_path):
     about = runfolder.read_json(run / "manifest.json")
     (tmp_path / "victim").mkdir()
     for folder in (str(tmp_path / "victim"), "/", "\0", "x" * 5000, ".."):
-        runfolder.write_json(
+        writing.write_json(
             run / "manifest.json", about | {"dataset": about["dataset"] | {"data_dir": folder}}
         )
         for name in ("svhn", "emnist", "cifar10"):
@@ -356,8 +356,8 @@ def test_measurements_predictions_and_metrics(run):
         "checks": [{"name": "a", "what": "b", "passed": True, "max_abs": 0.5, "tolerance": "c"}],
     }
     file, other = run / "measurements.json", run / "report.json"
-    runfolder.write_json(file, value)
-    runfolder.write_json(other, parity)
+    writing.write_json(file, value)
+    writing.write_json(other, parity)
     page = {
         "name": "x", "summary": results.read_summary(run), "config": "", "licence": "",
         "manifest": runfolder.read_manifest(run), "pictures": {}, "others": [],
@@ -626,7 +626,7 @@ def test_training_state_of_jax(tmp_path):
 
     def reseal():
         seal = json.loads((folder / "seal.json").read_bytes())
-        runfolder.write_json(
+        writing.write_json(
             folder / "seal.json", seal | {"sha256": checkpoint._digest(folder / "4")}
         )
 

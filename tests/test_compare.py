@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.base import writing
 from data.base.errors import UserError
 from data.recipes import recipe
 from data.recipes.baselines import architectures
@@ -57,7 +58,7 @@ def test_a_runs_accuracy_is_the_one_that_it_recorded(tmp_path):
     train.main(["--model", "mobilenet_v2", "--recipe", "scratch", "--out", "runs/a", *few])
     summary = runfolder.read_json(tmp_path / "runs" / "a" / "summary.json")
     summary["accuracy"]["test"]["accuracy"] = 0.125
-    runfolder.write_json(tmp_path / "runs" / "a" / "summary.json", summary)
+    writing.write_json(tmp_path / "runs" / "a" / "summary.json", summary)
     found = rows("--models", "mobilenet_v2")
     assert list(found) == ["mobilenet_v2"], "measured once, as it was trained"
     assert found["mobilenet_v2"]["accuracy"] == 0.125
@@ -106,7 +107,7 @@ def test_runs_are_grouped_and_named(tmp_path):
     grown = hierarchy.regroup(hierarchy.bare(10), (), ((0, 1), *((k,) for k in range(2, 10))))
     flat, alone = hierarchy.bare(10), recipe.load("efficient", "digits", "monolith")
     member = tmp_path / "ablation-digits" / "v0.2"
-    runfolder.write_bytes(member.with_name("ablation.csv"), b"")
+    writing.write_bytes(member.with_name("ablation.csv"), b"")
     told = [
         comparison.identity(tmp_path / "a", vgg, grown),
         comparison.identity(tmp_path / "b", vgg, flat),

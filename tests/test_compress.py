@@ -10,6 +10,7 @@ import torch
 
 import trunk_torch_ref.evaluate
 import trunk_torch_ref.shrink.lowpower
+from data.base import writing
 from data.base.errors import UserError
 from data.run import lowpower as background
 from data.run import runfolder
@@ -274,7 +275,7 @@ def test_mistakes_leave_nothing_behind(finished, tmp_path):
     with pytest.raises(UserError, match="started with other settings"):
         train.main(["--out", str(out), "--resume"])
     config = runfolder.read_json(out / "config.json")
-    runfolder.write_json(out / "config.json", config | {"compression": {"method": "zip"}})
+    writing.write_json(out / "config.json", config | {"compression": {"method": "zip"}})
     with pytest.raises(UserError, match="is no compression of ours"):
         evaluate.main([str(out)])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 
+from data.base import writing
 from data.base.errors import UserError
 from data.run import card, derived, results, runfolder
 from data.tree import hierarchy
@@ -20,7 +21,7 @@ def _here(tmp_path, monkeypatch):
 
 
 def run_at(folder, number=1.0):
-    runfolder.write_json(folder / "config.json", {"format": 1})
+    writing.write_json(folder / "config.json", {"format": 1})
     runfolder.write_weights(folder, "root", {"w": np.full(2, number, np.float32)})
     return folder
 

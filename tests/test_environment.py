@@ -1,6 +1,7 @@
 """What lies around a process: variables, home, streams, the container, files of the same name."""
 
 import ast
+import errno
 import importlib
 import os
 import pwd
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import trunk_sisters
-from data.base import locks, machine
+from data.base import locking, machine, writing
 from data.base.errors import UserError
 from data.images import cache, datasets, originals
 from data.recipes.baselines import download
@@ -257,18 +258,19 @@ def test_without_functions_of_linux(tmp_path, monkeypatch):
     monkeypatch.setattr(
         Path, "unlink", lambda p, **k: (sizes.append(p.stat().st_size), real(p, **k))
     )
-    runfolder.reserve(tmp_path, 3 * 2**20 + 5)
+    writing.reserve(tmp_path, 3 * 2**20 + 5)
     assert sizes == [3 * 2**20 + 5]
     for module in ("resource", "fcntl"):
         monkeypatch.setitem(sys.modules, module, None)
     assert machine.peak_memory() == 0
     try:
-        importlib.reload(locks)
-        with runfolder.hold(tmp_path):
-            pass  # no lock, and no error
+        importlib.reload(locking)
+        with locking.hold(tmp_path):  # by a file that names the process
+            assert (tmp_path / ".lock.process").exists()
+        assert not (tmp_path / ".lock.process").exists()
     finally:
         monkeypatch.undo()
-        importlib.reload(locks)
+        importlib.reload(locking)
 
 
 def test_a_lock_is_held_by_whatever_the_system_has(tmp_path, monkeypatch):
@@ -281,14 +283,13 @@ def test_a_lock_is_held_by_whatever_the_system_has(tmp_path, monkeypatch):
         def locking(self, number, mode, size):
             assert (mode, size) == (2, 1)
             if self.locked:
-                raise PermissionError
+                raise PermissionError(errno.EACCES, "held")
             self.locked = True
 
-    monkeypatch.setattr(locks, "fcntl", None)
-    monkeypatch.setattr(locks, "msvcrt", Windows())
-    with open(tmp_path / "lock", "w") as file:
-        assert locks.taken(file)
-        assert not locks.taken(file)
+    monkeypatch.setattr(locking, "fcntl", None)
+    monkeypatch.setattr(locking, "msvcrt", Windows())
+    with locking.hold(tmp_path), pytest.raises(UserError, match="in use"), locking.hold(tmp_path):
+        pass
 
 
 def test_no_module_needs_a_function_of_linux_to_be_imported():

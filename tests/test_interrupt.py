@@ -13,7 +13,7 @@ import torch
 from test_bad_input import torch_state
 from test_jax_train import network, state
 
-from data.base import interrupts
+from data.base import interrupts, locking, writing
 from data.base.errors import UserError, run_command
 from data.base.interrupts import Terminated
 from data.run import runfolder
@@ -163,7 +163,7 @@ def test_a_run_in_use_is_not_evaluated(tmp_path):
     from data.run.options import EvaluateOptions
     from data.training.evaluate import evaluate
 
-    runfolder.write_json(tmp_path / "config.json", {"format": runfolder.FORMAT})
+    writing.write_json(tmp_path / "config.json", {"format": runfolder.FORMAT})
     with runfolder.lock(tmp_path), pytest.raises(UserError, match="in use by another process"):
         evaluate(torch_run.FRAMEWORK, EvaluateOptions(tmp_path, "test", None, None))
 
@@ -173,12 +173,12 @@ def test_an_ablation_in_use_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ablation, "grow_tree", None)
     words = ["--volatility", "1", "1", "1", "--out", str(tmp_path / "a"), "--resume"]
-    with runfolder.hold(tmp_path / "a"), pytest.raises(UserError, match="in use by another"):
+    with locking.hold(tmp_path / "a"), pytest.raises(UserError, match="in use by another"):
         ablation.main(words)
 
 
 def test_what_a_killed_process_was_writing_is_removed(tmp_path):
-    runfolder.write_json(tmp_path / "config.json", {})
+    writing.write_json(tmp_path / "config.json", {})
     (tmp_path / "weights").mkdir()
     for name in (".config.json.77.tmp", "weights/.root.safetensors.77.tmp"):
         (tmp_path / name).write_bytes(b"half")
@@ -192,9 +192,9 @@ def test_what_a_killed_process_was_writing_is_removed(tmp_path):
 
 def test_room_is_asked_for_before_a_library_writes(tmp_path):
     with pytest.raises(UserError, match=f"cannot write {tmp_path}/new: .*make room"):
-        runfolder.reserve(tmp_path / "new", 2**60)
+        writing.reserve(tmp_path / "new", 2**60)
     assert list((tmp_path / "new").iterdir()) == []
-    runfolder.reserve(tmp_path / "new", 1000)
+    writing.reserve(tmp_path / "new", 1000)
     assert list((tmp_path / "new").iterdir()) == []
 
 
@@ -263,14 +263,14 @@ from data.base.errors import run_command
 from data.run import runfolder
 out = pathlib.Path(sys.argv[1])
 def main():
-    with runfolder.hold(out):
+    with locking.hold(out):
         for k in range(8):
             file = out / f"{k}.json"
             if not file.exists() or FORGETS:
                 time.sleep(0.05)
                 draw = random.random() if FORGETS else k
                 value = {"step": k, "seconds": time.time(), "draw": draw}
-                runfolder.write_json(file, value)
+                writing.write_json(file, value)
 run_command(main)
 """
 

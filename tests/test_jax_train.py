@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import group_paths
 
+from data.base import writing
 from data.base.errors import UserError
 from data.images import datasets
 from data.images.datasets import Examples
@@ -266,7 +267,7 @@ def test_evaluate_reproduces_the_summary(copy, tmp_path, part, capsys):
 
 def test_evaluate_says_so_when_the_images_are_others(copy, capsys):
     config = runfolder.read_config(copy)
-    runfolder.write_json(copy / "config.json", config | {"dataset_sha256": "0"})
+    writing.write_json(copy / "config.json", config | {"dataset_sha256": "0"})
     evaluate.main([str(copy)])
     assert "not the images that the run was trained on" in capsys.readouterr().err
 
@@ -290,7 +291,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(finished):
 
 def test_a_run_of_the_other_framework_is_not_resumed(copy):
     config = runfolder.read_config(copy)
-    runfolder.write_json(copy / "config.json", config | {"framework": "torch"})
+    writing.write_json(copy / "config.json", config | {"framework": "torch"})
     refused(lambda: train.main(["--out", str(copy), "--resume"]), "framework: 'torch', now 'jax'")
 
 
@@ -314,7 +315,7 @@ def test_a_damaged_checkpoint_is_refused_and_can_be_removed(copy, finished):
     ids=str,
 )  # fmt: skip
 def test_a_foreign_tree_is_refused(copy, tree):
-    runfolder.write_json(copy / "tree.json", tree)
+    writing.write_json(copy / "tree.json", tree)
     refused(lambda: evaluate.main([str(copy)]), str(copy / "tree.json"), "not a tree")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from test_runfolder import contents, one_line
 
+from data.base import writing
 from data.base.errors import UserError, run_command
 from data.images import datasets
 from data.recipes import recipe
@@ -218,7 +219,7 @@ def test_a_resumed_run_takes_no_other_flags(tmp_path, capsys):
 )  # fmt: skip
 def test_a_foreign_config_is_refused(flags, tmp_path, capsys):
     run = tmp_path / "run"
-    runfolder.write_json(run / "config.json", {"format": runfolder.FORMAT, "flags": flags})
+    writing.write_json(run / "config.json", {"format": runfolder.FORMAT, "flags": flags})
     before = contents(tmp_path)
     one_line(capsys, lambda: train_options("jax", ["--resume", "--out", "run"]))
     assert contents(tmp_path) == before
@@ -323,7 +324,7 @@ def test_a_recipe_file_is_found_again_from_another_folder(tmp_path, monkeypatch)
     found = train_options("jax", ["--recipe", "mine.toml"])
     assert found.flags["recipe"] == str(tmp_path / "mine.toml")
     assert found.out.name.startswith("digits-mobilenet-mine-seed")
-    runfolder.write_json(tmp_path / "run" / "config.json", {"format": 1, "flags": found.flags})
+    writing.write_json(tmp_path / "run" / "config.json", {"format": 1, "flags": found.flags})
     monkeypatch.chdir("/")
     again = train_options("jax", ["--out", str(tmp_path / "run"), "--resume"])
     assert again.recipe == found.recipe

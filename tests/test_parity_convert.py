@@ -18,6 +18,7 @@ import trunk_torch_ref.evaluate
 import trunk_torch_ref.network.exchange
 import trunk_torch_ref.nodes
 import trunk_torch_ref.train
+from data.base import writing
 from data.base.errors import UserError, run_command
 from data.run import runfolder
 from parity.checks.baselines import SMALL, build
@@ -370,7 +371,7 @@ def with_nan(run):
 
 
 def foreign(run):
-    runfolder.write_json(run / "config.json", runfolder.read_config(run) | {"framework": "keras"})
+    writing.write_json(run / "config.json", runfolder.read_config(run) | {"framework": "keras"})
 
 
 @pytest.mark.parametrize(

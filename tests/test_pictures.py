@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.patches import PathPatch, Rectangle
 
+from data.base import writing
 from data.base.errors import UserError
 from data.images import datasets
 from data.recipes import recipe
@@ -213,7 +214,7 @@ def finished(tmp_path, monkeypatch):
     }
     folder = tmp_path / "runs" / "run <b>"
     config = {"format": 1, "framework": "torch", "flags": {}, "recipe": to_json(chosen)}
-    runfolder.write_json(folder / "config.json", config)
+    writing.write_json(folder / "config.json", config)
     runfolder.write_tree(folder, tree)
     runfolder.write_asl(
         folder, "root", np.full((10, 10), 0.1), 0.12, ((0, 8), (1, 9), *((k,) for k in range(2, 8)))
@@ -222,7 +223,7 @@ def finished(tmp_path, monkeypatch):
         runfolder.append_metrics(folder, row)
     results.write_predictions(folder, "test", dataset, test, guess, np.ones(len(guess)))
     value = results.summary("torch", chosen, dataset, tree, costs, {"test": (test, guess)})
-    runfolder.write_json(folder / "summary.json", value)
+    writing.write_json(folder / "summary.json", value)
     return folder
 
 
@@ -264,7 +265,7 @@ def test_the_page_shows_parity_failures_first(finished):
     text = " ".join(report.page(report.content(finished, None, None)).split())
     assert "50 of 51 checks passed" in text
     assert text.index("b: worse") < text.index("a: same 0")
-    runfolder.write_json(finished / "parity" / "report.json", {})
+    writing.write_json(finished / "parity" / "report.json", {})
     with pytest.raises(UserError, match="not the report of a parity check"):
         report.content(finished, None, None)
 

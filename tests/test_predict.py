@@ -9,6 +9,7 @@ from conftest import fixed_groups
 from PIL import Image
 
 from data import table
+from data.base import writing
 from data.base.errors import UserError
 from data.images import datasets, files
 from data.run import card, runfolder
@@ -221,6 +222,6 @@ def test_card_says_what_is_not_official(run, tmp_path):
     config = runfolder.read_config(run) | {"recipe": recipes.to_json(recipe)}
     summary = runfolder.read_json(run / "summary.json") | {"dataset": "svhn"}
     for name, value in (("config", config), ("manifest", about), ("summary", summary)):
-        runfolder.write_json(tmp_path / f"{name}.json", value)
+        writing.write_json(tmp_path / f"{name}.json", value)
     assert "not the official splits" in card.card(tmp_path, tmp_path)
     assert "not the official splits" not in card.card(run, run)

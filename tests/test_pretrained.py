@@ -129,7 +129,7 @@ def test_without_a_connection_the_message_says_how_to_do_without(monkeypatch, ti
     # nothing listens on port 9
     source = Source("http://127.0.0.1:9/mobilenet_v2-00000000.pth", "00000000")
     monkeypatch.setitem(download.SOURCES, "mobilenet_v2", source)
-    with pytest.raises(UserError, match=r"no connection.*mobilenet_v2 --file FILE"):
+    with pytest.raises(UserError, match=r"refused.*mobilenet_v2 --file FILE"):
         command.main(["mobilenet_v2"])
 
 

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_hierarchy import anything
 
+from data.base import writing
 from data.base.errors import UserError, run_command
 from data.recipes import recipe
 from data.run import runfolder
@@ -53,8 +54,8 @@ def contents(folder):
 
 def test_a_file_is_replaced(tmp_path):
     file = tmp_path / "new" / "folder" / "file.json"
-    runfolder.write_json(file, {"a": 1})
-    runfolder.write_json(file, {"a": 2})
+    writing.write_json(file, {"a": 1})
+    writing.write_json(file, {"a": 2})
     assert runfolder.read_json(file) == {"a": 2}
     assert os.listdir(file.parent) == ["file.json"]
 
@@ -82,31 +83,31 @@ def open_on_a_full_disk(path, mode):
 @pytest.mark.parametrize("where", ["write", "sync", "rename"])
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch, capsys, where):
     file = tmp_path / "tree.json"
-    runfolder.write_json(file, "old")
+    writing.write_json(file, "old")
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if where == "write":
-        monkeypatch.setattr(runfolder, "open", open_on_a_full_disk, raising=False)
+        monkeypatch.setattr(writing, "open", open_on_a_full_disk, raising=False)
     else:
         monkeypatch.setattr(os, {"sync": "fsync", "rename": "replace"}[where], failing(full))
-    text = one_line(capsys, lambda: runfolder.write_json(file, ["new"] * 100))
+    text = one_line(capsys, lambda: writing.write_json(file, ["new"] * 100))
     assert text.startswith(f"cannot write {file}: No space left on device; ")
     assert contents(tmp_path) == {"tree.json": b'"old"\n'}
 
 
 def test_an_interrupted_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
     file = tmp_path / "tree.json"
-    runfolder.write_json(file, "old")
+    writing.write_json(file, "old")
     monkeypatch.setattr(os, "fsync", failing(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
-        runfolder.write_json(file, "new")
+        writing.write_json(file, "new")
     assert contents(tmp_path) == {"tree.json": b'"old"\n'}
 
 
 def test_what_cannot_be_written_as_json_leaves_the_old_file_alone(tmp_path):
     file = tmp_path / "tree.json"
-    runfolder.write_json(file, "old")
+    writing.write_json(file, "old")
     with pytest.raises(TypeError):
-        runfolder.write_json(file, [1, object()])
+        writing.write_json(file, [1, object()])
     assert contents(tmp_path) == {"tree.json": b'"old"\n'}
 
 
@@ -122,7 +123,8 @@ def test_a_read_only_disk(tmp_path, monkeypatch, capsys):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
         return open(path, mode, *rest)
 
-    monkeypatch.setattr(runfolder, "open", deny, raising=False)
+    for module in (runfolder, writing):
+        monkeypatch.setattr(module, "open", deny, raising=False)
     # the failed unlink of a half-written file must not hide why it could not be written
     monkeypatch.setattr(os, "unlink", failing(PermissionError(errno.EPERM, "hides the reason")))
     cannot = f"cannot write {run}"
@@ -130,7 +132,7 @@ def test_a_read_only_disk(tmp_path, monkeypatch, capsys):
     assert text.startswith(f"{cannot}: Read-only file system; ")
     text = one_line(capsys, lambda: runfolder.create(run, CONFIG, False))
     assert text.startswith(f"{cannot}/config.json: Read-only file system; ")
-    text = one_line(capsys, lambda: runfolder.write_json(tmp_path / "summary.json", {}))
+    text = one_line(capsys, lambda: writing.write_json(tmp_path / "summary.json", {}))
     assert text.startswith(f"cannot write {tmp_path}/summary.json: Read-only file system; ")
     text = one_line(capsys, lambda: runfolder.append_metrics(tmp_path, {"epoch": 1}))
     assert text.startswith(f"cannot write {tmp_path}/metrics.jsonl: Read-only file system; ")
@@ -216,7 +218,7 @@ def test_no_run_folder(tmp_path, capsys):
 
 
 def test_a_damaged_recipe_names_the_file(tmp_path, capsys):
-    runfolder.write_json(tmp_path / "config.json", {"format": runfolder.FORMAT, "recipe": {}})
+    writing.write_json(tmp_path / "config.json", {"format": runfolder.FORMAT, "recipe": {}})
     text = one_line(capsys, lambda: runfolder.read_recipe(tmp_path))
     assert text.startswith(f"{tmp_path / 'config.json'}: not a recipe: ")
 
@@ -299,7 +301,7 @@ def test_a_tree_is_read_back_and_a_foreign_one_refused(tmp_path, capsys):
         (tmp_path / "cut").mkdir(exist_ok=True)
         (tmp_path / "cut" / "tree.json").write_bytes(file.read_bytes()[:cut])
         one_line(capsys, lambda: runfolder.read_tree(tmp_path / "cut"))
-    runfolder.write_json(file, {"targets": {}, "nodes": {}})
+    writing.write_json(file, {"targets": {}, "nodes": {}})
     text = one_line(capsys, lambda: runfolder.read_tree(tmp_path))
     assert text.startswith(f"{file}: not a tree: ")
 
@@ -309,9 +311,9 @@ def test_the_data_dir_of_the_manifest(tmp_path):
     assert runfolder.data_dir(tmp_path) is None
     about = (None, {"data_dir": 5}, {"data_dir": None}, {"data_dir": "/no/such"})
     for value in (None, [], {}, *({"dataset": dataset} for dataset in about)):
-        runfolder.write_json(manifest, value)
+        writing.write_json(manifest, value)
         assert runfolder.data_dir(tmp_path) is None
-    runfolder.write_json(manifest, {"dataset": {"data_dir": str(tmp_path)}})
+    writing.write_json(manifest, {"dataset": {"data_dir": str(tmp_path)}})
     assert runfolder.data_dir(tmp_path) == str(tmp_path)
 
 
@@ -347,7 +349,7 @@ GOOD_ASL = {"volatility": 1.0, "groups": [[0, 1], [2]], "asl": np.eye(3).tolist(
 )  # fmt: skip
 def test_a_foreign_asl_is_refused(tmp_path, capsys, value):
     file = tmp_path / "asl" / "root.json"
-    runfolder.write_json(file, value)
+    writing.write_json(file, value)
     text = one_line(capsys, lambda: runfolder.read_asl(tmp_path, "root", 3))
     assert text.startswith((f"{file} is not an ASL file (", f"{file} is not valid JSON ("))
 
@@ -355,7 +357,7 @@ def test_a_foreign_asl_is_refused(tmp_path, capsys, value):
 @given(anything)
 def test_any_json_is_an_asl_or_refused(tmp_path_factory, value):
     folder = tmp_path_factory.getbasetemp() / "any-asl"
-    runfolder.write_json(folder / "asl" / "root.json", value)
+    writing.write_json(folder / "asl" / "root.json", value)
     with contextlib.suppress(UserError):
         runfolder.read_asl(folder, "root", 3)
 
@@ -430,7 +432,7 @@ def safetensors(header, body=b""):
 )
 def test_foreign_weights_are_refused(tmp_path, capsys, content):
     file = tmp_path / "weights" / "root.safetensors"
-    runfolder.write_bytes(file, content)
+    writing.write_bytes(file, content)
     text = one_line(capsys, lambda: runfolder.read_weights(tmp_path, "root"))
     assert text.startswith(f"{file} is not a whole safetensors file (")
 
@@ -460,7 +462,7 @@ def test_a_last_line_cut_short_is_left_out(tmp_path_factory, cut):
     rows = [{"node": "root", "phase": "class", "epoch": k, "loss": 0.5} for k in (1, 2, 3)]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     kept = text[:-cut] if cut < len(text) else ""
-    runfolder.write_bytes(folder / "metrics.jsonl", kept.encode())
+    writing.write_bytes(folder / "metrics.jsonl", kept.encode())
     # a row whose newline alone is missing is whole
     count = kept.count("}")
     assert runfolder.read_metrics(folder) == rows[:count]
@@ -499,7 +501,7 @@ def test_a_copy_that_fails_is_one_line_and_leaves_nothing(tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(shutil.copytree, "__defaults__", (False, None, full, False, False))
         with pytest.raises(UserError, match=r"cannot copy .*source to .*No space left"):
-            runfolder.copy_folder(tmp_path / "source", tmp_path / "target")
+            writing.copy_folder(tmp_path / "source", tmp_path / "target")
     # what a killed process left in a run folder goes when the next one holds it
     run = tmp_path / "run"
     runfolder.create(run, {"format": runfolder.FORMAT}, resume=False)

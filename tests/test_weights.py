@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import save
 from safetensors.torch import save as save_torch
 
-from data.base import reading
+from data.base import reading, writing
 from data.base.errors import UserError
 from data.base.weights import note, read_safetensors
 from data.recipes import recipe
@@ -156,7 +156,7 @@ def snapshot(tmp_path):
     plain = tmp_path / "plain"
     chosen = recipe.load("default", "digits", "vgg")
     config = {"format": 1, "framework": "jax", "flags": {}, "recipe": recipe.to_json(chosen)}
-    runfolder.write_json(plain / "config.json", config)
+    writing.write_json(plain / "config.json", config)
     runfolder.write_tree(plain, hierarchy.bare(10))
     runfolder.write_weights(plain, "root", NUMBERS)
     blobs.mkdir(parents=True)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data.base import writing
 from data.base.errors import UserError
 from data.run import runfolder
 from data.run.options import train_options
@@ -111,7 +112,7 @@ def test_deterministic_is_recorded_kept_on_resuming_and_absent_where_it_was_not_
     options = train_options(framework, [*words, "--deterministic"])
     assert options.flags["deterministic"] is True
     config = {"format": runfolder.FORMAT, "flags": options.flags}
-    runfolder.write_json(tmp_path / "config.json", config)
+    writing.write_json(tmp_path / "config.json", config)
     resumed = train_options(framework, [*words, "--resume"])
     assert resumed.deterministic
     assert resumed.flags == options.flags

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.base import tables
+from data.base import tables, writing
 from data.base.errors import UserError, run_command
-from data.run import results, runfolder
-from data.run.options import DEFAULTS, Parser, TrainOptions, train_options
+from data.base.locking import hold
+from data.base.parser import Parser, target
+from data.base.writing import save_json
+from data.run import results
+from data.run.options import DEFAULTS, TrainOptions, train_options
 from trunk_jax.pictures import style
 from trunk_jax.pictures.ablation import ablation_picture
 
@@ -59,7 +62,7 @@ def options_of(arguments: list[str] | None) -> Options:
     add("--out", help="the folder; each tree is a run folder in it (default: runs/ablation-"
                       "<dataset>)")  # fmt: skip
     add("--resume", action="store_true", help="go on with the ablation in --out (default: off)")
-    add("--json", metavar="FILE", help="also write the rows to FILE (default: none)")
+    add("--json", type=target, metavar="FILE", help="also write the rows to FILE (default: none)")
     given = parser.parse_args(arguments)
     out = Path(given.out or f"runs/ablation-{given.dataset or DEFAULTS['dataset']}")
     if out.exists() and not out.is_dir():
@@ -78,7 +81,7 @@ def options_of(arguments: list[str] | None) -> Options:
         )
         for value in volatilities(*given.volatility)
     }
-    return Options(runs, out, Path(given.json) if given.json else None)
+    return Options(runs, out, given.json)
 
 
 def volatilities(first: float, last: float, step: float) -> list[float]:
@@ -135,7 +138,7 @@ def write(out: Path, rows: list[dict[str, Any]], title: str) -> None:
     writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    runfolder.write_bytes(out / "ablation.csv", table.getvalue().encode())
+    writing.write_bytes(out / "ablation.csv", table.getvalue().encode())
     style.write(ablation_picture(rows, title), out, "ablation")
 
 
@@ -162,7 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
     from trunk_jax.machine import backend
 
     backend.start()
-    with runfolder.hold(options.out):
+    with hold(options.out):
         ablate(options)
 
 
@@ -179,7 +182,7 @@ def ablate(options: Options) -> None:
     show(rows, title)
     print(options.out / "ablation.csv", options.out / "ablation.png", sep="\n")
     if options.json:
-        runfolder.write_json(options.json, rows)
+        save_json(options.json, rows)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,14 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from data.base import writing
 from data.base.errors import UserError, run_command
+from data.base.parser import Parser, target
+from data.base.writing import save_json
 from data.images import datasets
 from data.recipes.baselines import models as recipes
 from data.recipes.recipe import Recipe
 from data.run import results, runfolder
-from data.run.options import Parser
 from data.training.framework import Networks
 from data.tree import hierarchy
 from data.tree.hierarchy import ROOT, Tree
@@ -144,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--images", type=int, default=32, help="test images to measure on (default: %(default)s)")
     add("--out", default="runs/compare", help="folder for compare.json and pictures (default: "
         "%(default)s)")  # fmt: skip
-    add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
+    add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     options = parser.parse_args(arguments)
     if options.images < 1:
         raise UserError("--images must be 1 or more")
@@ -192,11 +194,11 @@ def main(arguments: list[str] | None = None) -> None:
         "left_out": left_out,
         "rows": [asdict(row) for row in rows],
     }
-    runfolder.write_json(out / "compare.json", result)
+    writing.write_json(out / "compare.json", result)
     style.write(comparison_picture(rows, title), out, "compare")
     print(f"written: {out / 'compare.json'}, {out / 'compare.png'}, {out / 'compare.svg'}")
     if options.json:
-        runfolder.write_json(Path(options.json), result)
+        save_json(options.json, result)
 
 
 if __name__ == "__main__":

@@ -4,20 +4,20 @@ The new run folder evaluates like any other, in either framework; it cannot be t
 """
 
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from data.base import tables
+from data.base import tables, writing
 from data.base.errors import UserError, run_command
+from data.base.parser import Parser, target
+from data.base.writing import new_folder, save_json
 from data.images import datasets
 from data.images.splits import split
 from data.recipes.recipe import Recipe
 from data.run import compression, derived, results, runfolder
 from data.run.compression import Compression
-from data.run.options import Parser
 from data.tree import hierarchy
 from trunk_jax.inference.load import load_networks
 
@@ -79,16 +79,14 @@ def compress(folder: Path, how: Compression, out: Path, data_dir: str | None) ->
         return value, found
 
     before, _ = summary_of(folder)
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        aside.mkdir(parents=True)
+    with new_folder(out) as aside:
         entry = compression.to_json(how)
-        runfolder.write_json(aside / "config.json", config | {"compression": entry})
+        writing.write_json(aside / "config.json", config | {"compression": entry})
         for name, weights in smaller_weights(folder, recipe, how).items():
             runfolder.write_weights(aside, name, weights)
         for pattern in _CARRIED:
             for file in sorted(folder.glob(pattern)):
-                runfolder.write_bytes(aside / file.relative_to(folder), file.read_bytes())
+                writing.write_bytes(aside / file.relative_to(folder), file.read_bytes())
         after, found = summary_of(aside)
         results.write_predictions(
             aside, "test", dataset, parts["test"], found["test"].labels, found["test"].confidence
@@ -96,11 +94,8 @@ def compress(folder: Path, how: Compression, out: Path, data_dir: str | None) ->
         if (folder / "manifest.json").exists():
             about = runfolder.read_manifest(folder)
             made = {"run": str(folder.absolute()), "time": _now(), **entry}
-            runfolder.write_json(aside / "manifest.json", about | {"compressed": made})
-        runfolder.write_json(aside / "summary.json", after)
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+            writing.write_json(aside / "manifest.json", about | {"compressed": made})
+        writing.write_json(aside / "summary.json", after)
     return {"before": before | _size(folder), "after": after | _size(out)}
 
 
@@ -145,7 +140,12 @@ def main(arguments: list[str] | None = None) -> None:
     add(
         "--out", metavar="DIR", help="the new run folder (default: runs/<name>-int8, -prune20, ...)"
     )
-    add("--json", metavar="FILE", help="also write both summaries to FILE (default: none)")
+    add(
+        "--json",
+        type=target,
+        metavar="FILE",
+        help="also write both summaries to FILE (default: none)",
+    )
     options = parser.parse_args(arguments)
     how = Compression("int8") if options.quantize else Compression("prune", options.prune)
     compression.check(how)
@@ -154,7 +154,7 @@ def main(arguments: list[str] | None = None) -> None:
     value = compress(folder, how, out, options.data_dir)
     show(value, folder, out)
     if options.json:
-        runfolder.write_json(Path(options.json), value)
+        save_json(options.json, value)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
 """`python -m trunk_jax.export RUN FOLDER`: a finished run as a folder to hand on."""
 
-import os
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+from data.base import writing
 from data.base.errors import UserError, run_command
+from data.base.parser import Parser
+from data.base.writing import copy_folder, new_folder
 from data.images import datasets
 from data.images.splits import split
 from data.run import card, derived, results, runfolder
-from data.run.options import Parser
 
 KEPT = ("config.json", "manifest.json", "tree.json", "metrics.jsonl", "summary.json")
 
@@ -43,20 +44,17 @@ def export(run: Path, folder: Path, data_dir: str | None) -> None:
         raise UserError(
             f"{run}: {correct:,} test images are right here, and {stated:,} in summary.json"
         )
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
+    with new_folder(folder) as aside:
         for name in KEPT:
             shutil.copyfile(run / name, aside / name)
         for name in ("config.json", "manifest.json"):
             value = card.without_places(runfolder.read_json(aside / name))
-            runfolder.write_json(aside / name, value)
+            writing.write_json(aside / name, value)
         about = runfolder.read_manifest(aside)
         about["dataset"]["data_dir"] = None  # a folder of this machine
-        runfolder.write_json(aside / "manifest.json", about)
+        writing.write_json(aside / "manifest.json", about)
         for name in ("asl", "weights"):
-            runfolder.copy_folder(run / name, aside / name)
+            copy_folder(run / name, aside / name)
         arrays = {
             tree.names[node]: {"params": network.params, "stats": network.stats}
             for node, network in networks.items()
@@ -64,10 +62,7 @@ def export(run: Path, folder: Path, data_dir: str | None) -> None:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((aside / "orbax").absolute(), text_keys(arrays))
         results.write_predictions(aside, "test", dataset, test, found.labels, found.confidence)
-        runfolder.write_bytes(aside / derived.CARD, card.card(aside, folder).encode())
-        aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        writing.write_bytes(aside / derived.CARD, card.card(aside, folder).encode())
 
 
 def text_keys(value: Any) -> Any:

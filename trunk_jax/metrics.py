@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from data.base import tables
+from data.base import tables, writing
 from data.base.errors import UserError, run_command
+from data.base.parser import Parser, target
+from data.base.writing import save_json
 from data.images import datasets
 from data.images.datasets import Dataset
 from data.images.splits import Splits, split
 from data.recipes.recipe import Recipe
 from data.run import derived, runfolder
-from data.run.options import Parser
 from data.tree import attrition, hierarchy
 from data.tree.grouping import membership
 from trunk_jax.inference.load import load_networks
@@ -67,7 +68,7 @@ def options_of(arguments: list[str] | None) -> Options:
         "one, by name or label (default: none; the file has all)")  # fmt: skip
     add("--out", metavar="DIR", help="folder for measurements.json and figures (default: runs/<the "
         "run's name>)")  # fmt: skip
-    add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
+    add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     given = parser.parse_args(arguments)
     if given.repeats < 0:
         raise UserError(f"--repeats is {given.repeats}; it must be 0 or more")
@@ -77,7 +78,7 @@ def options_of(arguments: list[str] | None) -> Options:
         given.repeats,
         given.membership,
         Path(given.out) if given.out else None,
-        Path(given.json) if given.json else None,
+        given.json,
     )
 
 
@@ -277,13 +278,13 @@ def main(arguments: list[str] | None = None) -> None:
     value = measure(folder, dataset, recipe, splits, options.repeats)
     if options.out is None:
         derived.claim(folder)
-    runfolder.write_json(out / FILE, value)
+    writing.write_json(out / FILE, value)
     heat_maps = asl_pictures(folder, runfolder.read_tree(folder), names, value["root"]["untrained"])
     style.write(heat_maps["asl-root"], out / "figures", "asl-root")
     show(value, hierarchy.titles(runfolder.read_tree(folder), names), of)
     print(f"written: {out / FILE}, {out / 'figures' / 'asl-root.png'}")
     if options.json:
-        runfolder.write_json(options.json, value)
+        save_json(options.json, value)
 
 
 if __name__ == "__main__":

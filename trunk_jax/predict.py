@@ -1,6 +1,5 @@
 """`python -m trunk_jax.predict RUN IMAGE...`: the class of image files, and the way to it."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,11 +9,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data.base.errors import UserError, run_command
+from data.base.parser import Parser, target
+from data.base.writing import STDOUT, save_json
 from data.images import datasets, files, fitting
 from data.images.datasets import Spec
 from data.recipes.recipe import Recipe
 from data.run import runfolder
-from data.run.options import Parser
 from data.tree import hierarchy
 from data.tree.hierarchy import ROOT, Tree
 from data.tree.hierarchy import Path as NodePath
@@ -99,8 +99,12 @@ def main(arguments: list[str] | None = None) -> int:
         "the proportions (default: %(default)s)")  # fmt: skip
     add("--as-stored", action="store_true", help="EMNIST: the images are mirrored and rotated "
         "as the dataset's own are (default: upright)")  # fmt: skip
-    add("--json", metavar="FILE", help="also write the results to FILE; - prints them as "
-        "JSON instead (default: none)")  # fmt: skip
+    add(
+        "--json",
+        type=target,
+        metavar="FILE",
+        help="also write the results to FILE; - prints them as JSON instead (default: none)",
+    )
     options = parser.parse_args(arguments)
     run = Path(options.run)
     recipe, tree = runfolder.read_recipe(run), runfolder.read_tree(run)
@@ -123,14 +127,12 @@ def main(arguments: list[str] | None = None) -> int:
         networks = networks or _networks(run, recipe, tree, spec)
         row = {"file": name} | follow(recipe, tree, networks, picture.pixels, spec)
         rows.append(row | {"image": fitting.about(picture)})
-        if options.json != files.STDIN:
+        if str(options.json) != STDOUT:
             print(line(row, titles, fitting.notes(picture)))
     if bad == len(names):
         raise UserError(f"none of the {bad} images can be read")
-    if options.json == files.STDIN:
-        print(json.dumps(rows, indent=1))
-    elif options.json:
-        runfolder.write_json(Path(options.json), rows)
+    if options.json:
+        save_json(options.json, rows)
     if bad:
         print(f"error: {bad} of {len(names)} images cannot be read", file=sys.stderr)
     return 1 if bad else 0

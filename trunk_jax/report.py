@@ -13,9 +13,10 @@ from markupsafe import Markup
 
 from data.base import pages, reading
 from data.base.errors import UserError, run_command
+from data.base.parser import Parser, target
+from data.base.writing import save_bytes, write_bytes
 from data.images import datasets
 from data.run import derived, results, runfolder
-from data.run.options import Parser
 from data.tree import hierarchy
 from trunk_jax.pictures.run import drawings
 from trunk_jax.pictures.style import inline
@@ -119,15 +120,22 @@ def main(arguments: list[str] | None = None) -> None:
         "(default: runs/<the run's name>/parity or RUN/parity, if it is there)")  # fmt: skip
     add("--data-dir", help="folder of prepared TFDS datasets, for the images in the tree (default: "
         "the run's own)")  # fmt: skip
-    add("--out", metavar="FILE", help="the page (default: runs/<the run's name>/report.html)")
+    add(
+        "--out",
+        type=target,
+        metavar="FILE",
+        help="the page (default: runs/<the run's name>/report.html)",
+    )
     options = parser.parse_args(arguments)
     folder = Path(options.run)
-    out = Path(options.out) if options.out else derived.place(folder) / "report.html"
     parity = Path(options.parity) if options.parity else None
-    text = page(content(folder, parity, options.data_dir))
-    if not options.out:
+    text = page(content(folder, parity, options.data_dir)).encode()
+    out = options.out or derived.place(folder) / "report.html"
+    if options.out:
+        save_bytes(out, text)
+    else:
         derived.claim(folder)
-    runfolder.write_bytes(out, text.encode())
+        write_bytes(out, text)
     print(out)
 
 

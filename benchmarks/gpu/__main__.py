@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.gpu import archive, packing, plan, rehearsal, runner
 from data.base.errors import UserError, run_command
-from data.run.options import Parser
+from data.base.parser import Parser
 
 CLOSING_S = 10.0  # for the last archive
 

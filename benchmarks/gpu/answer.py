@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from data.run import runfolder
-from data.run.options import Parser
+from data.base import writing
+from data.base.parser import Parser
 
 
 def parser(name: str, about: str) -> Parser:
@@ -18,4 +18,4 @@ def give(value: Any, file: str | None, text: str) -> None:
     """Print a line about a result, and write it where it was asked for."""
     print(text)
     if file:
-        runfolder.write_json(Path(file), value)
+        writing.write_json(Path(file), value)

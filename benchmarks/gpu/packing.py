@@ -23,8 +23,8 @@ from rich.progress import track
 
 from data.base import reading
 from data.base.errors import UserError, run_command
+from data.base.parser import Parser
 from data.images import cache, datasets, decoded
-from data.run.options import Parser
 
 DATASETS = ("cifar10", "svhn", "emnist")
 TRAVELS = 64 * 2**20  # bytes of one call

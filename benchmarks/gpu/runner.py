@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.plan import Job, Stage
-from data.base import reading
+from data.base import reading, writing
 from data.base.errors import UserError
-from data.run import runfolder
 from data.run.manifest import git
 
 REPOSITORY = Path(__file__).parents[2]
@@ -108,7 +107,7 @@ def _stage(
         if left < (SAVING_S if job.resumes or dry else job.needs_s):
             continue  # a shorter one may fit still
         result = perform(stage, job, left, places, dry)
-        runfolder.write_json(places.result(job), result)
+        writing.write_json(places.result(job), result)
         tell(f"  {job.name}: {result['status']} in {result['seconds']:.0f} s")
         after()
 

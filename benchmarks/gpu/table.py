@@ -11,10 +11,9 @@ from typing import Any
 
 from benchmarks import sweep
 from benchmarks.gpu import plan
-from data.base import reading
+from data.base import reading, writing
 from data.base.errors import UserError, run_command
-from data.run import runfolder
-from data.run.options import Parser
+from data.base.parser import Parser
 
 NOTHING = "not measured"
 Result = dict[str, Any]
@@ -172,7 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
     page = Path(options.write)
     text = written(page.read_text(), "measured", rows)
     text = written(text, "expected", expectations())
-    runfolder.write_bytes(page, text.encode())
+    writing.write_bytes(page, text.encode())
 
 
 if __name__ == "__main__":

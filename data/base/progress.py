@@ -1,12 +1,99 @@
-"""Progress of a training run on standard error: a live bar on a terminal, lines elsewhere."""
+"""Progress of long work on standard error: a live bar on a terminal, lines elsewhere.
+
+`Reporter` is for trainings, `counting` for all that goes through so many bytes or images.
+"""
 
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+
+_FIRST_S = 2.0  # seconds after which work is long enough for a first line
+_NEXT_S = 10.0  # seconds between two lines
+_BAR_S = 0.1  # seconds between two states of a bar
+_clock = time.monotonic
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is counted: so many make one of `name`, shown with so many decimals."""
+
+    name: str
+    size: int = 1
+    decimals: int = 0
+
+
+BYTES = Unit("MB", 10**6, 1)
+IMAGES = Unit("images")
+
+
+@contextmanager
+def counting(
+    what: str, total: int | None, unit: Unit = IMAGES, done: int = 0
+) -> Iterator[Callable[[int], None]]:
+    """Show how far work is that goes through `total` (None: not known) of a unit.
+
+    `done` of them were there before. Yields a function to be called with how many more are done.
+
+        with counting("decoding svhn", len(records)) as advance:
+            for record in records:
+                decode(record)
+                advance(1)
+    """
+    console = Console(file=sys.stderr, highlight=False)
+    began, first = _clock(), done
+    due = began if console.is_terminal else began + _FIRST_S
+    live = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[state]}", markup=False),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+    )
+    task = live.add_task(what, total=total, completed=done, state="")
+
+    def advance(more: int) -> None:
+        nonlocal done, due
+        done += more
+        now = _clock()
+        if now < due:
+            return
+        due = now + (_BAR_S if console.is_terminal else _NEXT_S)
+        state = _state(done, total, unit, (done - first) / max(now - began, 1e-9))
+        if console.is_terminal:
+            live.update(task, completed=done, state=state)
+        else:
+            console.print(f"{what}: {state}", soft_wrap=True, markup=False)
+
+    with live if console.is_terminal else nullcontext():
+        yield advance
+
+
+def counted(what: str, items: Iterable[T], total: int | None) -> Iterator[T]:
+    """The items, one by one, with `counting`."""
+    with counting(what, total) as advance:
+        for item in items:
+            yield item
+            advance(1)
+
+
+def _state(done: int, total: int | None, unit: Unit, rate: float) -> str:
+    """How many of how many, how quickly, and how long it will still take."""
+    number = f",.{unit.decimals}f"
+    whole = "" if total is None else f" of {total / unit.size:{number}}"
+    left = f", {_duration((total - done) / rate)} left" if total is not None and rate > 0 else ""
+    return (
+        f"{done / unit.size:{number}}{whole} {unit.name}, "
+        f"{rate / unit.size:{number}} {unit.name}/s{left}"
+    )
 
 
 class Reporter:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from data.base import reading
 from data.base.errors import UserError
+from data.base.writing import new_folder
 
 SPLITS = ("train", "test")
 NAMES = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels"))
@@ -85,10 +85,10 @@ def fetch(name: str, key: bytes, build: Callable[[], Arrays]) -> tuple[Arrays, s
         return arrays, mark
     try:
         _write(folder, arrays, mark)
-    except OSError as error:
+    except (OSError, UserError) as error:
         print(
-            f"warning: {name} is not cached, so the next start decodes it again: "
-            f"{error.strerror or error}: {folder.parent} (TRUNK_CACHE_DIR chooses another folder)",
+            f"warning: {name} is not cached in {folder.parent}, so the next start decodes it "
+            f"again: {error} (TRUNK_CACHE_DIR chooses another folder)",
             file=sys.stderr,
         )
     return arrays, mark
@@ -113,20 +113,18 @@ def _read(folder: Path) -> tuple[Arrays, str] | None:
 
 
 def _write(folder: Path, arrays: Arrays, mark: str) -> None:
-    """Write beside `folder`, then rename, so that `folder` is whole whenever it exists."""
-    parent = folder.parent
-    parent.mkdir(parents=True, exist_ok=True)
-    for partial in parent.glob(".partial-*"):
-        if time.time() - partial.stat().st_mtime > _ABANDONED:
-            shutil.rmtree(partial, ignore_errors=True)
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=parent))
+    """Make `folder`, whole whenever it is there."""
+    for left in folder.parent.glob(".*.tmp"):  # of processes that were killed
+        if time.time() - left.stat().st_mtime > _ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
+    if folder.exists():  # damaged
+        shutil.rmtree(folder)
     try:
-        for name, array in arrays.items():
-            with open(partial / f"{name}.npy", "wb") as file:
-                np.save(file, array, allow_pickle=False)
-        (partial / _META).write_text(json.dumps({"fingerprint": mark}))
-        if folder.exists():  # damaged, or another process was quicker: ours is as good
-            shutil.rmtree(folder)
-        os.rename(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with new_folder(folder) as aside:
+            for name, array in arrays.items():
+                with open(aside / f"{name}.npy", "wb") as file:
+                    np.save(file, array, allow_pickle=False)
+            (aside / _META).write_text(json.dumps({"fingerprint": mark}))
+    except UserError:
+        if _read(folder) is None:  # no other process was quicker
+            raise

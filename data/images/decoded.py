@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.base import reading
+from data.base import reading, writing
 from data.base.errors import UserError
 from data.images import cache
 from data.images.cache import NAMES, SPLITS, Arrays
-from data.run import runfolder
 
 ABOUT: reading.Form = {"fingerprint": str, "version": str, "description": str, "source": str}
 Shape = tuple[int, int, int]
@@ -41,7 +40,7 @@ def write(
             np.save(made / f"{key}.npy", arrays[key], allow_pickle=False)
         about = {"fingerprint": cache.fingerprint(arrays), "version": version}
         about |= {"description": description, "source": source}
-        runfolder.write_json(made / "about.json", about)
+        writing.write_json(made / "about.json", about)
         if target.exists():
             os.rename(target, Path(partial) / "old")
         os.rename(made, target)

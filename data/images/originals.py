@@ -6,42 +6,44 @@ PNG, which TFDS takes as bytes.
 """
 
 import contextlib
+import dataclasses
 import gzip
 import io
 import os
+import shutil
 import sys
 import tarfile
-import tempfile
-import threading
-import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import requests
 import scipy.io
 import tensorflow_datasets as tfds
+from etils import epath
 from PIL import Image
-from tensorflow_datasets.core.download import downloader
-from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
-from tensorflow_datasets.core.download.util import DownloadError
+from tensorflow_datasets.core import utils
+from tensorflow_datasets.core.download import checksums, resource
+from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError, promise
+from tensorflow_datasets.core.utils import file_utils
 
+from data.base import download, locking, progress
+from data.base.download import Unavailable, reason
 from data.base.errors import UserError
 from data.images.cache import SPLITS
-from data.images.datasets import Spec
+from data.images.datasets import Spec, prepared_folder
 
-_REACH_S = 6.0  # seconds a server has to answer a first, empty request
-_CONNECT_S, _READ_S = 5.0, 30.0  # seconds for a connection, and for any next bytes
-_REPORT_S = 10.0  # seconds between two lines of progress
-_BLOCK = 1 << 18  # bytes taken from a connection at a time
+_UNFINISHED = "incomplete.trunk_"  # before the name of a folder that is being written
+_UNPACKED = ".unpacked"  # at that of an archive's content
 
 
 def prepare(spec: Spec, root: Path) -> Path:
     """Download `spec` and write it, as TFDS would, in array_record under `root`.
 
-    Returns the prepared folder. Raises UserError when `root` cannot be written, a server
-    cannot be reached, or a download is not what it should be.
+    Returns the prepared folder. If another process is at it, waits for that one and returns
+    what is there then. Raises UserError when `root` cannot be written, a server cannot be
+    reached, or a download is not what it should be.
     """
     wanted = f"dataset {spec.name!r} is not prepared in {root / spec.tfds_name}"
     elsewhere = (
@@ -51,25 +53,39 @@ def prepare(spec: Spec, root: Path) -> Path:
     existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"{wanted}, and {existing} is not a writable folder; {elsewhere}")
+
+    def wait() -> None:
+        print(f"another process prepares {spec.name} in {root}; waiting for it", file=sys.stderr)
+
     try:
-        builder = tfds.builder(spec.tfds_name, data_dir=str(root), file_format="array_record")
-        with contextlib.ExitStack() as stack:
-            _take_over(builder, stack)
-            builder.download_and_prepare(
-                download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-            )
-    except _Unavailable as error:
+        root.mkdir(parents=True, exist_ok=True)
+        with locking.alone(root / f".{spec.name}.lock", wait):
+            found = prepared_folder(spec, root)
+            return _written(spec, root) if found is None else found
+    except Unavailable as error:
         raise UserError(f"{wanted}, and {error}; {elsewhere}") from None
     except OSError as error:  # no space, no permission: TFDS's own has no number and many lines
         raise UserError(
-            f"{wanted}, and it could not be written there: {error.strerror or _reason(error)}; "
+            f"{wanted}, and it could not be written there: {error.strerror or reason(error)}; "
             f"choose another folder with --data-dir, or {elsewhere}"
         ) from None
-    return Path(builder.data_dir)
 
 
-class _Unavailable(Exception):
-    """A download that failed, or that is not what it should be. The message is one clause."""
+def _written(spec: Spec, root: Path) -> Path:
+    """Download and write; nobody else does so meanwhile."""
+    builder = tfds.builder(spec.tfds_name, data_dir=str(root), file_format="array_record")
+    folder = Path(builder.data_dir)
+    unfinished = folder.with_name(_UNFINISHED + folder.name)
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    with contextlib.suppress(OSError):
+        folder.rmdir()  # an empty one: TFDS would take it for the dataset
+    with contextlib.ExitStack() as stack:
+        _replaced(stack, file_utils, "_get_incomplete_dir", lambda _: str(unfinished))
+        _take_over(builder, stack)
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+        )
+    return folder
 
 
 def _take_over(builder: tfds.core.GeneratorBasedBuilder, stack: contextlib.ExitStack) -> None:
@@ -83,19 +99,30 @@ def _take_over(builder: tfds.core.GeneratorBasedBuilder, stack: contextlib.ExitS
 
     builder._split_generators = split_generators
     builder._generate_examples = _EXAMPLES[builder.name]
-    stopped = threading.Event()
-    stack.callback(setattr, downloader, "_open_url", downloader._open_url)
-    stack.callback(stopped.set)  # a thread that still downloads would delay the process's end
-    downloader._open_url = _opener(stopped)
     tfds.disable_progress_bar()
+    _replaced(stack, utils, "tqdm", _shown)
     stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # TFDS prints to it
+
+
+def _replaced(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Give a module of TFDS another function, until `stack` ends."""
+    stack.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
+
+
+def _shown(items: Iterable, *, desc: str = "", total: int | None = None, unit: str = "", **_: Any):
+    """In place of TFDS's progress bar, which it has for splits, for examples and for writing."""
+    if "example" not in unit:
+        return iter(items)
+    what = "writing" if desc.startswith("Shuffling") else desc.rstrip(".").lower()
+    return progress.counted(what, items, total)
 
 
 class _Downloads:
     """What the builders ask of TFDS's download manager, without TensorFlow or an unused split.
 
-    TFDS still does the downloading proper: its folders, its reuse of what is already
-    there (also under downloads/manual), its checksums.
+    TFDS still says where files lie, uses again what is there (also under downloads/manual), and
+    checks checksums. The downloading proper is ours, so that it goes on where it stopped.
     """
 
     def __init__(
@@ -105,18 +132,32 @@ class _Downloads:
         stack: contextlib.ExitStack,
     ):
         self._manager, self._builder, self._stack = manager, builder, stack
-        self._start = manager._download  # what TFDS calls for a file that it does not have yet
-        self._reached: set[str] = set()
-        manager._download = self._announced
+        manager._download = self._fetched  # what TFDS calls for a file that it does not have yet
 
-    def _announced(self, resource: tfds.download.Resource):  # a promise of the file's path
-        host = requests.utils.urlparse(resource.url).netloc
-        if host not in self._reached:
-            _reach(resource.url)
-            self._reached.add(host)
-        known = self._builder.url_infos.get(resource.url)
-        print(f"downloading {resource.url}{f' ({known.size})' if known else ''}", file=sys.stderr)
-        return self._start(resource)
+    def _fetched(self, asked: tfds.download.Resource) -> promise.Promise:
+        """A promise of the file's path, which is kept already."""
+        manager, url = self._manager, asked.url
+        known = manager._url_infos.get(url)  # those of all datasets
+        part = download.part_of(Path(manager._get_dl_path(asked)))
+        part.parent.mkdir(parents=True, exist_ok=True)
+        begun = download.download(url, part, known and int(known.size))
+        info = _info(part, url)
+        if begun and known and info.checksum != known.checksum:  # what we had was of another file
+            part.unlink()
+            download.download(url, part, int(known.size))
+            info = _info(part, url)
+        try:
+            manager._register_or_validate_checksums(url=url, url_info=info, path=part)
+        except NonMatchingChecksumError:
+            part.unlink()
+            raise
+        file = manager._get_dl_path(asked, *([info.checksum] if known else []))
+        resource.write_info_file(
+            url=url, path=file, dataset_name=self._builder.name, original_fname=info.filename,
+            url_info=info,
+        )  # fmt: skip
+        os.replace(part, file)
+        return promise.Promise.resolve(file)
 
     def download(self, urls: str | dict[str, str]) -> Path | dict[str, Path | None]:
         """Fetch one address, or those of a dict whose key is a split that is used."""
@@ -126,21 +167,17 @@ class _Downloads:
             urls = {key: url for key, url in urls.items() if key in SPLITS}
         try:
             found = self._manager.download(urls)
-        except (requests.RequestException, DownloadError) as error:
-            raise _Unavailable(
-                f"{_names(urls)} could not be downloaded ({_reason(error)})"
-            ) from None
         except NonMatchingChecksumError:
             problem = f"{_names(urls)} is not the file that TFDS expects (wrong checksum)"
-            raise _Unavailable(problem) from None
+            raise Unavailable(problem) from None
         return found | skipped if isinstance(found, dict) else found
 
     def download_and_extract(self, url: str) -> str:
         """Fetch an archive and unpack it into a folder that goes once all is prepared."""
-        archive = self.download(url)
-        folder = self._stack.enter_context(
-            tempfile.TemporaryDirectory(prefix="unpacked-", dir=Path(archive).parent)
-        )
+        archive = Path(self.download(url))
+        folder = archive.with_name(archive.name + _UNPACKED)
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+        self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
         try:
             if url.endswith(".zip"):
                 with zipfile.ZipFile(archive) as opened:
@@ -150,74 +187,22 @@ class _Downloads:
                 with tarfile.open(archive) as opened:
                     opened.extractall(folder, filter="data")
         except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-            raise _Unavailable(f"{url} cannot be unpacked ({_reason(error)})") from None
-        return folder
+            raise Unavailable(f"{url} cannot be unpacked ({reason(error)})") from None
+        return str(folder)
 
     def extract(self, paths: dict[str, str]) -> dict[str, str]:
         """Single compressed files stay as they are: the parsers below open them."""
         return paths
 
 
-def _reach(url: str) -> None:
-    """Return once the server of `url` answers. Raises _Unavailable after at most `_REACH_S`.
-
-    In a thread, because a name that cannot be resolved heeds no timeout.
-    """
-    problems = [f"no answer in {_REACH_S:.0f} s"]
-
-    def ask() -> None:
-        try:
-            answer = requests.head(url, allow_redirects=True, timeout=_REACH_S)
-            refused = answer.status_code >= 400 and answer.status_code not in (405, 501)
-            problems[:] = [f"HTTP {answer.status_code}"] if refused else []
-        except OSError as error:  # that of requests, and of a REQUESTS_CA_BUNDLE that is missing
-            problems[:] = [_reason(error)]
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_REACH_S)
-    if problems:
-        raise _Unavailable(f"{url} could not be downloaded ({problems[0]})")
-
-
-def _opener(stopped: threading.Event) -> Callable:
-    """A replacement for TFDS's way to open an address, which has no timeout and retries for long.
-
-    It yields (response, iterator of bytes), and gives up when `stopped` is set.
-    """
-
-    @contextlib.contextmanager
-    def open_url(url: str, verify: bool = True) -> Iterator[tuple[requests.Response, Iterator]]:
-        def blocks() -> Iterator[bytes]:
-            size, reported = 0, time.monotonic()
-            for block in response.iter_content(_BLOCK):
-                if stopped.is_set():
-                    raise DownloadError("stopped")
-                yield block
-                size += len(block)
-                if time.monotonic() - reported > _REPORT_S:
-                    reported = time.monotonic()
-                    print(f"  {size / 2**20:.0f} MiB of {url}", file=sys.stderr)
-
-        timeout = (_CONNECT_S, _READ_S)
-        with requests.get(url, stream=True, timeout=timeout, verify=verify) as response:
-            response.raise_for_status()
-            yield response, blocks()
-
-    return open_url
+def _info(file: Path, url: str) -> checksums.UrlInfo:
+    """What TFDS keeps of a downloaded file."""
+    found = checksums.compute_url_info(epath.Path(file))
+    return dataclasses.replace(found, filename=os.path.basename(url))
 
 
 def _names(urls: str | dict[str, str]) -> str:
     return urls if isinstance(urls, str) else " or ".join(urls.values())
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause of an error, in a line: requests wraps it in four others."""
-    if isinstance(error, requests.HTTPError):
-        return f"HTTP {error.response.status_code}"
-    while inner := error.__cause__ or error.__context__:
-        error = inner
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _png(image: np.ndarray) -> io.BytesIO:
@@ -243,7 +228,7 @@ def _emnist_examples(num_examples: int, data_path: str, label_path: str) -> Keye
     """EMNIST's gzipped IDX files, images uint8 [N, 28, 28] as stored (transposed)."""
     images, labels = _idx(data_path), _idx(label_path)
     if images.shape != (num_examples, 28, 28) or labels.shape != (num_examples,):
-        raise _Unavailable(f"EMNIST's archive does not hold the {num_examples} images it should")
+        raise Unavailable(f"EMNIST's archive does not hold the {num_examples} images it should")
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         yield i, {"image": _png(image[..., None]), "label": int(label)}
 

@@ -9,12 +9,15 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data.base.errors import UserError
+from data.base.progress import counted
 from data.images import tfrecord
 from data.images.cache import SPLITS, Arrays
 from data.images.datasets import Spec
 
 _MODES = {1: "L", 3: "RGB"}  # Pillow's name for 8-bit pixels, by number of channels
 _FORMATS = ("array_record", "tfrecord")
+_PNG = b"\x89PNG"
+_STARTS = {"JPEG": b"\xff\xd8", "GIF": b"GIF8", "BMP": b"BM", "WebP": b"RIFF"}
 
 
 def decode(spec: Spec, folder: Path) -> Arrays:
@@ -22,6 +25,35 @@ def decode(spec: Spec, folder: Path) -> Arrays:
 
     Splits other than train and test are not looked at. Raises UserError for a shard that is
     missing or damaged, and for images or labels that do not fit `spec`.
+    """
+    builder = opened(spec, folder)
+    arrays = {}
+    for split in SPLITS:
+        try:
+            records = _records(builder, split)
+        except Exception as error:  # the readers raise a different type for each damage
+            problem = f"a shard of split {split!r} is damaged ({_first_line(error)})"
+            raise _refusal(spec, folder, problem) from None
+        images = np.empty((len(records), *spec.image_shape), np.uint8)
+        labels = np.empty(len(records), np.int32)
+        shown = counted(f"decoding {spec.name}, {split}", records, len(records))
+        for i, record in enumerate(shown):
+            try:
+                images[i], labels[i] = _example(record, spec)
+            except _OtherFormat as error:
+                raise _other(spec, folder, f"its images are {error}, not PNG") from None
+            except Exception as error:  # whatever damage makes protobuf and Pillow raise
+                problem = f"record {i} of split {split!r} is unusable ({_first_line(error)})"
+                raise _refusal(spec, folder, problem) from None
+        arrays |= {f"{split}_images": images, f"{split}_labels": labels}
+    return arrays
+
+
+def opened(spec: Spec, folder: Path) -> tfds.core.DatasetBuilder:
+    """TFDS's builder of a prepared folder, which reads it.
+
+    UserError for a folder that is damaged or has other classes, for a format that is not read,
+    and for a shard that is missing. The shards themselves are not read.
     """
     try:
         builder = tfds.builder_from_directory(str(folder))
@@ -31,11 +63,10 @@ def decode(spec: Spec, folder: Path) -> Arrays:
         raise _refusal(spec, folder, f"TFDS cannot read it ({_first_line(error)})") from None
     numbered = [str(i) for i in range(len(spec.class_names))]  # TFDS's names where it has none
     if list(label_names) not in (numbered, list(spec.class_names)):
-        raise _refusal(spec, folder, "its classes are not this dataset's")
+        raise _other(spec, folder, "its classes are not this dataset's")
     if builder.info.file_format.value not in _FORMATS:
         problem = f"file format {builder.info.file_format.value}, not {' or '.join(_FORMATS)}"
-        raise _refusal(spec, folder, problem)
-    arrays = {}
+        raise _other(spec, folder, problem)
     for split, info in infos.items():
         try:
             shards = info.filepaths
@@ -49,21 +80,7 @@ def decode(spec: Spec, folder: Path) -> Arrays:
         room = sum(Path(shard).stat().st_size for shard in shards)
         if not 0 < info.num_examples <= room:  # a record takes a byte at least
             raise _refusal(spec, folder, f"split {split!r} cannot have {info.num_examples} records")
-        try:
-            records = _records(builder, split)
-        except Exception as error:  # the readers raise a different type for each damage
-            problem = f"a shard of split {split!r} is damaged ({_first_line(error)})"
-            raise _refusal(spec, folder, problem) from None
-        images = np.empty((len(records), *spec.image_shape), np.uint8)
-        labels = np.empty(len(records), np.int32)
-        for i, record in enumerate(records):
-            try:
-                images[i], labels[i] = _example(record, spec)
-            except Exception as error:  # whatever damage makes protobuf and Pillow raise
-                problem = f"record {i} of split {split!r} is unusable ({_first_line(error)})"
-                raise _refusal(spec, folder, problem) from None
-        arrays |= {f"{split}_images": images, f"{split}_labels": labels}
-    return arrays
+    return builder
 
 
 def _records(builder: tfds.core.DatasetBuilder, split: str) -> list[bytes]:
@@ -85,6 +102,11 @@ def _example(record: bytes, spec: Spec) -> tuple[np.ndarray, int]:
     (encoded,) = features["image"].bytes_list.value
     (label,) = features["label"].int64_list.value
     height, width, channels = spec.image_shape
+    if not encoded.startswith(_PNG):
+        other = next((name for name, start in _STARTS.items() if encoded.startswith(start)), None)
+        if other:
+            raise _OtherFormat(other)
+        raise ValueError("its image is no PNG")
     image = Image.open(io.BytesIO(encoded), formats=["PNG"])
     if image.size != (width, height) or image.mode != _MODES[channels]:
         raise ValueError(
@@ -96,7 +118,20 @@ def _example(record: bytes, spec: Spec) -> tuple[np.ndarray, int]:
     return np.asarray(image).reshape(spec.image_shape), label
 
 
+class _OtherFormat(Exception):
+    """Images in a format that is not read; the message is its name."""
+
+
+def _other(spec: Spec, folder: Path, problem: str) -> UserError:
+    """For a folder that may be whole, and is somebody's, but is not what is needed here."""
+    return UserError(
+        f"dataset {spec.name!r} in {folder}: {problem}; prepare it in another folder (python -m "
+        f"data.prepare {spec.name} --data-dir DIR) and pass --data-dir DIR or set TFDS_DATA_DIR"
+    )
+
+
 def _refusal(spec: Spec, folder: Path, problem: str) -> UserError:
+    """For a folder that is damaged."""
     return UserError(
         f"dataset {spec.name!r} in {folder}: {problem}; delete that folder and prepare it again "
         f"(python -m data.prepare {spec.name} --data-dir DIR)"

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data.base.progress import counting
+
 _POLYNOMIAL = 0x82F63B78  # CRC-32C (Castagnoli), reflected
 _MASK_DELTA = 0xA282EAD8
 _BATCH = 4096  # records whose checksums are computed side by side
@@ -69,10 +71,12 @@ def read_records(path: Path) -> list[bytes]:
         at = end + 4
     longest = max(map(len, records), default=1)
     batch = max(1, min(_BATCH, _BLOCK // max(longest, 1)))
-    for start in range(0, len(records), batch):
-        part = slice(start, start + batch)
-        expected = np.array(sums[part], np.uint32)
-        found = np.stack([masked_crc32c(heads[part]), masked_crc32c(records[part])], axis=1)
-        if not np.array_equal(found, expected):
-            raise ValueError("the file is damaged (a checksum is wrong)")
+    with counting(f"checking {path.name}", len(records)) as advance:
+        for start in range(0, len(records), batch):
+            part = slice(start, start + batch)
+            expected = np.array(sums[part], np.uint32)
+            found = np.stack([masked_crc32c(heads[part]), masked_crc32c(records[part])], axis=1)
+            if not np.array_equal(found, expected):
+                raise ValueError("the file is damaged (a checksum is wrong)")
+            advance(len(expected))
     return records

@@ -10,9 +10,8 @@ import hashlib
 import sys
 from pathlib import Path
 
-from data.base import reading
+from data.base import reading, writing
 from data.base.errors import UserError
-from data.run import runfolder
 
 CARD = "README.md"  # a folder that has one is handed on as it is
 MARK = "derived-from.json"
@@ -58,7 +57,7 @@ def claim(run: Path) -> Path:
     folder = place(run)
     if not _is(folder, run) and not (folder / MARK).exists():
         mark = {"run": str(run.absolute()), "weights_sha256": _digest(run)}
-        runfolder.write_json(folder / MARK, mark)
+        writing.write_json(folder / MARK, mark)
     return folder
 
 

@@ -14,9 +14,9 @@ from jaxtyping import Float
 
 from data.base import tables
 from data.base.errors import UserError
+from data.base.parser import Parser, target
 from data.base.streams import stream
-from data.run import runfolder
-from data.run.options import Parser
+from data.base.writing import save_json
 
 IMAGE = (32, 32, 3)  # height, width, channels
 OUTPUTS = 1000
@@ -54,13 +54,11 @@ def options_of(framework: str, arguments: list[str] | None) -> Options:
     add("--images", type=int, default=64, help="on which outputs are compared (default: "
         "%(default)s)")  # fmt: skip
     add("--repeats", type=int, default=20, help="timed calls (default: %(default)s)")
-    add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
+    add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     given = parser.parse_args(arguments)
     if given.seed < 0 or given.images < 1 or given.repeats < 1:
         raise UserError("--seed must be 0 or more, --images and --repeats above 0")
-    return Options(
-        given.seed, given.images, given.repeats, Path(given.json) if given.json else None
-    )
+    return Options(given.seed, given.images, given.repeats, given.json)
 
 
 def images(seed: int, count: int) -> Float[np.ndarray, "n 32 32 3"]:
@@ -102,4 +100,4 @@ def report(options: Options, framework: str, device: str, forms: dict[str, dict[
     print("The compressed form shares no weights with the base; its outputs agree by chance alone.")
     if options.json:
         value = {"framework": framework, "device": device, "seed": options.seed, "forms": forms}
-        runfolder.write_json(options.json, value)
+        save_json(options.json, value)

@@ -3,9 +3,10 @@
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from data.base.errors import UserError
+from data.base.parser import Parser, target
 from data.images import datasets
 from data.recipes import recipe
 from data.recipes.baselines import models as baselines
@@ -36,17 +37,6 @@ HOW = ("siblings", "devices", "distributed", "autotune")  # not what decides a r
 SIBLINGS = ("auto", "together", "alone")
 OF_TREES = ("backbone", "volatility", "grouping")
 OF_MODELS = ("size", "weights", "speed_up")
-
-
-class Parser(argparse.ArgumentParser):
-    """Takes flags by their whole names; a wrong one is one line, like every other mistake."""
-
-    def __init__(self, *arguments: Any, **settings: Any):
-        super().__init__(*arguments, allow_abbrev=False, **settings)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what `run_command` prints."""
-        raise UserError(f"{message} (see --help)")
 
 
 @dataclass(frozen=True)
@@ -104,7 +94,9 @@ def train_parser(framework: str) -> Parser:
                       "-<framework>)")  # fmt: skip
     add("--resume", action="store_true", help="go on with the run in --out, or start it if it "
                                               "is not there (default: off)")  # fmt: skip
-    add("--json", metavar="FILE", help="also write the summary to FILE (default: none)")
+    add(
+        "--json", type=target, metavar="FILE", help="also write the summary to FILE (default: none)"
+    )
     always = "off" if framework == "jax" else "off; on a GPU too this framework always does"
     add("--deterministic", action="store_true", help="compute so that the same command on the same "
         "GPU gives the same bits; on a CPU it does without; what it costs in time is not measured "
@@ -157,7 +149,6 @@ def train_options(framework: str, arguments: list[str] | None = None) -> TrainOp
     deterministic = flags.get("deterministic", False)
     if deterministic and "autotune" in how:
         raise UserError("--autotune is of no use with --deterministic, which times no kernels")
-    report = Path(report) if report else None
     return TrainOptions(
         _recipe(flags), flags, out, resume, data_dir, report, deterministic=deterministic, **how
     )
@@ -229,7 +220,7 @@ def evaluate_options(framework: str, arguments: list[str] | None = None) -> Eval
     add("--split", choices=("train", "validation", "test"), default="test",
         help="which images (default: %(default)s)")  # fmt: skip
     add("--data-dir", help="folder of prepared TFDS datasets (default: the run's own)")
-    add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
+    add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     if framework == "jax":
         parser.set_defaults(devices="all", distributed=False)
         _add_devices(parser)
@@ -238,7 +229,7 @@ def evaluate_options(framework: str, arguments: list[str] | None = None) -> Eval
         Path(options.run),
         options.split,
         options.data_dir,
-        Path(options.json) if options.json else None,
+        options.json,
         getattr(options, "devices", "all"),
         getattr(options, "distributed", False),
     )

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from data.base import reading, tables
+from data.base import reading, tables, writing
 from data.base.errors import UserError
 from data.images.datasets import Dataset, Examples
 from data.recipes.recipe import Recipe
-from data.run import derived, runfolder
+from data.run import derived
 from data.tree import hierarchy, metrics
 from data.tree.hierarchy import Tree
 
@@ -133,7 +133,7 @@ def write_predictions(
         )
     ]
     text = "\n".join(rows) + "\n"
-    runfolder.write_bytes(folder / f"predictions-{split}.csv", text.encode())
+    writing.write_bytes(folder / f"predictions-{split}.csv", text.encode())
     names = dataset.spec.class_names
     table = io.StringIO()
     table.write("true \\ predicted," + ",".join(names) + "\n")
@@ -141,7 +141,7 @@ def write_predictions(
         names, metrics.confusion(examples.labels, labels, len(names)), strict=True
     ):
         table.write(name + "," + ",".join(map(str, row)) + "\n")
-    runfolder.write_bytes(folder / f"confusion-{split}.csv", table.getvalue().encode())
+    writing.write_bytes(folder / f"confusion-{split}.csv", table.getvalue().encode())
 
 
 def read_predictions(folder: Path, split: str, classes: int) -> tuple[np.ndarray, np.ndarray]:

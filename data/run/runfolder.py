@@ -20,14 +20,16 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save as save_safetensors
 
-from data.base import locks, reading
+from data.base import reading
 from data.base.errors import UserError
+from data.base.locking import hold
 from data.base.weights import read_safetensors
+from data.base.writing import naming, write_bytes, write_json
 from data.recipes import recipe
 from data.recipes.recipe import Recipe
 from data.tree import hierarchy
@@ -56,74 +58,6 @@ MANIFEST: reading.Form = {
     "converted?": [Any],
 }
 _MOST_METRICS = 64 * 2**20  # bytes; 200,000 epochs
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Name the file that cannot be written: the system's own error on a full disk does not."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; make room for it, or choose another "
-            "folder"
-        ) from error
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace the file at once: written aside, synced, renamed. UserError if it cannot be."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(aside, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        except BaseException:
-            with suppress(OSError):  # the first error is the one to report
-                aside.unlink()
-            raise
-
-
-def reserve(folder: Path, size: int) -> None:
-    """UserError if the folder, which is made, has no room for so many bytes more.
-
-    For what a library writes, which may not say plainly that the disk is full.
-    """
-    aside = folder / f".{os.getpid()}.tmp"
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(aside, "wb") as file:
-                _fill(file, size)
-        finally:
-            aside.unlink(missing_ok=True)
-
-
-def _fill(file: IO[bytes], size: int) -> None:
-    """Give a file so many bytes of the disk."""
-    if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
-        os.posix_fallocate(file.fileno(), 0, size)
-        return
-    block = bytes(2**20)
-    for start in range(0, size, len(block)):
-        file.write(block[: size - start])
-    file.flush()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON, whole or not at all."""
-    write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
-
-
-def copy_folder(source: Path, target: Path) -> None:
-    """Copy a folder of ours to where there is none. UserError if that cannot be done."""
-    try:
-        shutil.copytree(source, target)
-    except shutil.Error as error:  # it has neither a number nor a name, and a list of reasons
-        raise UserError(f"cannot copy {source} to {target} ({error.args[0][0][2]})") from None
 
 
 def read_json(path: Path) -> Any:
@@ -174,7 +108,7 @@ def lock(path: Path) -> Iterator[None]:
     """
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; choose another --out")
-    with _writing(path):
+    with naming(path):
         path.mkdir(parents=True, exist_ok=True)
         foreign = any(not entry.name.startswith(".") for entry in path.iterdir())
         if foreign and not (path / "config.json").exists():
@@ -185,22 +119,6 @@ def lock(path: Path) -> Iterator[None]:
                 leftover.unlink()
             elif leftover.is_dir():
                 shutil.rmtree(leftover)
-        yield
-
-
-@contextmanager
-def hold(path: Path) -> Iterator[None]:
-    """Hold a folder, made if it is not there, against other processes of ours.
-
-    UserError if another holds it. The kernel lets go of it however we end.
-    """
-    with _writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-        reading.need_inside(path)
-        file = open(path / ".lock", "w")  # noqa: SIM115 (closed below)
-    with file:
-        if not locks.taken(file):
-            raise UserError(f"{path} is in use by another process")
         yield
 
 
@@ -318,7 +236,7 @@ def append_metrics(path: Path, row: dict[str, Any]) -> None:
     }
     file = path / "metrics.jsonl"
     end = file.stat().st_size if file.exists() else 0
-    with _writing(file), open(file, "a") as lines:
+    with naming(file), open(file, "a") as lines:
         try:
             lines.write(json.dumps(clean) + "\n")
             lines.flush()

@@ -3,6 +3,7 @@
 import sys
 from contextlib import nullcontext
 
+from data.base.writing import save_json
 from data.images import datasets
 from data.images.splits import split
 from data.run import derived, results, runfolder
@@ -48,4 +49,4 @@ def _evaluate(framework: Framework, options: EvaluateOptions, shipped: bool) -> 
         )
     )
     if options.json:
-        runfolder.write_json(options.json, value)
+        save_json(options.json, value)

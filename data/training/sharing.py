@@ -7,8 +7,6 @@ are alike. A new run is grown on paper as far as finished runs reach, and is giv
 checkpoints and likelihoods; it then finds them as it would its own.
 """
 
-import os
-import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path as FilePath
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from data.base.streams import stream
+from data.base.writing import copy_folder, new_folder
 from data.recipes.recipe import Recipe
 from data.run import runfolder
 from data.training import growth
@@ -106,11 +105,5 @@ def _copy(source: FilePath, folder: FilePath, stage: Stage) -> None:
     for row in runfolder.read_metrics(source):
         if (row.get("node"), row.get("phase")) == (stage.name, stage.phase):
             runfolder.append_metrics(folder, row)
-    target = checkpoint_folder(folder, stage)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        runfolder.copy_folder(checkpoint_folder(source, stage), aside)
-        aside.rename(target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with new_folder(checkpoint_folder(folder, stage)) as aside:
+        copy_folder(checkpoint_folder(source, stage), aside)

@@ -5,9 +5,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data.base import reading
+from data.base import reading, writing
 from data.base.errors import UserError
 from data.base.progress import Reporter
+from data.base.writing import save_json
 from data.images import datasets
 from data.images.datasets import Dataset
 from data.images.splits import Splits, split
@@ -43,7 +44,7 @@ def train(framework: Framework, options: TrainOptions) -> None:
     names = hierarchy.titles(runfolder.read_tree(folder), dataset.spec.class_names)
     print(*results.lines(summary, names), f"  run folder {folder}", sep="\n")
     if options.json:
-        runfolder.write_json(options.json, summary)
+        save_json(options.json, summary)
 
 
 def _config(
@@ -70,12 +71,12 @@ def _grow_and_evaluate(
     if changed:
         print(f"note: resumed under another {'; '.join(changed)}: the last bits of the weights may "
               "differ from those of an undisturbed run", file=sys.stderr)  # fmt: skip
-    runfolder.write_json(folder / "manifest.json", about)
+    writing.write_json(folder / "manifest.json", about)
     grown = _grow(framework, options, dataset, splits)
     summary = _evaluate(framework, options, dataset, splits, grown)
     about["seconds"] = round(time.monotonic() - began, 1)
-    runfolder.write_json(folder / "manifest.json", about)
-    runfolder.write_json(folder / "summary.json", summary)  # last: it marks a finished run
+    writing.write_json(folder / "manifest.json", about)
+    writing.write_json(folder / "summary.json", summary)  # last: it marks a finished run
 
 
 def _continued(file: Path, about: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -12,8 +12,7 @@ from typing import Any
 import jax
 import torch
 
-from data.base import pages, tables
-from data.run import runfolder
+from data.base import pages, tables, writing
 from data.run.manifest import git
 from parity.checks.modes import Cost
 from parity.checks.tolerance import CONSTANT, Check
@@ -169,5 +168,5 @@ def as_html(checks: Sequence[Check], seed: int, costs: Sequence[Cost] = ()) -> s
 
 def write(folder: Path, checks: Sequence[Check], seed: int, costs: Sequence[Cost] = ()) -> None:
     """`report.json` and `report.html`."""
-    runfolder.write_json(folder / "report.json", as_json(checks, seed, costs))
-    runfolder.write_bytes(folder / "report.html", as_html(checks, seed, costs).encode())
+    writing.write_json(folder / "report.json", as_json(checks, seed, costs))
+    writing.write_bytes(folder / "report.html", as_html(checks, seed, costs).encode())

@@ -1,7 +1,6 @@
 """A network, or a whole run, turned over to the other framework."""
 
 import os
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,9 @@ import trunk_jax.inference.load
 import trunk_jax.network.exchange
 import trunk_torch_ref.inference.load
 import trunk_torch_ref.network.exchange
+from data.base import writing
 from data.base.errors import UserError
+from data.base.writing import new_folder
 from data.images import datasets
 from data.run import results, runfolder
 from data.tree import hierarchy
@@ -112,11 +113,9 @@ def convert_run(folder: Path, to: str, out: Path) -> dict[str, int]:
     networks = _LOAD[origin](folder, recipe, tree, shape)
     states = {node: _EXCHANGES[origin].to_state_dict(networks[node]) for node in networks}
 
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        aside.mkdir(parents=True)
+    with new_folder(out) as aside:
         for name, value in changed.items():  # config.json first: it may say that it is compressed
-            runfolder.write_json(aside / name, value | {"framework": to})
+            writing.write_json(aside / name, value | {"framework": to})
         for node, state in states.items():
             runfolder.write_weights(aside, tree.names[node], state)
         back = to_jax if origin == "jax" else to_torch
@@ -125,9 +124,6 @@ def convert_run(folder: Path, to: str, out: Path) -> dict[str, int]:
             _need_same(states[node], returned)
         for pattern in _CARRIED:
             for file in sorted(folder.glob(pattern)):
-                runfolder.write_bytes(aside / file.relative_to(folder), file.read_bytes())
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+                writing.write_bytes(aside / file.relative_to(folder), file.read_bytes())
     values = sum(array.size for state in states.values() for array in state.values())
     return {"nodes": len(hierarchy.nodes(tree)), "values": values}

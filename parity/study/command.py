@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import torch
 
+from data.base import writing
+from data.base.writing import save_json
 from data.images import datasets
 from data.images.datasets import Dataset
 from data.images.splits import split
@@ -46,15 +48,15 @@ def main(arguments: list[str], inline: bool = False) -> int:
             write(drawing, out, name)
         tables.write(out, found)
         page = report.page(value, arguments, made)
-        runfolder.write_bytes(out / "report.html", page.encode())
+        writing.write_bytes(out / "report.html", page.encode())
         text = report.markdown(value, arguments, list(made))
-        runfolder.write_bytes(out / "summary.md", text.encode())
-        runfolder.write_json(out / "study.json", value)
+        writing.write_bytes(out / "summary.md", text.encode())
+        writing.write_json(out / "study.json", value)
     for section in report.sections(value):
         print(f"\n{section['title']}", *(f"- {line}" for line in section["lines"]), sep="\n")
     print(f"\n{words.headline(value)}\n{out / 'report.html'}")
     if options.json:
-        runfolder.write_json(options.json, value)
+        save_json(options.json, value)
     return 1 if any(coupled["finding"] for coupled in value["coupled"]) else 0
 
 
@@ -73,4 +75,4 @@ def _keep_manifest(options: Options, dataset: Dataset) -> None:
     given = TrainOptions(recipe, flags, options.out, True, options.data_dir, None)
     parts = split(dataset, recipe.protocol, recipe.seed, recipe.limit)
     about = manifest("both", device, given, dataset, parts)
-    runfolder.write_json(file, about | {"written": time.strftime("%Y-%m-%d", time.gmtime())})
+    writing.write_json(file, about | {"written": time.strftime("%Y-%m-%d", time.gmtime())})

@@ -14,12 +14,13 @@ from typing import Any
 
 from scipy.stats import binomtest
 
+from data.base import writing
 from data.base.errors import UserError, run_command
+from data.base.parser import Parser
 from data.images import datasets
 from data.images.splits import split
 from data.recipes import recipe as recipes
 from data.run import runfolder
-from data.run.options import Parser
 from parity.checks.processes import prepare_process
 from parity.study import pieces, plants
 from parity.study.coupled import coupled
@@ -77,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     for line in lines(value["counts"]):
         print(line)
     if options.json:
-        runfolder.write_json(Path(options.json), value)
+        writing.write_json(Path(options.json), value)
     return int(any(row["found"] and not row["fault"] for row in rows))
 
 
@@ -99,7 +100,7 @@ def _all(
         with plants.planted(fault):
             row = _one(dataset, backbone, dtype, seed, settings, compiled)
         rows[key] = {"backbone": backbone, "dtype": dtype, "fault": fault, "seed": seed} | row
-        runfolder.write_json(file, {"runs": list(rows.values())})
+        writing.write_json(file, {"runs": list(rows.values())})
         said = row["found"]["first"] if row["found"] else f"{row['steps']} steps, no finding"
         name = " ".join(str(part) for part in key if part is not None)
         seconds = time.monotonic() - started

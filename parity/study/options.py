@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from data.base.errors import UserError
+from data.base.parser import Parser, target
 from data.images import datasets
 from data.recipes import recipe
 from data.recipes.networks import BACKBONES
 from data.recipes.recipe import Recipe
-from data.run.options import Parser
 from parity.study import plants, verdict
 
 DESIGNS = ("coupled", "independent")
@@ -92,7 +92,7 @@ def parser() -> Parser:
         "the devices at hand, against float64 on the CPU (default: off)")  # fmt: skip
     add("--jobs", type=int, default=1, help="processes, of one thread each (default: %(default)s)")
     add("--out", help="the study's folder (default: runs/study-<dataset>-<backbone>-<nodes>)")
-    add("--json", metavar="FILE", help="also write study.json to FILE (default: none)")
+    add("--json", type=target, metavar="FILE", help="also write study.json to FILE (default: none)")
     return made
 
 
@@ -137,7 +137,7 @@ def options_of(arguments: list[str]) -> Options:
     out = given.out or f"runs/study-{chosen.dataset}-{chosen.backbone}-{given.nodes}"
     return Options(
         settings, given.margin, given.power, given.jobs, given.data_dir, Path(out),
-        Path(given.json) if given.json else None, tuple(arguments),
+        given.json, tuple(arguments),
     )  # fmt: skip
 
 

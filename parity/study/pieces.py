@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data.base import reading
+from data.base import reading, writing
 from data.base.errors import UserError
 from data.images import datasets
 from data.images.splits import split
-from data.run import runfolder
 from data.training.framework import within_memory
 from parity.study import plants
 from parity.study.options import Settings
@@ -100,7 +99,7 @@ def perform(piece: Piece, settings: Settings, data_dir: str | None, folder: Path
             else:
                 value = devices(recipe, parts, classes, folder, say)
     say(f"{piece.name}: done")
-    runfolder.write_json(piece.file(folder), value)
+    writing.write_json(piece.file(folder), value)
 
 
 def compute(

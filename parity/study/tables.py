@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.run import runfolder
+from data.base import writing
 from parity.study import verdict
 from parity.study.trace import ALL
 
@@ -46,7 +46,7 @@ def _write(file: Path, columns: Sequence[str], rows: Iterator[list[Any]]) -> Pat
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(rows)
-    runfolder.write_bytes(file, text.getvalue().encode())
+    writing.write_bytes(file, text.getvalue().encode())
     return file
 
 

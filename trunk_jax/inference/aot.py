@@ -16,6 +16,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from data.base import writing
 from data.base.errors import UserError
 from data.images import datasets
 from data.images.cache import optional_root
@@ -64,8 +65,8 @@ def _kept(folder: Path) -> bytes | None:
 def _keep(folder: Path, program: bytes) -> None:
     """Write a cache entry; one that cannot be written costs a warning and nothing else."""
     try:
-        runfolder.write_bytes(folder / "program", program)
-        runfolder.write_bytes(folder / "sha256", _digest(program).encode())
+        writing.write_bytes(folder / "program", program)
+        writing.write_bytes(folder / "sha256", _digest(program).encode())
     except UserError as error:
         print(f"warning: the program is not kept for the next start ({error})", file=sys.stderr)
 

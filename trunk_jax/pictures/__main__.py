@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 from data.base.errors import run_command
+from data.base.parser import Parser
 from data.run import derived
-from data.run.options import Parser
 from trunk_jax.pictures.run import drawings
 from trunk_jax.pictures.style import write
 

@@ -18,7 +18,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from data.run import runfolder
+from data.base import writing
 
 INK, LINE = "#1b1f24", "#8a919a"  # text; axes and edges. Used for nothing else: see `inline`
 BLUE, ORANGE = "#2a6fdb", "#d9730d"
@@ -67,8 +67,8 @@ def write(drawing: Figure, folder: Path, name: str) -> list[Path]:
     with matplotlib.rc_context(_SETTINGS):
         FigureCanvasAgg(drawing).print_png(png, metadata={"Software": None})
         drawing.savefig(svg, format="svg", metadata={"Date": None})
-    runfolder.write_bytes(folder / f"{name}.png", png.getvalue())
-    runfolder.write_bytes(folder / f"{name}.svg", svg.getvalue())
+    writing.write_bytes(folder / f"{name}.png", png.getvalue())
+    writing.write_bytes(folder / f"{name}.svg", svg.getvalue())
     return [folder / f"{name}.png", folder / f"{name}.svg"]
 
 

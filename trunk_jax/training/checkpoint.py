@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from data.base import interrupts
+from data.base import interrupts, writing
 from data.base.errors import LibraryFailed, UserError, out_of_memory
 from data.run import runfolder
 from data.training.epochs import Position, position_from_json
@@ -93,14 +93,14 @@ class Checkpoints:
                 position=ocp.args.JsonSave(asdict(position)),
             )
             size = sum(leaf.nbytes for leaf in jax.tree.leaves((last, best)))
-            runfolder.reserve(self.folder, size + _OVERHEAD)
+            writing.reserve(self.folder, size + _OVERHEAD)
             self._save_all(position.epoch, arguments)
             seal = {
                 "epoch": position.epoch,
                 "sha256": _digest(self.folder / str(position.epoch)),
                 "arrays": _arrays(last, best),
             }
-            runfolder.write_json(self._seal, seal)
+            writing.write_json(self._seal, seal)
             self._saved, self._unsaved = time.monotonic(), None
 
     def _save_all(self, epoch: int, arguments: ocp.args.Composite) -> None:

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.base import interrupts, reading
+from data.base import interrupts, reading, writing
 from data.base.errors import UserError
-from data.run import runfolder
 from data.training.epochs import Position, position_from_json
 from trunk_torch_ref.nodes import Node
 from trunk_torch_ref.training.fit import State
@@ -58,7 +57,7 @@ class Checkpoints:
         with interrupts.held():
             buffer = io.BytesIO()
             torch.save(content, buffer)
-            runfolder.write_bytes(self.file, buffer.getvalue())
+            writing.write_bytes(self.file, buffer.getvalue())
             self._saved, self._unsaved = time.monotonic(), None
 
     def restore(self, last: State, best: Node) -> Position | None:

@@ -1,0 +1,54 @@
+"""The parser of all commands' flags."""
+
+import argparse
+from pathlib import Path
+from typing import Any, NoReturn
+
+from data.base import writing
+from data.base.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes flags by their whole names; a wrong one is one line, like every other mistake.
+
+    `~` in a path is expanded: a shell leaves the `~` of `--out=~/run` as it is, so every flag and
+    argument that is text has a `~` at its start replaced by the home folder.
+    """
+
+    def __init__(self, *arguments: Any, **more: Any):
+        super().__init__(*arguments, allow_abbrev=False, **more)
+        self.register("type", None, expanded)  # the type of what is declared without one
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what `run_command` prints."""
+        raise UserError(f"{message} (see --help)")
+
+
+def expanded(text: str) -> str:
+    """The text with the home folder in place of a `~` or `~name` at its start.
+
+        expanded("~/run")
+
+    ArgumentTypeError if there is no such home folder, and no file of that name.
+    """
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError:
+        if Path(text).exists():
+            return text
+        raise argparse.ArgumentTypeError(f"{text}: no such home folder") from None
+
+
+def target(text: str) -> Path:
+    """The type of a flag that names a file to write; `-` is standard output.
+
+    ArgumentTypeError if it cannot be written (`writing.check_target`).
+    """
+    file = Path(expanded(text))
+    try:
+        writing.check_target(file)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return file

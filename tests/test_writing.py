@@ -1,0 +1,404 @@
+"""Files and folders whole or absent, files of any kind that a user names, locks, progress."""
+
+import ast
+import errno
+import io
+import os
+import pty
+import stat
+import subprocess
+import sys
+import threading
+import types
+from pathlib import Path
+
+import pytest
+
+from data.base import locking, progress, writing
+from data.base.errors import UserError
+from data.base.parser import Parser, target
+from data.run.options import evaluate_options, train_options
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("data", "trunk_jax", "trunk_torch_ref", "parity", "benchmarks")
+LARGE = bytes(range(256)) * 1024  # more than a pipe holds
+
+
+def failing(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+# --- files that a user named
+
+
+def test_a_link_stays_and_its_target_is_replaced(tmp_path):
+    file, link, second = tmp_path / "there" / "file", tmp_path / "link", tmp_path / "second"
+    file.parent.mkdir()
+    file.write_text("old")
+    link.symlink_to(file)
+    second.symlink_to("link")
+    writing.save_bytes(second, b"new")
+    assert file.read_bytes() == b"new"
+    assert (os.readlink(link), os.readlink(second)) == (str(file), "link")
+    assert os.listdir(file.parent) == ["file"]
+    # one that leads to where nothing is yet
+    link.unlink()
+    link.symlink_to(tmp_path / "there" / "other")
+    writing.check_target(second)
+    writing.save_bytes(second, b"made")
+    assert (tmp_path / "there" / "other").read_bytes() == b"made"
+    assert link.is_symlink()
+
+
+def test_a_regular_file_is_replaced_at_once_and_keeps_its_mode(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("old")
+    file.chmod(0o640)
+    before = file.stat().st_ino
+    writing.save_json(file, {"a": 1})
+    assert file.read_text() == '{\n "a": 1\n}\n'
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+    assert file.stat().st_ino != before
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(os, "fsync", failing(full))
+    with pytest.raises(UserError, match=r"cannot write .*file: No space left on device; make room"):
+        writing.save_bytes(file, b"new")
+    assert file.read_text() == '{\n "a": 1\n}\n'
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_whose_folder_may_not_be_written_is_written_in_place(tmp_path, monkeypatch):
+    """As a file that is mounted into a container: it cannot be renamed over."""
+    file = tmp_path / "file"
+    file.write_text("old and longer")
+    before = file.stat().st_ino
+    monkeypatch.setattr(os, "replace", failing(OSError(errno.EBUSY, os.strerror(errno.EBUSY))))
+    writing.save_bytes(file, b"new")
+    assert (file.read_bytes(), file.stat().st_ino) == (b"new", before)
+    assert os.listdir(tmp_path) == ["file"]
+    with pytest.raises(UserError, match="cannot write"):
+        writing.save_bytes(tmp_path / "not there", b"new")
+
+
+def test_a_named_pipe_is_written_to(tmp_path):
+    pipe, got = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    writing.check_target(pipe)  # does not wait for the reader, and sends nothing
+    writing.save_bytes(pipe, LARGE)
+    reader.join(20)
+    assert got == [LARGE]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_a_device_is_written_to():
+    ours, theirs = pty.openpty()
+    try:
+        device = Path(os.ttyname(theirs))
+        writing.save_bytes(device, b"text")
+        assert os.read(ours, 100) == b"text"
+        assert stat.S_ISCHR(device.stat().st_mode)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+@pytest.mark.parametrize("name", ["/dev/fd/{}", "/proc/self/fd/{}"])
+def test_an_open_file_goes_on_where_it_is(tmp_path, name):
+    """As /dev/stdout of a command whose output goes to a file: nothing is lost or replaced."""
+    file = tmp_path / "out"
+    with open(file, "wb", buffering=0) as out:
+        out.write(b"before\n")
+        link = tmp_path / "link"
+        link.symlink_to(name.format(out.fileno()))
+        writing.check_target(link)
+        writing.save_bytes(link, b"text\n")
+        out.write(b"after\n")
+    assert file.read_bytes() == b"before\ntext\nafter\n"
+    with pytest.raises(UserError, match="cannot write /dev/fd/999: Bad file descriptor"):
+        writing.check_target(Path("/dev/fd/999"))
+
+
+def test_what_a_shell_gives_for_a_process(tmp_path):
+    """`>(...)` is the number of a pipe."""
+    out, into = os.pipe()
+    try:
+        path = Path(f"/dev/fd/{into}")
+        assert not writing.is_regular(path)
+        writing.save_bytes(path, b"text")
+        assert os.read(out, 100) == b"text"
+        os.close(out)
+        with pytest.raises(UserError, match="its reader went away; name another file"):
+            writing.save_bytes(path, b"text")
+    finally:
+        os.close(into)
+
+
+def test_standard_output_by_either_name(capfd):
+    print("before")
+    writing.save_bytes(Path("-"), b"text\n")
+    writing.save_bytes(Path("/dev/stdout"), b"more\n")
+    print("after")
+    assert capfd.readouterr().out.split() == ["before", "text", "more", "after"]
+    assert stat.S_ISLNK(Path("/dev/stdout").lstat().st_mode)
+
+
+def test_what_cannot_be_written_is_refused_beforehand_and_nothing_is_made(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "gone" / "file")
+    before = sorted(tmp_path.rglob("*"))
+    problems = {
+        "gone/file": f"{tmp_path / 'gone'} does not exist; make it, or choose another place",
+        "link": f"{tmp_path / 'gone'} does not exist; make it, or choose another place",
+        "file/below": "Not a directory; choose another place",
+        "folder": "it is a folder; name a file",
+    }
+    for name, problem in problems.items():
+        with pytest.raises(UserError) as caught:
+            writing.check_target(tmp_path / name)
+        assert str(caught.value) == f"cannot write {tmp_path / name}: {problem}"
+        with pytest.raises(UserError, match="cannot write"):
+            writing.save_bytes(tmp_path / name, b"text")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the tests may run as root
+    for name in ("file", "new"):
+        with pytest.raises(UserError, match="may"):
+            writing.check_target(tmp_path / name)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_name_as_long_as_the_system_takes(tmp_path):
+    file = tmp_path / ("n" * 255)
+    writing.save_bytes(file, b"text")
+    assert file.read_bytes() == b"text"
+
+
+# --- the flags of all commands
+
+
+def flags():
+    """(file, flag, keywords) of every flag that is declared anywhere."""
+    for package in PACKAGES:
+        for file in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if not (isinstance(node, ast.Call) and node.args):
+                    continue
+                first = node.args[0]
+                if isinstance(first, ast.Constant) and str(first.value).startswith("--"):
+                    words = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                    yield file.relative_to(ROOT), first.value, words
+
+
+READ = ("--file", "--recipe", "--weights")  # files that are read, not written
+
+
+def test_every_flag_that_names_a_file_to_write_is_checked_beforehand():
+    written = [
+        (str(file), flag, words)
+        for file, flag, words in flags()
+        if flag == "--json" or (words.get("metavar") == "'FILE'" and flag not in READ)
+    ]
+    assert len(written) >= 15
+    assert [(file, flag) for file, flag, words in written if words.get("type") != "target"] == []
+
+
+def test_every_command_has_the_parser_that_expands_a_home_folder():
+    for package in PACKAGES:
+        for file in sorted((ROOT / package).rglob("*.py")):
+            if file != ROOT / "data" / "base" / "parser.py":
+                assert "ArgumentParser(" not in file.read_text(), file
+    paths = [(str(file), flag) for file, flag, words in flags() if "Path" in words.get("type", "")]
+    assert paths == []
+
+
+def test_a_home_folder_is_expanded_in_every_flag(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = train_options("jax", ["--out=~/run", "--data-dir=~/data", "--json=~/a.json"])
+    assert options.out == tmp_path / "run"
+    assert options.data_dir == str(tmp_path / "data")
+    assert options.json == tmp_path / "a.json"
+    assert evaluate_options("torch", ["~/run"]).run == tmp_path / "run"
+    parser = Parser()
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--one", nargs="+")
+    assert parser.parse_args(["--one", "~/a", "b~", "~"]).one == [
+        f"{tmp_path}/a", "b~", str(tmp_path),
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"argument --one: ~nobody-here/x: no such home folder"):
+        parser.parse_args(["--one=~nobody-here/x"])
+    monkeypatch.chdir(tmp_path)
+    Path("~backup.png").touch()
+    assert parser.parse_args(["--one", "~backup.png"]).one == ["~backup.png"]
+
+
+def test_a_missing_folder_is_one_line_before_any_work(tmp_path):
+    gone = tmp_path / "gone" / "a.json"
+    for options in (train_options, evaluate_options):
+        for framework in ("jax", "torch"):
+            with pytest.raises(UserError) as caught:
+                options(framework, ["--json", str(gone)])
+            assert str(caught.value) == (
+                f"argument --json: cannot write {gone}: {gone.parent} does not exist; make it, or "
+                "choose another place (see --help)"
+            )
+    assert list(tmp_path.iterdir()) == []
+    assert target("-") == Path("-")
+
+
+# --- folders
+
+
+def test_a_new_folder_is_whole_or_absent(tmp_path):
+    out = tmp_path / "above" / "out"
+    with pytest.raises(ZeroDivisionError), writing.new_folder(out) as aside:
+        (aside / "file").write_text(str(1 / 0))
+    assert list(out.parent.iterdir()) == []
+    with writing.new_folder(out) as aside:
+        (aside / "file").touch()
+        assert not out.exists()
+    assert [p.name for p in out.parent.rglob("*")] == ["out", "file"]
+    for taken in (out, tmp_path / "link"):
+        if taken != out:
+            taken.symlink_to("nowhere")
+        with pytest.raises(UserError, match="exists; remove it, or"), writing.new_folder(taken):
+            pytest.fail("it is filled all the same")
+    late = tmp_path / "late"
+    with pytest.raises(UserError, match=r"late: Directory not empty"), writing.new_folder(late):
+        (late / "file").mkdir(parents=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["above", "late", "link"]
+
+
+def test_no_package_has_a_way_of_its_own_to_write_aside():
+    for package in PACKAGES:
+        for file in sorted((ROOT / package).rglob("*.py")):
+            if file != ROOT / "data" / "base" / "writing.py":
+                assert '.tmp"' not in file.read_text().replace('".*.tmp"', ""), file
+
+
+# --- locks
+
+
+def test_a_lock_is_waited_for(tmp_path):
+    file, order, said = tmp_path / ".lock", [], threading.Event()
+
+    def second():
+        with locking.alone(file, said.set):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with locking.alone(file, lambda: pytest.fail("nobody else is there")):
+        thread.start()
+        assert said.wait(20)
+        order.append("first")
+    thread.join(20)
+    assert order == ["first", "second"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_whose_file_was_removed_meanwhile_is_not_taken(tmp_path, monkeypatch):
+    """Between opening and locking, the process before us ended and removed the file."""
+    file, flock = tmp_path / ".lock", locking.fcntl.flock
+
+    def late(*arguments):
+        file.unlink()
+        monkeypatch.setattr(locking.fcntl, "flock", flock)
+        return flock(*arguments)
+
+    monkeypatch.setattr(locking.fcntl, "flock", late)
+    with pytest.raises(locking.Busy):
+        locking._acquire(file, lasting=False)
+    locking._acquire(file, lasting=False)()
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from data.base import locking
+if sys.argv[2] == "mark":
+    locking.fcntl = None
+with locking.alone(Path(sys.argv[1]), print):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", ["system", "mark"])
+def test_the_lock_of_a_dead_process_is_no_lock(tmp_path, monkeypatch, how):
+    file = tmp_path / ".lock"
+    if how == "mark":
+        monkeypatch.setattr(locking, "fcntl", None)
+    command = [sys.executable, "-c", HOLDER, str(file), how]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as holder:
+        try:
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(locking.Busy):
+                locking._acquire(file)
+        finally:
+            holder.kill()
+    left = list(tmp_path.iterdir())
+    assert left  # it could not tidy up
+    with locking.alone(file, lambda: pytest.fail("a dead process holds nothing")):
+        pass
+
+
+def test_a_mark_where_the_system_has_no_locks(tmp_path, monkeypatch):
+    no_locks = types.SimpleNamespace(
+        flock=failing(OSError(errno.ENOLCK, "none")), LOCK_EX=0, LOCK_NB=0
+    )
+    monkeypatch.setattr(locking, "fcntl", no_locks)
+    file, mark = tmp_path / ".lock", tmp_path / ".lock.process"
+    with locking.hold(tmp_path):
+        assert mark.read_text().split()[0] == str(os.getpid())
+        with pytest.raises(UserError, match="in use by another process"), locking.hold(tmp_path):
+            pass
+    assert not mark.exists()
+    # of another machine: nothing is known of its process, but no work takes a day
+    mark.write_text("1 elsewhere")
+    with pytest.raises(locking.Busy):
+        locking._acquire(file)
+    os.utime(mark, (1, 1))
+    locking._acquire(file)()
+    assert not mark.exists()
+
+
+def test_the_locks_of_windows(tmp_path, monkeypatch):
+    held = set()
+
+    def lock(number, how, size):
+        place = os.fstat(number).st_ino
+        if place in held:
+            raise OSError(errno.EACCES, "Permission denied")
+        held.add(place)
+
+    monkeypatch.setattr(locking, "fcntl", None)
+    monkeypatch.setattr(locking, "msvcrt", types.SimpleNamespace(locking=lock, LK_NBLCK=2))
+    held.clear()
+    locking._acquire(tmp_path / ".lock")
+    with pytest.raises(UserError, match="in use by another process"), locking.hold(tmp_path):
+        pass
+
+
+# --- progress
+
+
+def test_lines_say_how_far_how_quick_and_how_long(monkeypatch):
+    now, said = [100.0], io.StringIO()
+    monkeypatch.setattr(progress, "_clock", lambda: now[0])
+    monkeypatch.setattr(sys, "stderr", said)
+    with progress.counting("downloading x", 50_000_000, progress.BYTES, 10_000_000) as advance:
+        for _ in range(20):  # a second each: the first line after 2 s, then every 10
+            now[0] += 1
+            advance(1_000_000)
+    assert said.getvalue().splitlines() == [
+        "downloading x: 12.0 of 50.0 MB, 1.0 MB/s, 0:38 left",
+        "downloading x: 22.0 of 50.0 MB, 1.0 MB/s, 0:28 left",
+    ]
+    said.truncate(0)
+    said.seek(0)
+    for _ in progress.counted("decoding x", range(3000), None):
+        now[0] += 0.001
+    assert said.getvalue().splitlines() == ["decoding x: 2,000 images, 1,000 images/s"]
