@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data.images import datasets
+from data.images import datasets, specs
 from data.images.splits import Splits, split
 from data.recipes import recipe as recipes
 from data.recipes.recipe import Recipe
@@ -152,12 +152,12 @@ def split_of(recipe: Recipe) -> Splits:
 
 def classes(case: Case) -> int:
     """How many classes its dataset has."""
-    return len(datasets.spec(case.dataset).class_names)
+    return len(specs.spec(case.dataset).class_names)
 
 
 def shape(case: Case) -> tuple[int, int, int]:
     """Height, width and channels of its images."""
-    return datasets.spec(case.dataset).image_shape
+    return specs.spec(case.dataset).image_shape
 
 
 def images(case: Case, count: int) -> np.ndarray:

@@ -4,8 +4,10 @@ import sys
 
 from data.base.errors import run_command
 from data.base.parser import Parser
-from data.images.datasets import SPECS, check, data_root, prepared_folder
+from data.images.datasets import check
+from data.images.folders import data_root, prepared_folder
 from data.images.originals import prepare
+from data.images.specs import SPECS
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,6 +1,5 @@
 """`python -m data.table RUN...`: the results of finished runs as a Markdown table."""
 
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,21 +9,13 @@ from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
 from data.base.writing import save_bytes
 from data.run import results
+from data.tree.interval import interval
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
-Z = 1.959963984540054  # 95 % of a normal distribution lie within so many standard deviations
 COLUMNS = (
     "data", "network", "nodes", "test accuracy, % (95 % interval)", "right",
     "multiply-adds, mean path", "parameters, mean path",
 )  # fmt: skip
-
-
-def interval(right: int, total: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    share, scale = right / total, 1 + Z * Z / total
-    middle = (share + Z * Z / (2 * total)) / scale
-    half = Z / scale * math.sqrt(share * (1 - share) / total + (Z / total / 2) ** 2)
-    return middle - half, middle + half
 
 
 def row(summary: dict[str, Any]) -> tuple[str, ...]:

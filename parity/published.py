@@ -28,7 +28,7 @@ from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
 from data.base.weights import with_counters
 from data.base.writing import save_json
-from data.images import datasets
+from data.images import datasets, specs
 from data.images.datasets import Examples
 from data.recipes import recipe
 from data.recipes.recipe import Recipe
@@ -62,7 +62,7 @@ def load_networks(folder: Path, recipe: Recipe, layout: Layout) -> Networks:
     UserError if a shape differs, or a file is missing, damaged, not finite or of another network.
     """
     tree, found = layout.tree, Networks({}, {})
-    shapes = {ROOT: run.channel_first(datasets.spec(recipe.dataset).image_shape)}
+    shapes = {ROOT: run.channel_first(specs.spec(recipe.dataset).image_shape)}
     for node in hierarchy.nodes(tree):  # all shapes first: they tell a wrong flag best
         name = tree.names[node]
         if node != ROOT:
@@ -173,7 +173,7 @@ def check(
     predict the same. `limit`: only the first so many test images; 0 for all. UserError for a
     folder that cannot be used.
     """
-    about, how = datasets.spec(dataset), recipe.load("published", dataset, backbone)
+    about, how = specs.spec(dataset), recipe.load("published", dataset, backbone)
     if limit < 0:
         raise UserError(f"--limit is {limit}; it must be 0 (all) or more")
     layout = published_files.read_layout(folder)
@@ -224,7 +224,7 @@ def lines(value: dict[str, Any]) -> list[str]:
     columns = ("framework", "right", "accuracy", "seconds")
     result = [title, *_indented(tables.text(columns, rows, width=98))]
     result.append(f"  equal predictions: {value['agree']:,} of {total:,}")
-    names = datasets.spec(value["dataset"]).class_names
+    names = specs.spec(value["dataset"]).class_names
     rows = []
     for name, row in value["nodes"].items():
         classes = [names[label] for label in row["classes"]]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data.base.errors import UserError
-from data.images import datasets
+from data.images import specs
 from data.images.cache import cache_root
 from data.run import runfolder
 from data.tree import hierarchy
@@ -30,7 +30,7 @@ def entries():
 
 def test_it_answers_as_a_batch_and_starts_without_building_anything(run, monkeypatch):
     recipe, tree = runfolder.read_recipe(run), runfolder.read_tree(run)
-    shape = datasets.spec(recipe.dataset).image_shape
+    shape = specs.spec(recipe.dataset).image_shape
     images = np.random.default_rng(0).integers(0, 256, (8, *shape), np.uint8)
     expected = predict(recipe, tree, load_networks(run, recipe, tree, shape), images)
 

@@ -36,11 +36,12 @@ from test_parity_published import svhn_tree, write_folder
 
 from data.base import reading, writing
 from data.base.errors import UserError, run_command
-from data.images import cache, datasets
+from data.images import cache, datasets, specs
 from data.images import files as pictures
 from data.recipes import recipe
 from data.recipes.recipe import Phase
 from data.run import compression, results, runfolder
+from data.run.dataset import load_of_run
 from data.run.options import train_options
 from data.training.epochs import Position
 from data.tree import grouping
@@ -243,7 +244,7 @@ def run(finished, tmp_path):
 def load(run):
     """What evaluate, predict and the others read of a run before they compute."""
     chosen, tree = runfolder.read_recipe(run), runfolder.read_tree(run)
-    shape = datasets.spec(chosen.dataset).image_shape
+    shape = specs.spec(chosen.dataset).image_shape
     load_networks(run, chosen, tree, shape)
 
 
@@ -330,9 +331,7 @@ def test_where_the_data_is_said_to_be(run, monkeypatch, tmp_path):
         for name in ("svhn", "emnist", "cifar10"):
             what = f"{folder} {name}".encode()
             data_dir = runfolder.data_dir(run) or str(tmp_path / "none")
-            assert attempt(
-                "data_dir", what, lambda n=name, d=data_dir: datasets.load_of_run(run, n, d)
-            )
+            assert attempt("data_dir", what, lambda n=name, d=data_dir: load_of_run(run, n, d))
     assert list((tmp_path / "victim").iterdir()) == []
     assert not (tmp_path / "none").exists()
 
@@ -774,7 +773,7 @@ def pictures_to_damage():
 
 
 def test_images(tmp_path):
-    spec = datasets.spec("cifar10")
+    spec = specs.spec("cifar10")
     file = tmp_path / "image.png"
 
     def read():
@@ -796,7 +795,7 @@ def test_images(tmp_path):
 
 def test_images_at_the_bound_stay_within_memory(tmp_path):
     """50 million pixels of the kinds that take the most are read; one row more is refused."""
-    spec, file = datasets.spec("cifar10"), tmp_path / "image.ppm"
+    spec, file = specs.spec("cifar10"), tmp_path / "image.ppm"
 
     def read():
         pictures.read(str(file), spec)
@@ -969,7 +968,7 @@ def test_any_bytes_in_an_image(tmp_path_factory, noise, at, kind):
     content = content[:at] + noise + content[at + len(noise) :]
     file = tmp_path_factory.getbasetemp() / "noise"
     file.write_bytes(content)
-    spec = datasets.spec("digits")
+    spec = specs.spec("digits")
     attempt("any image", content, lambda: pictures.read(str(file), spec) is None)
 
 

@@ -23,12 +23,12 @@ import scipy.io
 from PIL import Image
 
 from data.base.errors import UserError
-from data.images import cache, datasets
+from data.images import cache, datasets, folders, specs
 
 ROOT = Path(__file__).parents[1]
 STAND_INS = ROOT.parent / "shared" / "tfds-standin"
 # Found before the fixture below gives every test a home of its own.
-PREPARED = datasets.data_root()
+PREPARED = folders.data_root()
 
 needs_stand_ins = pytest.mark.skipif(
     not STAND_INS.is_dir(), reason="needs the stand-in folders in ../shared"
@@ -99,7 +99,7 @@ def _cifar_tar():
         planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
         return np.concatenate([labels[:, None].astype(np.uint8), planes], 1).tobytes()
 
-    names = "\n".join(datasets.spec("cifar10").class_names) + "\n\n"
+    names = "\n".join(specs.spec("cifar10").class_names) + "\n\n"
     files = {"batches.meta.txt": names.encode(), "test_batch.bin": rows(*test)}
     for i in range(5):
         part = slice(61 * i, 61 * (i + 1))
@@ -208,14 +208,14 @@ def _one_line(caught):
 
 
 def test_specs_match_the_papers():
-    shapes = {name: (s.image_shape, len(s.class_names)) for name, s in datasets.SPECS.items()}
+    shapes = {name: (s.image_shape, len(s.class_names)) for name, s in specs.SPECS.items()}
     assert shapes == {
         "digits": ((8, 8, 1), 10),
         "svhn": ((32, 32, 3), 10),
         "emnist": ((28, 28, 1), 47),
         "cifar10": ((32, 32, 3), 10),
     }
-    emnist = datasets.spec("emnist").class_names
+    emnist = specs.spec("emnist").class_names
     assert (emnist[9], emnist[10], emnist[35], emnist[36:]) == ("9", "A", "Z", tuple("abdefghnqrt"))
     assert len(set(emnist)) == 47
 
@@ -226,10 +226,10 @@ def test_unknown_dataset_lists_the_choices():
 
 
 def test_data_root_argument_then_variable_then_home(tmp_path, monkeypatch):
-    assert datasets.data_root() == tmp_path / "home" / "tensorflow_datasets"
+    assert folders.data_root() == tmp_path / "home" / "tensorflow_datasets"
     monkeypatch.setenv("TFDS_DATA_DIR", "/somewhere")
-    assert datasets.data_root() == Path("/somewhere")
-    assert datasets.data_root("~/here") == tmp_path / "home" / "here"
+    assert folders.data_root() == Path("/somewhere")
+    assert folders.data_root("~/here") == tmp_path / "home" / "here"
 
 
 def test_newest_complete_version_is_used(tmp_path):
@@ -238,9 +238,9 @@ def test_newest_complete_version_is_used(tmp_path):
         folder.mkdir(parents=True)
         (folder / "dataset_info.json").touch()
     (tmp_path / "svhn_cropped" / "4.0.0").mkdir()
-    found = datasets.prepared_folder(datasets.spec("svhn"), tmp_path)
+    found = folders.prepared_folder(specs.spec("svhn"), tmp_path)
     assert found == tmp_path / "svhn_cropped" / "3.10.0"
-    assert datasets.prepared_folder(datasets.spec("emnist"), tmp_path) is None
+    assert folders.prepared_folder(specs.spec("emnist"), tmp_path) is None
 
 
 # --- digits
@@ -284,7 +284,7 @@ def test_prepared_pixels_labels_and_splits_equal_the_originals(prepared):
             assert got.images.shape == images.shape
             digits_0_to_9 = labels % 10 if name == "svhn" else labels
             assert _pairs(got.images, got.labels) == _pairs(images, digits_0_to_9), name
-        folder = datasets.prepared_folder(datasets.spec(name), root)
+        folder = folders.prepared_folder(specs.spec(name), root)
         assert loaded[name].source == str(folder)
         about = json.loads((folder / "dataset_info.json").read_text())
         assert [s["name"] for s in about["splits"]] == ["train", "test"]
@@ -306,7 +306,7 @@ def test_prepared_order_and_ids_are_those_of_tfds(prepared, tmp_path, name, widt
     from tensorflow_datasets.core import shuffle
 
     root, loaded, _ = prepared
-    folder = datasets.prepared_folder(datasets.spec(name), root)
+    folder = folders.prepared_folder(specs.spec(name), root)
     for split, (images, _) in ORIGINALS[name].items():
         # The oracle: TFDS shuffles the keys 0, 1, 2, ... by a hash salted with the split's name.
         shuffler = shuffle.Shuffler(dirpath=tmp_path, hash_salt=split, disable_shuffling=False)
@@ -349,7 +349,7 @@ def _fails_to_download(name, address, root):
     with pytest.raises(UserError) as caught:
         datasets.load(name, root)
     message = _one_line(caught)
-    tfds_name = datasets.spec(name).tfds_name
+    tfds_name = specs.spec(name).tfds_name
     for part in (
         f"dataset {name!r} is not prepared in {root / tfds_name}",
         address,
@@ -357,7 +357,7 @@ def _fails_to_download(name, address, root):
         "pass --data-dir DIR or set TFDS_DATA_DIR=DIR",
     ):
         assert part in message
-    assert datasets.prepared_folder(datasets.spec(name), root) is None
+    assert folders.prepared_folder(specs.spec(name), root) is None
     return message
 
 
@@ -470,7 +470,7 @@ def test_archive_that_is_no_archive_is_refused(tmp_path, monkeypatch):
 def test_data_dir_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     from data.images import originals
 
-    svhn = datasets.spec("svhn")
+    svhn = specs.spec("svhn")
     (tmp_path / "file").touch()
     with pytest.raises(UserError) as caught:
         originals.prepare(svhn, tmp_path / "file" / "below")
@@ -607,7 +607,7 @@ def test_a_download_of_known_size_shows_how_far_it_is(tmp_path, monkeypatch):
 def test_two_at_once_prepare_once(tmp_path, monkeypatch, capsys):
     from data.images import originals
 
-    svhn, root = datasets.spec("svhn"), tmp_path / "data"
+    svhn, root = specs.spec("svhn"), tmp_path / "data"
     waiting, found = threading.Event(), []
 
     def hold_up(handler):
@@ -730,7 +730,7 @@ def test_a_named_folder_must_be_there_and_the_default_one_is_made(tmp_path, monk
             datasets.load("cifar10")
         assert (asked, gone.parent.exists()) == ([], False)
         _prepare("cifar10")  # it makes what it is told to fill
-        assert datasets.prepared_folder(datasets.spec("cifar10"), gone)
+        assert folders.prepared_folder(specs.spec("cifar10"), gone)
         monkeypatch.delenv("TFDS_DATA_DIR")
         assert Path(datasets.load("cifar10").source).is_relative_to(home)
 
@@ -760,8 +760,8 @@ def _write_tfrecord(path, records):
 
 def _as_tfrecord(prepared_root, root, splits, name="svhn"):
     """Write records in TFDS's default format, as `name`; `splits`: split -> list of shards."""
-    source = datasets.prepared_folder(datasets.spec(name), prepared_root)
-    folder = root / datasets.spec(name).tfds_name / source.name
+    source = folders.prepared_folder(specs.spec(name), prepared_root)
+    folder = root / specs.spec(name).tfds_name / source.name
     folder.mkdir(parents=True)
     shutil.copy(source / "features.json", folder)
     about = json.loads((source / "dataset_info.json").read_text())
@@ -777,7 +777,7 @@ def _as_tfrecord(prepared_root, root, splits, name="svhn"):
         for split, shards in splits.items()
     ]
     (folder / "dataset_info.json").write_text(json.dumps(about))
-    short = datasets.spec(name).tfds_name.split("/")[0]
+    short = specs.spec(name).tfds_name.split("/")[0]
     for split, shards in splits.items():
         for i, shard in enumerate(shards):
             file = f"{short}-{split}.tfrecord-{i:05d}-of-{len(shards):05d}"
@@ -831,7 +831,7 @@ def _refuses(root, name="svhn", damaged=True):
     with pytest.raises(UserError) as caught:
         datasets.load(name, root)
     message = _one_line(caught)
-    assert str(root / datasets.spec(name).tfds_name) in message
+    assert str(root / specs.spec(name).tfds_name) in message
     assert ("delete that folder and prepare it again" in message) == damaged
     assert ("prepare it in another folder" in message) != damaged
     return message
@@ -919,7 +919,7 @@ def test_record_that_is_no_example_and_folders_that_are_no_dataset(prepared, tmp
 
 def test_folder_of_another_datasets_classes(prepared, tmp_path):
     """cifar10's folder under emnist's name: 10 classes are not 47."""
-    source = datasets.prepared_folder(datasets.spec("cifar10"), prepared[0])
+    source = folders.prepared_folder(specs.spec("cifar10"), prepared[0])
     shutil.copytree(source, tmp_path / "emnist" / "balanced" / "3.1.0")
     assert "its classes are not this dataset's" in _refuses(tmp_path, "emnist", damaged=False)
 
@@ -1028,7 +1028,7 @@ def test_interrupted_write_leaves_nothing_that_is_read(tmp_path, monkeypatch, ca
 def test_cache_follows_the_prepared_folder(prepared, tmp_path):
     root = tmp_path / "data"
     shutil.copytree(prepared[0] / "svhn_cropped", root / "svhn_cropped")
-    folder = datasets.prepared_folder(datasets.spec("svhn"), root)
+    folder = folders.prepared_folder(specs.spec("svhn"), root)
     home = tmp_path / "cache" / "datasets"
     first = datasets.load("svhn", root)
     datasets.load("svhn", root)
@@ -1090,7 +1090,7 @@ def test_stand_ins(name, sizes, title):
 
 
 def test_real_cifar10():
-    if datasets.prepared_folder(datasets.spec("cifar10"), PREPARED) is None:
+    if folders.prepared_folder(specs.spec("cifar10"), PREPARED) is None:
         pytest.skip(f"CIFAR-10 is not prepared in {PREPARED}")
     loaded = datasets.load("cifar10", PREPARED)
     assert (np.bincount(loaded.train.labels) == 5000).all()

@@ -7,6 +7,7 @@ import pytest
 
 from data.base import writing
 from data.base.errors import UserError
+from data.images import specs
 from data.run import card, derived, results, runfolder
 from data.tree import hierarchy
 from parity.checks import report as parity_report
@@ -84,7 +85,7 @@ def test_report_finds_the_parity_that_check_leaves_and_touches_no_checkpoint(
     monkeypatch.setattr(check, "check_checkpoint", lambda *_: [equal("a", "same", 1, 1)])
     monkeypatch.setattr(check, "prepare_process", lambda: None)
     monkeypatch.setattr(check.torch, "set_num_threads", lambda _: None)
-    monkeypatch.setattr("trunk_jax.pictures.run.datasets.load_of_run", _no_images)
+    monkeypatch.setattr("trunk_jax.pictures.run.load_of_run", _no_images)
     assert check.main(["--checkpoint", str(shipped)]) == 0
     assert (tmp_path / "runs" / "svhn-efficient" / "parity" / "report.json").exists()
     report.main([str(shipped)])
@@ -109,7 +110,7 @@ def test_predictions_that_a_shipped_run_lacks_are_found_where_evaluate_puts_them
     labels = np.arange(10)
     from data.images import datasets
 
-    data = type("Data", (), {"spec": datasets.spec("svhn")})
+    data = type("Data", (), {"spec": specs.spec("svhn")})
     examples = datasets.Examples(np.zeros((10, 1, 1, 1), np.uint8), labels)
     place = derived.claim(shipped)
     results.write_predictions(place, "validation", data, examples, labels, labels / 10)

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import trunk_sisters
+from data.base import download as transfer
 from data.base import locking, machine, writing
 from data.base.errors import UserError
-from data.images import cache, datasets, originals
+from data.images import cache, datasets, folders
 from data.recipes.baselines import download
 from data.run import manifest, runfolder
 from trunk_jax.machine import backend, memory, settings
@@ -200,7 +201,7 @@ def test_without_a_home_there_is_no_cache_and_one_line(capsys, monkeypatch):
     with pytest.raises(UserError, match="no such home folder; set TRUNK_CACHE_DIR"):
         cache.cache_root()
     with pytest.raises(UserError, match="no such home folder; pass --data-dir DIR"):
-        datasets.data_root()
+        folders.data_root()
     monkeypatch.setenv("TRUNK_CACHE_DIR", "~nobody-of-that-name/x")
     assert cache.optional_root() is None
 
@@ -384,8 +385,8 @@ def test_output_that_cannot_be_written_is_one_line():
 def test_a_bundle_of_certificates_that_is_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "none.pem"))
     problem = "Could not find a suitable TLS CA certificate bundle.*none.pem"
-    with pytest.raises(originals._Unavailable, match=problem):
-        originals._reach("https://localhost:9/x")
+    with pytest.raises(transfer.Unavailable, match=problem):
+        transfer.reach("https://localhost:9/x")
     with pytest.raises(UserError, match=problem):
         download.fetch("mobilenet_v2", tmp_path)
 

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from data.base.errors import UserError
-from data.images import datasets, decoding, files, fitting
+from data.images import datasets, decoding, files, fitting, specs
 from data.images.files import Options
 
-CIFAR, DIGITS, EMNIST = (datasets.SPECS[name] for name in ("cifar10", "digits", "emnist"))
+CIFAR, DIGITS, EMNIST = (specs.SPECS[name] for name in ("cifar10", "digits", "emnist"))
 
 
 def grey(source, spec):
@@ -303,7 +303,7 @@ def test_what_is_asked_of_polarity_holds():
     assert files.read(light, CIFAR, Options("yes")).pixels.max() == 0
     assert files.read(light, DIGITS).inverted
     assert not files.read(light, DIGITS, Options("no")).inverted
-    assert {name for name, spec in datasets.SPECS.items() if spec.light_strokes} == {
+    assert {name for name, spec in specs.SPECS.items() if spec.light_strokes} == {
         "digits", "emnist",
     }  # fmt: skip
 

@@ -13,7 +13,7 @@ from test_runfolder import contents, one_line
 
 from data.base import writing
 from data.base.errors import UserError, run_command
-from data.images import datasets
+from data.images import specs
 from data.recipes import recipe
 from data.run import options, runfolder
 from data.run.options import evaluate_options, train_options
@@ -162,7 +162,7 @@ def test_help_gives_each_default(capsys):
         entry = described["--" + name.replace("_", "-")]
         theirs = "recipe's" in entry or name == "model"
         assert f"(default: {value}" in entry if value is not None else theirs
-    for choice in (*datasets.SPECS, *recipe.names(), "mobilenet, vgg"):
+    for choice in (*specs.SPECS, *recipe.names(), "mobilenet, vgg"):
         assert choice in text
     assert "trunk_torch_ref.train" in helped(capsys, train_options, "torch")
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from data.base.errors import run_command
-from data.images import datasets
+from data.images import datasets, folders, specs
 from data.images.datasets import Dataset, Examples
 from data.tree import hierarchy
 from parity import published
@@ -153,7 +153,7 @@ def made(request, tmp_path_factory):
     """(dataset, folder, tree, networks, images) of a made-up published folder."""
     dataset = request.param
     folder = tmp_path_factory.mktemp(dataset)
-    height, width, channels = datasets.spec(dataset).image_shape
+    height, width, channels = specs.spec(dataset).image_shape
     blocks = np.random.default_rng(4).integers(0, 256, (IMAGES, 4, 4, channels), np.uint8)
     images = np.kron(blocks, np.ones((1, height // 4, width // 4, 1), np.uint8))
     tree, named = svhn_tree() if dataset == "svhn" else emnist_tree()
@@ -181,7 +181,7 @@ def made(request, tmp_path_factory):
 def serve(patch, dataset, images, labels):
     """Make these the dataset's test split."""
     examples = Examples(images, np.asarray(labels, np.int32))
-    given = Dataset(datasets.spec(dataset), examples, examples, "", "", "", "")
+    given = Dataset(specs.spec(dataset), examples, examples, "", "", "", "")
     patch.setattr(datasets, "load", lambda name, data_dir: given if name == dataset else None)
 
 
@@ -444,7 +444,7 @@ needs_release = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def _cifar10():
-    if datasets.prepared_folder(datasets.spec("cifar10"), datasets.data_root()) is None:
+    if folders.prepared_folder(specs.spec("cifar10"), folders.data_root()) is None:
         pytest.skip("needs CIFAR-10, prepared")
 
 

@@ -15,7 +15,7 @@ from matplotlib.patches import PathPatch, Rectangle
 
 from data.base import writing
 from data.base.errors import UserError
-from data.images import datasets
+from data.images import datasets, specs
 from data.recipes import recipe
 from data.recipes.recipe import to_json
 from data.run import results, runfolder
@@ -31,7 +31,7 @@ from trunk_jax.pictures.order import spans, tree_order
 from trunk_jax.pictures.style import INK, LINE, ORANGE, inline, on_cell, over
 from trunk_jax.pictures.tree import tree_picture
 
-NAMES = datasets.spec("emnist").class_names
+NAMES = specs.spec("emnist").class_names
 
 
 def forest():

@@ -11,11 +11,11 @@ from PIL import Image
 from data import table
 from data.base import writing
 from data.base.errors import UserError
-from data.images import datasets, files
+from data.images import datasets, files, specs
 from data.run import card, runfolder
 from data.tree import grouping
 
-DIGITS = datasets.spec("digits")
+DIGITS = specs.spec("digits")
 
 
 @pytest.fixture(scope="module")

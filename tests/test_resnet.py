@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.images import datasets
+from data.images import specs
 from data.recipes.networks import network
 from trunk_jax import nodes
 from trunk_jax.network import exchange
@@ -50,7 +50,7 @@ def _by_hand(spec, shape, outputs):
 @pytest.mark.parametrize("dataset", DATASETS)
 @pytest.mark.parametrize("backbone", ["resnet", "monolith"])
 def test_costs(dataset, backbone):
-    spec = datasets.spec(dataset)
+    spec = specs.spec(dataset)
     shape, outputs = spec.image_shape, len(spec.class_names)
     root = _build(dataset, backbone, "root", shape, outputs)
     expected = _by_hand(network(dataset, backbone, "root"), shape, outputs)
@@ -67,7 +67,7 @@ def test_costs(dataset, backbone):
     [("cifar10", 41e6, 0.27e6), ("svhn", 40e6, 0.23e6), ("emnist", 40e6, 0.22e6)],
 )
 def test_a_path_of_two_nodes_is_within_the_budget(dataset, multiply_adds, parameters):
-    spec = datasets.spec(dataset)
+    spec = specs.spec(dataset)
     shape, outputs = spec.image_shape, len(spec.class_names)
     root = _build(dataset, "resnet", "root", shape, outputs)
     inner = feature_shape(root, shape)

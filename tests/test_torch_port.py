@@ -15,7 +15,7 @@ import torch
 
 from data.base import streams
 from data.base.errors import UserError
-from data.images import datasets
+from data.images import datasets, specs
 from data.images.augmentation import Augmentation
 from data.images.splits import split
 from data.recipes import recipe
@@ -456,7 +456,7 @@ def test_evaluate_reproduces_the_summary(finished, tmp_path, part):
 
 def test_weights_on_disk_are_those_of_the_networks(finished):
     chosen, tree = runfolder.read_recipe(finished), runfolder.read_tree(finished)
-    networks = load_networks(finished, chosen, tree, datasets.spec("digits").image_shape)
+    networks = load_networks(finished, chosen, tree, specs.spec("digits").image_shape)
     for node, loaded in networks.items():
         stored = runfolder.read_weights(finished, tree.names[node])
         again = to_state_dict(loaded)

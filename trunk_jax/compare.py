@@ -19,7 +19,7 @@ from data.base import writing
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
 from data.base.writing import save_json
-from data.images import datasets
+from data.images import datasets, specs
 from data.recipes.baselines import models as recipes
 from data.recipes.recipe import Recipe
 from data.run import results, runfolder
@@ -104,7 +104,7 @@ def untrained(
 ) -> Row:
     """A baseline as its recipe trains it, for its costs; its weights do not matter for them."""
     recipe = recipe_of(model, dataset, size)
-    classes = len(datasets.spec(dataset).class_names)
+    classes = len(specs.spec(dataset).class_names)
     networks = {ROOT: start.empty(recipe, images.shape[1:], classes)}
     tree = hierarchy.bare(classes)
     return measure(

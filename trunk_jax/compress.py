@@ -13,11 +13,12 @@ from data.base import tables, writing
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
 from data.base.writing import new_folder, save_json
-from data.images import datasets
+from data.images import specs
 from data.images.splits import split
 from data.recipes.recipe import Recipe
 from data.run import compression, derived, results, runfolder
 from data.run.compression import Compression
+from data.run.dataset import load_of_run
 from data.tree import hierarchy
 from trunk_jax.inference.load import load_networks
 
@@ -31,7 +32,7 @@ def smaller_weights(folder: Path, recipe: Recipe, how: Compression) -> dict[str,
     from trunk_jax.shrink import prune
     from trunk_jax.shrink.quantized import quantize
 
-    tree, shape = runfolder.read_tree(folder), datasets.spec(recipe.dataset).image_shape
+    tree, shape = runfolder.read_tree(folder), specs.spec(recipe.dataset).image_shape
     networks = load_networks(folder, recipe, tree, shape)
     shapes = input_shapes(tree, networks, shape)
     result = {}
@@ -63,7 +64,7 @@ def compress(folder: Path, how: Compression, out: Path, data_dir: str | None) ->
     if not (folder / "summary.json").exists():
         raise UserError(f"{folder} is not finished (go on with train --resume)")
     recipe, tree = runfolder.read_recipe_of_tree(folder), runfolder.read_tree(folder)
-    dataset = datasets.load_of_run(folder, recipe.dataset, data_dir)
+    dataset = load_of_run(folder, recipe.dataset, data_dir)
     splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit)
     parts = {name: getattr(splits, name) for name in ("validation", "test")}
 

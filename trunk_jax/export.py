@@ -9,9 +9,9 @@ from data.base import writing
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser
 from data.base.writing import copy_folder, new_folder
-from data.images import datasets
 from data.images.splits import split
 from data.run import card, derived, results, runfolder
+from data.run.dataset import load_of_run
 
 KEPT = ("config.json", "manifest.json", "tree.json", "metrics.jsonl", "summary.json")
 
@@ -26,7 +26,7 @@ def export(run: Path, folder: Path, data_dir: str | None) -> None:
         raise UserError(f"{folder} exists; choose another folder")
     recipe, tree = runfolder.read_recipe_of_tree(run), runfolder.read_tree(run)
     summary = results.read_summary(run)
-    dataset = datasets.load_of_run(run, recipe.dataset, data_dir)
+    dataset = load_of_run(run, recipe.dataset, data_dir)
     test = split(dataset, recipe.protocol, recipe.seed, recipe.limit).test
     from trunk_jax.machine import backend
 

@@ -11,8 +11,8 @@ from jaxtyping import UInt8
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
 from data.base.writing import STDOUT, save_json
-from data.images import datasets, files, fitting
-from data.images.datasets import Spec
+from data.images import files, fitting, specs
+from data.images.specs import Spec
 from data.recipes.recipe import Recipe
 from data.run import runfolder
 from data.tree import hierarchy
@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     run = Path(options.run)
     recipe, tree = runfolder.read_recipe(run), runfolder.read_tree(run)
-    spec = datasets.spec(recipe.dataset)
+    spec = specs.spec(recipe.dataset)
     names = files.files(options.images)
     how = fitting.Options(options.invert, options.fit, options.as_stored)
     titles = hierarchy.titles(tree, spec.class_names)

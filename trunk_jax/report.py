@@ -15,7 +15,7 @@ from data.base import pages, reading
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
 from data.base.writing import save_bytes, write_bytes
-from data.images import datasets
+from data.images import specs
 from data.run import derived, results, runfolder
 from data.tree import hierarchy
 from trunk_jax.pictures.run import drawings
@@ -62,7 +62,7 @@ def content(folder: Path, parity: Path | None, data_dir: str | None) -> dict[str
         for place, (name, drawing) in enumerate(drawings(folder, data_dir=data_dir).items())
     }
     recipe, manifest = config["recipe"], (folder / "manifest.json").exists()
-    about = datasets.spec(recipe["dataset"])
+    about = specs.spec(recipe["dataset"])
     return {
         "name": folder.resolve().name,
         "summary": results.read_summary(folder),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.images import datasets
+from data.images import specs
 from data.images.arrays import as_images
 from data.images.augmentation import Augmentation
 from data.images.splits import Splits
@@ -85,7 +85,7 @@ def as_int8(
     recipe: Recipe, networks: dict[NodePath, Node], images: np.ndarray
 ) -> tuple[np.ndarray, int]:
     """(labels that the int8 form of a quantisation-aware baseline predicts, its bytes on disk)."""
-    images = as_images(images, datasets.spec(recipe.dataset).image_shape)
+    images = as_images(images, specs.spec(recipe.dataset).image_shape)
     model = qat.convert(networks[hierarchy.ROOT])
     labels = []
     for start in range(0, len(images), recipe.eval_batch_size):

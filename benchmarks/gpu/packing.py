@@ -24,7 +24,7 @@ from rich.progress import track
 from data.base import reading
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser
-from data.images import cache, datasets, decoded
+from data.images import cache, datasets, decoded, folders, specs
 
 DATASETS = ("cifar10", "svhn", "emnist")
 TRAVELS = 64 * 2**20  # bytes of one call
@@ -179,7 +179,7 @@ def _index(piece: Path) -> dict[str, Any]:
 
 
 def _decoded(name: str, contents: dict[str, bytes]) -> cache.Arrays:
-    shape, arrays = datasets.spec(name).image_shape, {}
+    shape, arrays = specs.spec(name).image_shape, {}
     for split in cache.SPLITS:
         prefix = f"{name}/{split}_images_"
         strips = [contents[key] for key in sorted(contents) if key.startswith(prefix)]
@@ -199,7 +199,7 @@ def missing(root: Path) -> list[str]:
         name
         for name in DATASETS
         if not decoded.folder_of(name, root).is_dir()
-        and datasets.prepared_folder(datasets.spec(name), root) is None
+        and folders.prepared_folder(specs.spec(name), root) is None
     ]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.gpu import packing
-from data.images import datasets, decoded
+from data.images import decoded, specs
 
 COUNT = 96  # of each split
 
@@ -13,7 +13,7 @@ COUNT = 96  # of each split
 def write(root: Path) -> None:
     """Write small datasets of noise under their names, where there is none yet."""
     for name in packing.DATASETS:
-        info = datasets.spec(name)
+        info = specs.spec(name)
         if decoded.folder_of(name, root).exists():
             continue
         rng, arrays = np.random.default_rng(0), {}

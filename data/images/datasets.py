@@ -1,6 +1,5 @@
 """The datasets by name: what is known of each, and how one is loaded."""
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,85 +10,9 @@ import numpy as np
 from data.base import reading
 from data.base.errors import UserError
 from data.images import cache, decoded
-from data.run import runfolder
+from data.images.folders import INFO, need_root, prepared_folder
+from data.images.specs import Spec, spec
 
-
-@dataclass(frozen=True)
-class Spec:
-    """What is known of a dataset without reading it.
-
-    `tfds_name` is `None` for the dataset that ships with scikit-learn; `image_shape` is
-    (height, width, channels); `official_sizes` counts the images of the official train and
-    test splits, `None` where there is no official split; `light_strokes` says that its images are
-    light strokes on a dark ground, so that dark ink on paper has to be inverted; `turned` that
-    they are stored with rows and columns exchanged.
-    """
-
-    name: str
-    title: str
-    tfds_name: str | None
-    image_shape: tuple[int, int, int]
-    class_names: tuple[str, ...]
-    official_sizes: tuple[int, int] | None
-    licence: str
-    light_strokes: bool = False
-    turned: bool = False
-
-
-_DIGITS = tuple("0123456789")
-
-SPECS = {
-    entry.name: entry
-    for entry in (
-        Spec(
-            name="digits",
-            title="digits (scikit-learn)",
-            tfds_name=None,
-            image_shape=(8, 8, 1),
-            class_names=_DIGITS,
-            official_sizes=None,
-            licence="CC BY 4.0 (UCI, Optical Recognition of Handwritten Digits)",
-            light_strokes=True,
-        ),
-        Spec(
-            name="svhn",
-            title="SVHN (cropped)",
-            tfds_name="svhn_cropped",
-            image_shape=(32, 32, 3),
-            class_names=_DIGITS,
-            official_sizes=(73257, 26032),
-            licence="non-commercial use only",
-        ),
-        Spec(
-            name="emnist",
-            title="EMNIST Balanced",
-            tfds_name="emnist/balanced",
-            image_shape=(28, 28, 1),
-            class_names=_DIGITS + tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ") + tuple("abdefghnqrt"),
-            official_sizes=(112800, 18800),
-            licence="none stated; drawn from NIST Special Database 19, a US government work",
-            light_strokes=True,
-            turned=True,
-        ),
-        Spec(
-            name="cifar10",
-            title="CIFAR-10",
-            tfds_name="cifar10",
-            image_shape=(32, 32, 3),
-            class_names=(
-                *("airplane", "automobile", "bird", "cat", "deer"),
-                *("dog", "frog", "horse", "ship", "truck"),
-            ),
-            official_sizes=(50000, 10000),
-            licence="none stated by its authors; they ask to be cited (Krizhevsky, 2009)",
-        ),
-    )
-}
-
-
-INFO = "dataset_info.json"  # in the folder of a version; TFDS writes it last
-_NAMES = ("name", "configName")  # in that file: whose it is
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # gs://, hf://; not C:/
 # What is read of TFDS's `dataset_info.json`; TFDS fills the template in as a format string.
 _ABOUT: reading.Form = {
     "version": str,
@@ -139,111 +62,6 @@ class Dataset:
         return given[1] if given else f"{self.spec.title} stand-in"
 
 
-def spec(name: str) -> Spec:
-    """The `Spec` called `name`. Raises UserError, with the choices, if there is none."""
-    if name not in SPECS:
-        raise UserError(f"unknown dataset {name!r}; choose from {', '.join(SPECS)}")
-    return SPECS[name]
-
-
-def data_root(data_dir: str | Path | None = None) -> Path:
-    """TFDS's data folder: `data_dir`, else TFDS_DATA_DIR, else ~/tensorflow_datasets.
-
-    It need not be there. UserError if it begins with the home folder of a user that there is
-    not, or is an address.
-    """
-    named, folder = _named(data_dir)
-    if _ADDRESS.match(folder):
-        raise UserError(
-            f"{named} {folder} is an address, and datasets are read from folders of this machine; "
-            "copy it to one, and name that"
-        )
-    try:
-        return Path(folder).expanduser()
-    except RuntimeError:  # ~ of a user that there is not
-        raise UserError(
-            f"{named} {folder}: no such home folder; pass --data-dir DIR or set TFDS_DATA_DIR"
-        ) from None
-
-
-def _named(data_dir: str | Path | None) -> tuple[str, str]:
-    """What names the data folder (for messages), and the folder as it is named."""
-    if data_dir:
-        return "--data-dir", str(data_dir)
-    if folder := os.environ.get("TFDS_DATA_DIR"):
-        return "TFDS_DATA_DIR", folder
-    return "the default --data-dir", "~/tensorflow_datasets"
-
-
-def _need_root(spec: Spec, data_dir: str | Path | None) -> Path:
-    """`data_root`; UserError if the user has named a folder that is not there."""
-    root = data_root(data_dir)
-    named, _ = _named(data_dir)
-    if root.exists() or not (data_dir or os.environ.get("TFDS_DATA_DIR")):
-        return root
-    raise UserError(
-        f"{named} {root} does not exist; correct it, or make and fill it with python -m "
-        f"data.prepare {spec.name} --data-dir {root}"
-    )
-
-
-def prepared_folder(spec: Spec, root: Path) -> Path | None:
-    """The folder in which TFDS keeps the dataset, its newest version; None if there is none.
-
-    `root`: TFDS's data folder, the dataset's own folder in it, or that of a version. UserError for
-    a version of another dataset, and where there is none but one that is not whole.
-    """
-    if (root / INFO).exists():
-        _need_own(spec, root)
-        return root
-    places = [root / spec.tfds_name, *_own_folders(spec, root)]
-    versions = [path for place in places for path in place.glob("*") if _is_version(path)]
-    if _is_version(root) and _own_folders(spec, root.absolute().parent):
-        versions.append(root)
-    whole = [folder for folder in versions if (folder / INFO).exists()]
-    broken = [folder for folder in versions if folder == root or any(folder.iterdir())]
-    if broken and not whole:
-        raise UserError(
-            f"dataset {spec.name!r} in {broken[0]}: {INFO} is missing, as after a copy that broke "
-            f"off; copy it whole, or delete {broken[0]} and prepare it again (python -m "
-            f"data.prepare {spec.name} --data-dir DIR)"
-        )
-    return max(whole, key=lambda folder: [*map(int, folder.name.split("."))], default=None)
-
-
-def _is_version(folder: Path) -> bool:
-    return re.fullmatch(r"\d+\.\d+\.\d+", folder.name) is not None and folder.is_dir()
-
-
-def _own_folders(spec: Spec, root: Path) -> list[Path]:
-    """Where versions lie if `root` is the dataset's own folder; of emnist/balanced also emnist."""
-    parts, names = tuple(spec.tfds_name.split("/")), root.absolute().parts
-    return [
-        root.joinpath(*parts[taken:])
-        for taken in range(1, len(parts) + 1)
-        if names[-taken:] == parts[:taken]
-    ]
-
-
-def _need_own(spec: Spec, folder: Path) -> None:
-    """UserError if a version's folder says that it is another dataset's."""
-    about = reading.json_file(folder / INFO)
-    name, config = (about.get(k) if isinstance(about, dict) else None for k in _NAMES)
-    found = f"{name}/{config}" if config else name
-    if isinstance(name, str) and found != spec.tfds_name:
-        raise UserError(
-            f"--data-dir {folder} holds {found!s:.80}, not {spec.tfds_name}; name another folder"
-        )
-
-
-def load_of_run(run: Path, name: str, data_dir: str | Path | None = None) -> Dataset:
-    """The dataset of a run: in `data_dir`, else where the run was trained with it.
-
-    It is not downloaded: a file says which it is, and where, and nobody has asked for it.
-    """
-    return load(name, data_dir or runfolder.data_dir(run), fetch=False)
-
-
 def load(name: str, data_dir: str | Path | None = None, *, fetch: bool = True) -> Dataset:
     """Load a dataset; with `fetch` prepare (download) it first where `data_dir` has none yet.
 
@@ -255,7 +73,7 @@ def load(name: str, data_dir: str | Path | None = None, *, fetch: bool = True) -
     info = spec(name)
     if info.tfds_name is None:
         return _load_digits(info)
-    root = _need_root(info, data_dir)
+    root = need_root(info, data_dir)
     if decoded.folder_of(name, root).is_dir():
         return _load_decoded(info, root)
     folder = prepared_folder(info, root)

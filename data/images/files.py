@@ -9,8 +9,8 @@ from PIL import Image
 from data.base import reading
 from data.base.errors import UserError
 from data.images import decoding, fitting
-from data.images.datasets import Spec
 from data.images.fitting import Options, Picture
+from data.images.specs import Spec
 
 STDIN = "-"
 _MOST_BYTES = 256 * 2**20  # of a file
@@ -56,7 +56,7 @@ def read(source: str | Path | Image.Image, spec: Spec, options: Options = _DEFAU
       UserError: it cannot be read, or is not one image; the line names it.
 
     Example:
-      >>> read(Image.new("L", (100, 100)), datasets.spec("digits")).pixels.shape
+      >>> read(Image.new("L", (100, 100)), specs.spec("digits")).pixels.shape
       (8, 8, 1)
 
     """

@@ -11,8 +11,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from data.images import values
-from data.images.datasets import Spec
 from data.images.decoding import Decoded
+from data.images.specs import Spec
 
 INVERT = ("auto", "yes", "no")
 FIT = ("crop", "pad", "stretch")

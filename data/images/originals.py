@@ -32,7 +32,8 @@ from data.base import download, locking, progress
 from data.base.download import Unavailable, reason
 from data.base.errors import UserError
 from data.images.cache import SPLITS
-from data.images.datasets import Spec, prepared_folder
+from data.images.folders import prepared_folder
+from data.images.specs import Spec
 
 _UNFINISHED = "incomplete.trunk_"  # before the name of a folder that is being written
 _UNPACKED = ".unpacked"  # at that of an archive's content

@@ -12,7 +12,7 @@ from data.base.errors import UserError
 from data.base.progress import counted
 from data.images import tfrecord
 from data.images.cache import SPLITS, Arrays
-from data.images.datasets import Spec
+from data.images.specs import Spec
 
 _MODES = {1: "L", 3: "RGB"}  # Pillow's name for 8-bit pixels, by number of channels
 _FORMATS = ("array_record", "tfrecord")

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from data.base import tables
-from data.images import datasets
+from data.images import specs
 from data.run import results, runfolder
 from data.run.options import DEFAULTS
-from data.table import interval
+from data.tree.interval import interval
 
 
 def without_places(value: Any) -> Any:
@@ -37,7 +37,7 @@ def card(folder: Path, name: Path) -> str:
 
 def _text(folder: Path, name: Path, summary: dict[str, Any], about: dict[str, Any]) -> str:
     recipe = runfolder.read_recipe(folder)
-    spec = datasets.spec(summary["dataset"])
+    spec = specs.spec(summary["dataset"])
     data, images = about["dataset"], about["dataset"]["images"]
     test, paths = summary["accuracy"]["test"], summary["paths"]
     low, high = interval(test["correct"], test["total"])

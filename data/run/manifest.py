@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.base import machine
-from data.images import datasets
+from data.images import folders
 from data.images.datasets import Dataset
 from data.run.options import TrainOptions
 
@@ -66,7 +66,7 @@ def manifest(
             "title": dataset.title,
             "data_dir": None
             if dataset.spec.tfds_name is None
-            else (str(datasets.data_root(options.data_dir).absolute())),
+            else (str(folders.data_root(options.data_dir).absolute())),
             "sha256": dataset.fingerprint,
             "images": {
                 part: len(getattr(splits, part).labels) for part in ("train", "validation", "test")

@@ -7,7 +7,7 @@ from typing import Any
 
 from data.base.errors import UserError
 from data.base.parser import Parser, target
-from data.images import datasets
+from data.images import specs
 from data.recipes import recipe
 from data.recipes.baselines import models as baselines
 from data.recipes.networks import BACKBONES
@@ -64,7 +64,7 @@ def train_parser(framework: str) -> Parser:
         argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument
-    add("--dataset", help=f"one of {', '.join(datasets.SPECS)} (default: digits)")
+    add("--dataset", help=f"one of {', '.join(specs.SPECS)} (default: digits)")
     add("--data-dir", help="folder of prepared TFDS datasets (default: TFDS_DATA_DIR, else "
                            "~/tensorflow_datasets)")  # fmt: skip
     add("--backbone", help=f"node networks: {', '.join(BACKBONES)} (default: the recipe's first "
@@ -156,7 +156,7 @@ def train_options(framework: str, arguments: list[str] | None = None) -> TrainOp
 
 def _recipe(flags: dict[str, Any]) -> Recipe:
     """The recipe that the flags choose, with what they override."""
-    datasets.spec(flags["dataset"])
+    specs.spec(flags["dataset"])
     wrong = OF_MODELS if flags["model"] is None else OF_TREES
     for flag in wrong:
         if flags[flag] != DEFAULTS[flag]:

@@ -4,9 +4,9 @@ import sys
 from contextlib import nullcontext
 
 from data.base.writing import save_json
-from data.images import datasets
 from data.images.splits import split
 from data.run import derived, results, runfolder
+from data.run.dataset import load_of_run
 from data.run.options import EvaluateOptions
 from data.training.framework import Framework, within_memory
 
@@ -28,7 +28,7 @@ def evaluate(framework: Framework, options: EvaluateOptions) -> None:
 def _evaluate(framework: Framework, options: EvaluateOptions, shipped: bool) -> None:
     folder, part = options.run, options.split
     recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
-    dataset = datasets.load_of_run(folder, recipe.dataset, options.data_dir)
+    dataset = load_of_run(folder, recipe.dataset, options.data_dir)
     networks = framework.load_networks(folder, recipe, tree, dataset.spec.image_shape)
     examples = getattr(split(dataset, recipe.protocol, recipe.seed, recipe.limit), part)
     with framework.exact(), within_memory(framework, "free some, or use another device"):

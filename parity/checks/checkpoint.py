@@ -7,9 +7,10 @@ import numpy as np
 import trunk_jax.framework
 import trunk_torch_ref.framework
 from data.base.errors import UserError
-from data.images import datasets
+from data.images import specs
 from data.images.splits import split
 from data.run import runfolder
+from data.run.dataset import load_of_run
 from data.training.framework import Grown
 from data.tree import hierarchy
 from parity.checks import tolerance as compare
@@ -31,10 +32,10 @@ def check_checkpoint(folder: Path, data_dir: str | None) -> list[Check]:
             f"{folder} is a resnet50_qat, which cannot be computed in float64; tests/test_qat.py "
             "holds both frameworks against PyTorch's own"
         )
-    shape = datasets.spec(recipe.dataset).image_shape
+    shape = specs.spec(recipe.dataset).image_shape
     ours = trunk_jax.inference.load.load_networks(folder, recipe, tree, shape)
     theirs = trunk_torch_ref.inference.load.load_networks(folder, recipe, tree, shape)
-    dataset = datasets.load_of_run(folder, recipe.dataset, data_dir)
+    dataset = load_of_run(folder, recipe.dataset, data_dir)
     test = split(dataset, recipe.protocol, recipe.seed, recipe.limit).test
     checks, titles = [], hierarchy.titles(tree, dataset.spec.class_names)
     for node, network in ours.items():

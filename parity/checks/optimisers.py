@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from data.base.errors import UserError
-from data.images import datasets
+from data.images import specs
 from data.recipes import recipe as recipes
 from data.recipes.baselines import models as baselines
 from data.recipes.recipe import Phase
@@ -40,7 +40,7 @@ def phases() -> dict[Phase, str]:
             if recipe.joint is not None:
                 found.setdefault(recipe.joint, f"{name} {dataset} {backbone} joint")
     for model, name in itertools.product(baselines.MODELS, baselines.RECIPES):
-        for dataset in datasets.SPECS:
+        for dataset in specs.SPECS:
             with contextlib.suppress(UserError):  # not every model has a recipe for each
                 recipe = baselines.load(model, dataset, name, weights=baselines.NO_WEIGHTS)
                 found.setdefault(recipe.root.class_phase, f"{name} {dataset} {model}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from data.base.errors import UserError
 from data.base.parser import Parser, target
-from data.images import datasets
+from data.images import specs
 from data.recipes import recipe
 from data.recipes.networks import BACKBONES
 from data.recipes.recipe import Recipe
@@ -59,7 +59,7 @@ def parser() -> Parser:
         "study that was interrupted goes on when it is started again.",
     )
     add = made.add_argument
-    add("--dataset", default="digits", help=f"one of {', '.join(datasets.SPECS)} (default: "
+    add("--dataset", default="digits", help=f"one of {', '.join(specs.SPECS)} (default: "
         "%(default)s)")  # fmt: skip
     add("--data-dir", help="folder of prepared TFDS datasets (default: TFDS_DATA_DIR, else "
         "~/tensorflow_datasets)")  # fmt: skip
@@ -99,7 +99,7 @@ def parser() -> Parser:
 def options_of(arguments: list[str]) -> Options:
     """Parse and check the flags. UserError for any that makes no sense."""
     given = parser().parse_args(arguments)
-    datasets.spec(given.dataset)
+    specs.spec(given.dataset)
     chosen = recipe.override(
         recipe.load(given.recipe, given.dataset, given.backbone),
         epochs=given.epochs, batch_size=given.batch_size, limit=given.limit, seed=0,

@@ -18,7 +18,7 @@ import numpy as np
 
 from data.base import writing
 from data.base.errors import UserError
-from data.images import datasets
+from data.images import specs
 from data.images.cache import optional_root
 from data.run import runfolder
 from trunk_jax.machine.memory import compile_for_one_image
@@ -77,7 +77,7 @@ def _make(run: Path) -> bytes:
     from trunk_jax.inference.single import program_of
 
     recipe, tree = runfolder.read_recipe(run), runfolder.read_tree(run)
-    shape = datasets.spec(recipe.dataset).image_shape
+    shape = specs.spec(recipe.dataset).image_shape
     networks = load_networks(run, recipe, tree, shape)
     program = jax.jit(program_of(recipe, tree, networks))
     exported = jax.export.export(program)(jax.ShapeDtypeStruct(shape, jnp.uint8))

@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 
 from data.base import reading
 from data.base.errors import UserError
-from data.images import datasets
+from data.images import specs
 from data.images.datasets import Examples
 from data.run import derived, results, runfolder
+from data.run.dataset import load_of_run
 from data.tree import hierarchy, metrics
 from data.tree.hierarchy import ROOT, Tree
 from trunk_jax.pictures.confusion import confusion_matrix
@@ -34,14 +35,14 @@ def drawings(
     run is not finished.
     """
     recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
-    about = datasets.spec(recipe.dataset)
+    about = specs.spec(recipe.dataset)
     names = about.class_names
     summary = results.read_summary(folder)
     what = f"{summary['dataset_title']}, {recipe.backbone} nodes"
     labels, predicted = results.read_predictions(folder, split, len(names))
     samples = None
     if images:
-        data = datasets.load_of_run(folder, recipe.dataset, data_dir)
+        data = load_of_run(folder, recipe.dataset, data_dir)
         samples = first_of_each(data.test, about.turned)
     counts = metrics.confusion(labels, predicted, len(names))
     result = {

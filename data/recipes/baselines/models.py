@@ -15,7 +15,7 @@ import numpy as np
 from data.base.errors import UserError
 from data.base.streams import stream
 from data.base.weights import need_safetensors
-from data.images import datasets
+from data.images import specs
 from data.images.augmentation import Augmentation
 from data.recipes import recipe
 from data.recipes.baselines import folding as names
@@ -166,7 +166,7 @@ class WrongSize(UserError):
 def _check_size(chosen: Recipe, asked: bool) -> None:
     """WrongSize if the model cannot take its size, which the user `asked` for or the recipe has."""
     spec, size = base_of(chosen), chosen.monolith.size
-    least, own = smallest(spec), min(datasets.spec(chosen.dataset).image_shape[:2])
+    least, own = smallest(spec), min(specs.spec(chosen.dataset).image_shape[:2])
     if size < 0:
         raise WrongSize(f"--size {size} must be above 0, or 0 for images as they are")
     good, wanted = (size or own) >= least, f"{least} or more"
