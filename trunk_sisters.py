@@ -33,9 +33,9 @@ def check() -> None:
 
 def _file(name: str) -> Path | None:
     """The file that `import name` runs; None if there is none (a mere folder has none)."""
-    module = sys.modules.get(name)
+    module, find = sys.modules.get(name), importlib.util.find_spec  # which imports nothing
     try:
-        spec = None if module else importlib.util.find_spec(name)
+        spec = None if module else find(name)
     except (ImportError, ValueError):
         return None
     file = getattr(module, "__file__", None) if module else spec and spec.origin

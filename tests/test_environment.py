@@ -49,6 +49,7 @@ ODD = {
 }
 
 
+@pytest.mark.slow
 def test_what_decides_a_result_is_set_whatever_the_variables_say():
     code = (
         "import json\nfrom trunk_jax.machine import backend, settings\nbackend.start()\n"
@@ -73,6 +74,7 @@ def test_a_setting_under_which_nothing_runs_is_one_line(monkeypatch, name, value
         backend.start()
 
 
+@pytest.mark.slow
 def test_a_platform_that_is_not_here_and_a_value_that_is_none():
     code = "from data.base.errors import run_command\nrun_command(lambda: __import__('{}'){})"
     start = code.format("trunk_jax.machine.backend", ".machine.backend.start()")
@@ -295,7 +297,7 @@ def test_a_lock_is_held_by_whatever_the_system_has(tmp_path, monkeypatch):
 
 def test_no_module_needs_a_function_of_linux_to_be_imported():
     """Modules that only some systems have are imported where a miss is expected."""
-    for package in (*trunk_sisters.NAMES, "benchmarks"):
+    for package in trunk_sisters.NAMES:
         for file in (ROOT / package).rglob("*.py"):
             top = ast.parse(file.read_text()).body
             names = {a.name for node in top if isinstance(node, ast.Import) for a in node.names}
@@ -391,6 +393,7 @@ def test_a_bundle_of_certificates_that_is_missing(monkeypatch, tmp_path):
         download.fetch("mobilenet_v2", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_job_whose_processes_do_not_come_is_one_line(tmp_path):
     code = (
         "from data.base.errors import run_command\nfrom trunk_jax.machine import backend, hosts\n"

@@ -95,9 +95,7 @@ def convert_run(folder: Path, to: str, out: Path) -> dict[str, int]:
         raise UserError(f"{out} exists; remove it, or choose another --out")
     if not (folder / "summary.json").exists():
         raise UserError(f"{folder} is not finished (go on with train --resume)")
-    config = {
-        name: value for name, value in config.items() if name != "settings"
-    }  # its framework's
+    config = {k: v for k, v in config.items() if k != "settings"}  # those of its framework
     changed = {"config.json": config, "summary.json": results.read_summary(folder)}
     if (folder / "manifest.json").exists():
         about = runfolder.read_manifest(folder)
