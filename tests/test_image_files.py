@@ -6,10 +6,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, features
 
 from data.base.errors import UserError
-from data.images import datasets, decoding, files, fitting, specs
+from data.images import datasets, files, fitting, specs
 from data.images.files import Options
 
 CIFAR, DIGITS, EMNIST = (specs.SPECS[name] for name in ("cifar10", "digits", "emnist"))
@@ -381,7 +381,7 @@ def test_a_last_row_may_be_missing_and_no_more(kind, tmp_path):
 
 
 def test_avif(tmp_path):
-    if "AVIF" not in decoding.formats():
+    if not features.check("avif"):
         pytest.skip("this Pillow reads no AVIF")
     image = Image.fromarray(digit()).resize((64, 64), Image.Resampling.BICUBIC)
     image.save(tmp_path / "a.avif", quality=90)
