@@ -14,7 +14,7 @@ from typing import Any
 
 from data.base import reading, writing
 from data.base.errors import UserError, run_command
-from data.base.parser import Parser
+from data.base.parser import Parser, target
 from trunk_jax.machine import xla
 
 FILE = Path(__file__).parent / "sweep.toml"
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
         "(default: off)")  # fmt: skip
     add("--list", action="store_true", help="print the variants and what is expected of them "
         "(default: off)")  # fmt: skip
-    add("--json", metavar="FILE", help="write the result to FILE (default: none)")
+    add("--json", type=target, metavar="FILE", help="write the result to FILE (default: none)")
     options = parser.parse_args(arguments)
     if options.list:
         for variant in every.values():
@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
         value = {"variant": variant.name, "pair": options.pair, "kind": options.kind,
                  "platform": platform, "xla_flags": os.environ.get("XLA_FLAGS", ""),
                  "rows": rows}  # fmt: skip
-        writing.write_json(Path(options.json), value)
+        writing.save_json(options.json, value)
 
 
 if __name__ == "__main__":

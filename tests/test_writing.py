@@ -193,7 +193,7 @@ def flags():
                     yield file.relative_to(ROOT), first.value, words
 
 
-READ = ("--file", "--recipe", "--weights")  # files that are read, not written
+READ = ("--file", "--recipe", "--weights", "--from")  # files that are read, not written
 
 
 def test_every_flag_that_names_a_file_to_write_is_checked_beforehand():

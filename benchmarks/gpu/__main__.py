@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.gpu import archive, packing, plan, rehearsal, runner
 from data.base.errors import UserError, run_command
-from data.base.parser import Parser
+from data.base.parser import Parser, target
 
 CLOSING_S = 10.0  # for the last archive
 
@@ -31,8 +31,8 @@ def main(arguments: list[str] | None = None) -> None:
         "is gone on with")  # fmt: skip
     add("--data-dir", metavar="DIR", help="folder of datasets (default: data in --out, where "
         "python -m benchmarks.gpu.packing puts them)")  # fmt: skip
-    add("--archive", metavar="FILE", help="one zip of under 16 MiB with what is in --out, written "
-        "anew after each job (default: none)")  # fmt: skip
+    add("--archive", type=target, metavar="FILE", help="one zip of under 16 MiB with what is in "
+        "--out, written anew after each job (default: none)")  # fmt: skip
     add("--from", dest="before", metavar="FILE", help="go on from such a zip (default: none)")
     add("--list", action="store_true", help="name stages and jobs and do no more (default: off)")
     add("--dry-run", action="store_true", help="a rehearsal on any machine: random images, "
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     data = Path(options.data_dir).absolute() if options.data_dir else out / "data"
     if options.dry_run:
         rehearsal.write(data)
-    file = Path(options.archive).absolute() if options.archive else None
+    file = options.archive
 
     def after() -> None:
         if file is not None:

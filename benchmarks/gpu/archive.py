@@ -1,13 +1,12 @@
 """One file under a size that brings back results, runs and what is needed to go on with them."""
 
 import io
-import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.base import reading
+from data.base import reading, writing
 from data.base.errors import UserError
 
 LIMIT = 15 * 2**20  # bytes; at most 16 MiB of a file come back
@@ -48,9 +47,8 @@ def units(out: Path) -> Iterator[Unit]:
 def write(out: Path, target: Path, limit: int = LIMIT) -> list[str]:
     """Write the archive, whole or not at all; the names of the units that had no room."""
     left_out, size = [], 4096
-    partial = target.with_name(f".{target.name}.partial")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         for unit in units(out):
             needed = _packed(unit, out)
             if size + needed > limit:
@@ -61,7 +59,7 @@ def write(out: Path, target: Path, limit: int = LIMIT) -> list[str]:
                 archive.write(file, file.relative_to(out))
         text = "".join(f"left out: {name}\n" for name in left_out[:40])
         archive.writestr(CONTENTS, text or "nothing was left out\n")
-    os.replace(partial, target)
+    writing.save_bytes(target, content.getvalue())
     return left_out
 
 

@@ -13,7 +13,7 @@ from benchmarks import sweep
 from benchmarks.gpu import plan
 from data.base import reading, writing
 from data.base.errors import UserError, run_command
-from data.base.parser import Parser
+from data.base.parser import Parser, target
 
 NOTHING = "not measured"
 Result = dict[str, Any]
@@ -161,17 +161,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser = Parser(prog="python -m benchmarks.gpu.table", description="Results as a table.")
     parser.add_argument("folders", nargs="*", metavar="FOLDER", help="of results (default: none, "
                         "a table of what is not measured)")  # fmt: skip
-    parser.add_argument("--write", metavar="FILE", help="put it and the table of expectations "
-                        "between their marks in FILE (default: print it)")  # fmt: skip
+    parser.add_argument("--write", type=target, metavar="FILE", help="put it and the "
+                        "table of expectations between their marks in FILE (default: print "
+                        "it)")  # fmt: skip
     options = parser.parse_args(arguments)
     rows = lines(found([Path(folder) for folder in options.folders]))
     if not options.write:
         print(*rows, sep="\n")
         return
-    page = Path(options.write)
+    page = options.write
+    if not page.is_file():
+        raise UserError(f"{page} is missing")
     text = written(page.read_text(), "measured", rows)
     text = written(text, "expected", expectations())
-    writing.write_bytes(page, text.encode())
+    writing.save_bytes(page, text.encode())
 
 
 if __name__ == "__main__":

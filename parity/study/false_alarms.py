@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 
 from data.base import writing
 from data.base.errors import UserError, run_command
-from data.base.parser import Parser
+from data.base.parser import Parser, target
 from data.images import datasets
 from data.images.splits import split
 from data.recipes import recipe as recipes
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--controls", type=int, default=2, help="runs of each framework with flipped bits "
         "(default: %(default)s)")  # fmt: skip
     add("--out", default="runs/false-alarms", help="folder of the runs (default: %(default)s)")
-    add("--json", metavar="FILE", help="also write the result to FILE (default: none)")
+    add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     options = parser.parse_args(arguments)
     if options.seeds < 1 or options.controls < 2:
         raise UserError("--seeds must be 1 or more and --controls 2 or more")
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     for line in lines(value["counts"]):
         print(line)
     if options.json:
-        writing.write_json(Path(options.json), value)
+        writing.save_json(options.json, value)
     return int(any(row["found"] and not row["fault"] for row in rows))
 
 
