@@ -36,8 +36,9 @@ Weights = dict[str, np.ndarray]
 class Call:
     """One call of a node.
 
-    `what`: training, validation or ASL; `train`: the node's mode. `x`: what it was given, [b, c, h, w]. `keys`: of JAX's
-    dropout, the step's and the node's own. `place`: the node's among the nodes of a step.
+    `what`: training, validation or ASL; `train`: the node's mode. `x`: what it was given,
+    [b, c, h, w]. `keys`: of JAX's dropout, the step's and the node's own. `place`: the node's
+    among the nodes of a step.
     """
 
     where: str
@@ -101,7 +102,6 @@ class TorchMasks:
 
     def step(self, module, number, place, width):
         """Nothing: no keys."""
-        return None
 
 
 class _Masked(nn.Module):

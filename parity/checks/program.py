@@ -29,11 +29,12 @@ from data.recipes import recipe as recipes
 from data.recipes.recipe import NodeRecipe, Phase, Recipe
 from data.run import runfolder
 from data.tree import grouping, hierarchy
-from data.tree.hierarchy import ROOT, Groups, Tree
+from data.tree.hierarchy import ROOT, Groups
 from parity.checks import plain, recording
 from parity.checks import tolerance as compare
 from parity.checks.plain import Call, Course, JaxMasks, Setting, TorchMasks
 from parity.checks.tolerance import Check
+from parity.checks.training import CONTROL
 from parity.pairs.passes import cast
 from trunk_jax.network import exchange
 from trunk_jax.nodes.vgg import VggNode
@@ -42,8 +43,6 @@ from trunk_torch_ref.network import exchange as torch_exchange
 from trunk_torch_ref.nodes.vgg import VggNode as TorchVggNode
 from trunk_torch_ref.training import grow as torch_grow
 from trunk_torch_ref.training import joint as torch_joint
-
-CONTROL = 100.0  # times the effect of one flipped bit, the most that a training run may differ
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,7 @@ def _ours() -> Recipe:
     """Random augmentation, Nesterov, smoothing; a rate for each step, so siblings' differ."""
     phase = Phase(2, optimizer="sgd", lr=0.02, weight_decay=5e-4, nesterov=True,
                   schedule="onecycle", label_smoothing=0.1)  # fmt: skip
-    return replace(
-        _base(phase), augment=Augmentation((2, 8), 1, True, (1, 3)), ties="last",
-    )  # fmt: skip
+    return replace(_base(phase), augment=Augmentation((2, 8), 1, True, (1, 3)), ties="last")
 
 
 def _faulty() -> Recipe:
@@ -94,8 +91,8 @@ def _faulty() -> Recipe:
 def _joint() -> Recipe:
     """A whole tree, its classes balanced though the images are not."""
     recipe = _ours()
-    phase = replace(recipe.root.class_phase, lr=0.05)
-    return replace(recipe, joint=phase, balanced=True, batch_size=20)
+    phase, policy = replace(recipe.root.class_phase, lr=0.05), Augmentation(None, 1, True, (1, 3))
+    return replace(recipe, joint=phase, balanced=True, batch_size=20, augment=policy)
 
 
 def _base(phase: Phase) -> Recipe:
@@ -133,8 +130,9 @@ TREE = hierarchy.regroup(
 )  # fmt: skip
 
 
-def check_program(framework: str, case: Case) -> list[Check]:
-    """A case run by one framework (`jax`, `torch`) against the plain one."""
+def check_program(framework: str, which: str) -> list[Check]:
+    """A case (of `cases`) run by one framework (`jax`, `torch`) against the plain one."""
+    case = cases()[which]
     name = f"{'JAX' if framework == 'jax' else 'PyTorch'}'s program, {case.name}"
     splits = images()
     run = RUNS[framework, "joint" if case.recipe.joint else "grow"]
@@ -278,7 +276,7 @@ class Item:
     control: np.ndarray
 
 
-EXACT = ("targets", "dropout keys", "train or eval mode")  # of the kinds of items, those without rounding
+EXACT = ("targets", "dropout keys", "train or eval mode")  # the kinds of items without rounding
 
 
 def judge(name: str, found: Course, expected: Course, control: Course) -> list[Check]:
@@ -299,9 +297,7 @@ def judge(name: str, found: Course, expected: Course, control: Course) -> list[C
     return checks + [_check(name, what, mine) for what, mine in items.items()]
 
 
-def matched(
-    found: Course, expected: Course
-) -> tuple[list[Call | None], list[plain.Step | None]]:
+def matched(found: Course, expected: Course) -> tuple[list[Call | None], list[plain.Step | None]]:
     """For each expected call and step the one that was found, or None.
 
     By JAX's keys, and where there are none by their order.
@@ -362,9 +358,11 @@ def _of_calls(calls, expected: Course, control: Course) -> Iterator[Item]:
 def _of_steps(steps, expected: Course, control: Course) -> Iterator[Item]:
     for step, wanted, other in zip(steps, expected.steps, control.steps, strict=True):
         if step is not None:
-            for what, of in (("targets", "targets"), ("learning rates", "rate"), ("losses", "loss")):
+            kinds = {"targets": "targets", "learning rates of steps": "rate",
+                     "losses of steps": "loss"}  # fmt: skip
+            for what, of in kinds.items():
                 values = (np.asarray(getattr(s, of)) for s in (step, wanted, other))
-                yield Item(what if of == "targets" else f"{what} of steps", wanted.where, *values)
+                yield Item(what, wanted.where, *values)
 
 
 def _of_rows(found: Course, expected: Course, control: Course) -> Iterator[Item]:
