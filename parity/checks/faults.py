@@ -7,6 +7,7 @@ where they must pass.
 """
 
 import inspect
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -43,7 +44,6 @@ from trunk_jax.layers.conv import general
 from trunk_jax.network import augment, network
 from trunk_jax.nodes import mobilenet
 from trunk_jax.training import fit, grow, joint, objective, siblings
-from trunk_torch_ref.inference import route as torch_route
 from trunk_torch_ref.network import augment as torch_augment
 from trunk_torch_ref.training import fit as torch_fit
 from trunk_torch_ref.training import grow as torch_grow
@@ -167,7 +167,7 @@ def _replace(target: Any, name: str, value: Any) -> Callable[[], Any]:
 
 
 @contextmanager
-def _other_words(module: Any, name: str, old: str, new: str, users: tuple[Any, ...]) -> Iterator:
+def _other_words(module: Any, name: str, old: str, new: str) -> Iterator[None]:
     function = getattr(module, name)
     source = textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
     if source.count(old) != 1:
@@ -176,14 +176,21 @@ def _other_words(module: Any, name: str, old: str, new: str, users: tuple[Any, .
     changed = compile(source.replace(old, new), f"<{name} with a fault>", "exec")
     exec(changed, vars(module), made)  # noqa: S102, the source is our own
     with ExitStack() as stack:
-        for place in (module, *users):
-            stack.enter_context(patch.object(place, name, made[name]))
+        for user in _users(function, name):
+            stack.enter_context(patch.object(user, name, made[name]))
         yield
 
 
-def _words(module: Any, name: str, old: str, new: str, *users: Any) -> Callable[[], Any]:
-    """A few words of a function changed; `users`: modules that have it under its own name too."""
-    return lambda: _other_words(module, name, old, new, users)
+def _users(function: Any, name: str) -> list[Any]:
+    """Every module of ours that has the function under its own name: imports make copies."""
+    ours = ("data.", "trunk_jax.", "trunk_torch_ref.")
+    modules = [m for key, m in list(sys.modules.items()) if key.startswith(ours)]
+    return [module for module in modules if vars(module).get(name) is function]
+
+
+def _words(module: Any, name: str, old: str, new: str) -> Callable[[], Any]:
+    """A few words of a function changed, wherever it is used."""
+    return lambda: _other_words(module, name, old, new)
 
 
 def _layout(layer: type, key: str, axes: tuple[int, ...]) -> Callable[[], Any]:
@@ -408,9 +415,9 @@ def _of_programs() -> list[Fault]:
         Fault(f"{images}, PyTorch's joint training", _words(
             torch_joint, "_train_epoch", "recipe.mean, recipe.std", plain), joint_in_torch),
         Fault("std used for mean, JAX", _words(
-            augment, "prepare", *mean_of, fit, joint, route), one_node_in_jax),
+            augment, "prepare", *mean_of), one_node_in_jax),
         Fault("std used for mean, PyTorch", _words(
-            torch_augment, "prepare", *torch_mean_of, torch_fit, torch_joint, torch_route),
+            torch_augment, "prepare", *torch_mean_of),
             one_node_in_torch),
         Fault(f"{by_place}, JAX's fit", _words(
             fit, "inputs", "values[index]", "values[: len(index)]"), one_node_in_jax),
@@ -456,9 +463,9 @@ def _of_programs() -> list[Fault]:
         Fault("label smoothing left out of PyTorch's joint training", _words(
             torch_joint, "objective", ", phase.label_smoothing", ""), joint_in_torch),
         Fault(f"{nesterov}, JAX", _words(
-            objective, "optimizer", "=phase.nesterov", "=False", fit, joint), one_node_in_jax),
+            objective, "optimizer", "=phase.nesterov", "=False"), one_node_in_jax),
         Fault(f"{nesterov}, PyTorch", _words(
-            torch_objective, "optimizer", "=phase.nesterov", "=False", torch_fit, torch_joint),
+            torch_objective, "optimizer", "=phase.nesterov", "=False"),
             one_node_in_torch),
     ]  # fmt: skip
 

@@ -342,6 +342,9 @@ def _of_calls(calls, expected: Course, control: Course) -> Iterator[Item]:
             continue
         modes = (np.array(each.train) for each in (call, wanted, other))
         yield Item("train or eval mode", wanted.where, *modes)
+        if wanted.keys:
+            keys = (np.frombuffer(c.keys[1], np.uint32) for c in (call, wanted, other))
+            yield Item("dropout keys", wanted.where, *keys)
         which = "root" if wanted.root else "other nodes"
         given = "pixels given to the root" if wanted.root else "feature maps given to other nodes"
         count = len(wanted.x)  # a padded batch in eval mode does not say what is padding
@@ -350,9 +353,6 @@ def _of_calls(calls, expected: Course, control: Course) -> Iterator[Item]:
             f"scores of {which} in {wanted.what}", wanted.where, call.scores[:count],
             wanted.scores, other.scores,
         )  # fmt: skip
-        if wanted.keys:
-            keys = (np.frombuffer(c.keys[1], np.uint32) for c in (call, wanted, other))
-            yield Item("dropout keys", wanted.where, *keys)
 
 
 def _of_steps(steps, expected: Course, control: Course) -> Iterator[Item]:
