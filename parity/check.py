@@ -22,6 +22,7 @@ from parity.checks import baselines, faults, modes, optimisers, processes, repor
 from parity.checks.checkpoint import check_checkpoint
 from parity.checks.lowpower import check_background
 from parity.checks.nodes import check_node
+from parity.checks.program import check_program
 from parity.checks.tolerance import Check
 from parity.checks.training import (
     check_likelihood,
@@ -55,6 +56,11 @@ def tasks(seed: int) -> list[Task]:
         Task("a whole tree", check_tree, (ours, "digits tree")),
         Task("a whole tree, joint", check_tree, (joint_recipe(), "digits tree, trained jointly")),
     ]  # fmt: skip
+    result += [
+        Task(f"{framework}'s program, {case}", check_program, (framework, case))
+        for framework in ("jax", "torch")
+        for case in ("grown", "faulty", "joint")
+    ]
     result += [Task(family.name, check_node, (family, seed)) for family in FAMILIES]
     for family, dataset, backbone in (
         ("cifar10 vgg root", "cifar10", "vgg"),

@@ -79,7 +79,7 @@ PUBLISHED = {
         "seed": 29525, "batch_size": 500, "eval_batch_size": 500, "loss": "cross_entropy",
         "mean": CIFAR10_MEAN, "std": (0.2470, 0.2435, 0.2616),
         "augment": Augmentation(rand_augment=(2, 8), cutout=(2, 4)),
-        "eval_augment": Augmentation(cutout=(1, 4)),
+        "eval_augment": Augmentation(rand_augment=(2, 8), cutout=(1, 4)),
         "faults": VGG_FAULTS,
         "root": NodeRecipe(
             0.88, adam(90, 1e-2, 5e-4, "step", 20), adam(250, 1e-3, 5e-4, "step", 30)

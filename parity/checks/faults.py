@@ -1,10 +1,14 @@
 """`python -m parity.check --self-test`: plant faults one at a time, and see each one caught.
 
-A check that cannot fail proves nothing. Each fault here is a plausible mistake in the JAX
-port; it is planted by replacing one function, and the checks that should notice are run. The
-same checks are first run without a fault, where they must pass.
+A check that cannot fail proves nothing. Each fault here is a plausible mistake in one of the two
+ports, or in the data that they share; it is planted by replacing one function, or a few words of
+one, and the checks that should notice are run. The same checks are first run without a fault,
+where they must pass.
 """
 
+import inspect
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -22,22 +26,29 @@ from data.base import tables
 from data.base.errors import UserError
 from data.images.datasets import load
 from data.recipes import recipe as recipes
+from data.training import epochs
+from data.training import joint as joint_batches
 from data.training.framework import Grown
 from data.tree import hierarchy, metrics
-from parity.checks import optimisers, processes, training
+from parity.checks import optimisers, processes, program, training
 from parity.checks.nodes import check_in_float32, check_in_float64
 from parity.checks.routing import check_routing
 from parity.checks.tolerance import Check
 from parity.pairs import passes
 from parity.pairs.conversion import to_torch
 from parity.pairs.families import FAMILIES, Family, build
+from trunk_jax.inference import route
 from trunk_jax.layers import basic as layers
 from trunk_jax.layers import conv
 from trunk_jax.layers.conv import general
-from trunk_jax.network import network
+from trunk_jax.network import augment, network
 from trunk_jax.nodes import mobilenet
-from trunk_jax.training import fit, grow, objective
+from trunk_jax.training import fit, grow, joint, objective, siblings
+from trunk_torch_ref.network import augment as torch_augment
+from trunk_torch_ref.training import fit as torch_fit
 from trunk_torch_ref.training import grow as torch_grow
+from trunk_torch_ref.training import joint as torch_joint
+from trunk_torch_ref.training import objective as torch_objective
 
 SEED = 0
 
@@ -105,21 +116,41 @@ def routing() -> list[Check]:
         ours[node] = both.jax
         template = torch_grow.initial_network(recipe, tree, node, "group", theirs, (1, 8, 8))
         theirs[node] = to_torch(both.jax, template)
-    swapped = [ours[node] for node in _children_order(list(ours))]
     test = load("digits").test
     return check_routing(
-        "digits, untrained tree",
-        recipe,
-        Grown(tree, dict(zip(ours, swapped, strict=True))),
-        Grown(tree, theirs),
-        test.images,
-        test.labels,
-    )
+        "digits, untrained tree", recipe, Grown(tree, ours), Grown(tree, theirs),
+        test.images, test.labels,
+    )  # fmt: skip
 
 
-def _children_order(nodes: list) -> list:
-    """The nodes whose networks stand at `nodes`; a fault replaces this."""
-    return nodes
+def one_node_in_jax() -> list[Check]:
+    """The program that trains one node."""
+    return program.check_program("jax", "flat")
+
+
+def siblings_in_jax() -> list[Check]:
+    """The program that grows a tree, siblings side by side."""
+    return program.check_program("jax", "grown")
+
+
+def faulty_in_jax() -> list[Check]:
+    """The program with the release's faults: padded batches, augmented validation images."""
+    return program.check_program("jax", "faulty")
+
+
+def joint_in_jax() -> list[Check]:
+    """The program that trains a tree as a whole."""
+    return program.check_program("jax", "joint")
+
+
+def one_node_in_torch() -> list[Check]:
+    """PyTorch's program that trains one node."""
+    return program.check_program("torch", "flat")
+
+
+def joint_in_torch() -> list[Check]:
+    """PyTorch's program that trains a tree as a whole."""
+    return program.check_program("torch", "joint")
 
 
 # How a fault is planted.
@@ -133,6 +164,33 @@ def _replaced(target: Any, name: str, value: Any) -> Iterator[None]:
 
 def _replace(target: Any, name: str, value: Any) -> Callable[[], Any]:
     return lambda: _replaced(target, name, value)
+
+
+@contextmanager
+def _other_words(module: Any, name: str, old: str, new: str) -> Iterator[None]:
+    function = getattr(module, name)
+    source = textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
+    if source.count(old) != 1:
+        raise ValueError(f"{module.__name__}.{name} no longer has {old!r} once: plant it anew")
+    made: dict[str, Any] = {}
+    changed = compile(source.replace(old, new), f"<{name} with a fault>", "exec")
+    exec(changed, vars(module), made)  # noqa: S102, the source is our own
+    with ExitStack() as stack:
+        for user in _users(function, name):
+            stack.enter_context(patch.object(user, name, made[name]))
+        yield
+
+
+def _users(function: Any, name: str) -> list[Any]:
+    """Every module of ours that has the function under its own name: imports make copies."""
+    ours = ("data.", "trunk_jax.", "trunk_torch_ref.")
+    modules = [m for key, m in list(sys.modules.items()) if key.startswith(ours)]
+    return [module for module in modules if vars(module).get(name) is function]
+
+
+def _words(module: Any, name: str, old: str, new: str) -> Callable[[], Any]:
+    """A few words of a function changed, wherever it is used."""
+    return lambda: _other_words(module, name, old, new)
 
 
 def _layout(layer: type, key: str, axes: tuple[int, ...]) -> Callable[[], Any]:
@@ -329,17 +387,87 @@ def faults() -> list[Fault]:
         Fault("cosine stopped at T_max", _rates(_stopped), published_phases),
         Fault("learning-rate step an epoch early", _rates(_early_step), published_phases),
         Fault("softmax of ASL over images", _replace(grow, "metrics", _NoSoftmax()), likelihood),
-        Fault("children in the wrong order", _replace(
-            _module(), "_children_order", lambda nodes: [nodes[0], *nodes[:0:-1]]), routing),
+        Fault("children in the wrong order", _words(
+            route, "predict", "visit(child, ", "visit((*node, 1 - int(output)), "), routing),
         Fault("ancestors in train mode", _replace(fit, "features", _ancestors_in_train_mode),
               small_tree),
+        *_of_programs(),
     ]  # fmt: skip
 
 
-def _module() -> Any:
-    import parity.checks.faults  # noqa: PLW0406, by its name, as others see it
-
-    return parity.checks.faults
+def _of_programs() -> list[Fault]:
+    """Faults of the programs around the networks, each in the code that it is a fault of."""
+    plain, no_recipe = "(), ()", "__import__('dataclasses').replace(recipe, mean=(), std=())"
+    mean_of = "inputs - jnp.array(mean", "inputs - jnp.array(std"
+    torch_mean_of = "inputs - mean[", "inputs - std["
+    images = "training images not normalised"
+    by_place = "augmentation drawn by place in the batch"
+    balance, nesterov = "class balance ignored", "Nesterov ignored"
+    return [
+        Fault(f"{images}, JAX's fit", _words(
+            fit, "train_steps", "x = inputs(program, ",
+            "x = inputs(replace(program, mean=(), std=()), "), one_node_in_jax),
+        Fault(f"{images}, JAX's joint training", _words(
+            joint, "train_steps", "program.mean, program.std", plain), joint_in_jax),
+        Fault(f"{images}, PyTorch's fit", _words(
+            torch_fit, "_train_epoch", "x = inputs(recipe, ", f"x = inputs({no_recipe}, "),
+            one_node_in_torch),
+        Fault(f"{images}, PyTorch's joint training", _words(
+            torch_joint, "_train_epoch", "recipe.mean, recipe.std", plain), joint_in_torch),
+        Fault("std used for mean, JAX", _words(
+            augment, "prepare", *mean_of), one_node_in_jax),
+        Fault("std used for mean, PyTorch", _words(
+            torch_augment, "prepare", *torch_mean_of),
+            one_node_in_torch),
+        Fault(f"{by_place}, JAX's fit", _words(
+            fit, "inputs", "values[index]", "values[: len(index)]"), one_node_in_jax),
+        Fault(f"{by_place}, JAX's joint training", _words(
+            joint, "train_steps", "values[rows]", "values[: len(rows)]"), joint_in_jax),
+        Fault(f"{by_place}, PyTorch's fit", _words(
+            torch_fit, "inputs", "values[index]", "values[: len(index)]"), one_node_in_torch),
+        Fault(f"{by_place}, PyTorch's joint training", _words(
+            torch_joint, "_train_epoch", "values[index]", "values[: len(index)]"),
+            joint_in_torch),
+        Fault("the same augmentation in every epoch", _words(
+            epochs, "training", 'stage, epoch, "train"', 'stage, "train"'), one_node_in_torch),
+        Fault("training loss that counts padding rows", _words(
+            fit, "train_steps", "real.sum().astype(value.dtype)", "real.size"), faulty_in_jax),
+        Fault("validation inputs kept by the training policy", _words(
+            fit, "fitting", "keep(validation, recipe.eval_augment)",
+            "keep(validation, recipe.augment)"), faulty_in_jax),
+        Fault("siblings with the first one's learning rates", _words(
+            siblings, "_together", "jnp.asarray(e.rates, ", "jnp.asarray(first.rates, "),
+            siblings_in_jax),
+        Fault(f"{balance} in joint training's shares, JAX", _words(
+            joint, "fit_tree", "recipe.batch_size, recipe.balanced", "recipe.batch_size"),
+            joint_in_jax),
+        Fault(f"{balance} when JAX chooses an epoch", _words(
+            joint, "_accuracy", ", recipe.balanced", ""), joint_in_jax),
+        Fault(f"{balance} in joint training's shares, PyTorch", _words(
+            torch_joint, "fit_tree", "recipe.batch_size, recipe.balanced", "recipe.batch_size"),
+            joint_in_torch),
+        Fault(f"{balance} when PyTorch chooses an epoch", _words(
+            torch_joint, "_accuracy", ", recipe.balanced", ""), joint_in_torch),
+        Fault(f"{balance} in joint training's batches", _words(
+            joint_batches, "batches", "if recipe.balanced:", "if False:"), joint_in_torch),
+        Fault("the same dropout key for every node", _words(
+            joint, "objective", "jax.random.fold_in(mode.key, place)", "mode.key"), joint_in_jax),
+        Fault("dropout keys by the place in the batch", _words(
+            joint, "objective", "fold_in(mode.key, place)", "fold_in(mode.key, share.start)"),
+            joint_in_jax),
+        Fault("PyTorch's joint training in eval mode", _words(
+            torch_joint, "train_step", "state.networks.train()", "state.networks.eval()"),
+            joint_in_torch),
+        Fault("label smoothing left out of JAX's joint training", _words(
+            joint, "objective", ", program.phase.label_smoothing", ""), joint_in_jax),
+        Fault("label smoothing left out of PyTorch's joint training", _words(
+            torch_joint, "objective", ", phase.label_smoothing", ""), joint_in_torch),
+        Fault(f"{nesterov}, JAX", _words(
+            objective, "optimizer", "=phase.nesterov", "=False"), one_node_in_jax),
+        Fault(f"{nesterov}, PyTorch", _words(
+            torch_objective, "optimizer", "=phase.nesterov", "=False"),
+            one_node_in_torch),
+    ]  # fmt: skip
 
 
 def caught_by(name: str | None, catch: Callable[[], list[Check]] | None = None) -> str | None:
