@@ -18,7 +18,7 @@ from parity.checks.training import grow_both
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "backbone"), [("efficient", "resnet"), ("corrected", "vgg")])
+@pytest.mark.parametrize(("name", "backbone"), [("efficient", "resnet"), ("corrected", "mobilenet")])
 def test_both_frameworks_choose_the_same_tree(name, backbone, tmp_path):
     """From the same weights, in float64: the same candidates, estimates, costs and choice."""
     recipe = recipes.load(name, "digits", backbone)
@@ -37,7 +37,7 @@ def test_both_frameworks_choose_the_same_tree(name, backbone, tmp_path):
         )
         assert one["groups"] == two["groups"]
         assert one["auto"]["flat_accuracy"] == two["auto"]["flat_accuracy"]
-        # dropout aside (both nets are in eval mode) float64 training drifts by far less than this
+        # a short training in float64, without dropout, drifts by far less than this
         np.testing.assert_allclose(one["asl"], two["asl"], atol=1e-6)
         both = list(zip(one["auto"]["candidates"], two["auto"]["candidates"], strict=True))
         assert both or len(hierarchy.members(ours.tree, node)) == 2

@@ -210,10 +210,8 @@ def need_unused(path: Path) -> None:
     if not (path / ".lock").is_file():
         return
     with open(path / ".lock", "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{path} is in use by another process") from None
+        if not locks.taken(file):
+            raise UserError(f"{path} is in use by another process")
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -210,6 +210,7 @@ def multiply_adds(
         (recipe.dataset, recipe.backbone, tree.names[node]),
         hierarchy.width(tree, node),
     )
-    rng = np.random.default_rng(0)
-    module = nodes.build(*where, shape, outputs, faults=recipe.faults, rng=rng)
-    return cost(split(module), shape)["multiply_adds"]
+    with jax.enable_x64(False):  # a network as it is built has float32 parameters
+        rng = np.random.default_rng(0)
+        module = nodes.build(*where, shape, outputs, faults=recipe.faults, rng=rng)
+        return cost(split(module), shape)["multiply_adds"]
