@@ -18,7 +18,9 @@ from parity.checks.training import grow_both
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "backbone"), [("efficient", "resnet"), ("corrected", "mobilenet")])
+@pytest.mark.parametrize(
+    ("name", "backbone"), [("efficient", "resnet"), ("corrected", "mobilenet")]
+)
 def test_both_frameworks_choose_the_same_tree(name, backbone, tmp_path):
     """From the same weights, in float64: the same candidates, estimates, costs and choice."""
     recipe = recipes.load(name, "digits", backbone)

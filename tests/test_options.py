@@ -337,7 +337,7 @@ def test_every_command_reads_its_flags_with_our_parser():
 
 
 def test_a_recipe_file_is_found_again_from_another_folder(tmp_path, monkeypatch):
-    (tmp_path / "mine.toml").write_text((recipe.FOLDER / "default.toml").read_text())
+    (tmp_path / "mine.toml").write_text((recipe.FOLDER / "corrected.toml").read_text())
     found = train_options("jax", ["--recipe", "mine.toml"])
     assert found.flags["recipe"] == str(tmp_path / "mine.toml")
     assert found.out.name.startswith("digits-mobilenet-mine-seed")

@@ -388,7 +388,7 @@ def test_a_file_is_a_recipe_called_as_it_is(tmp_path):
     assert found.root == found.others
     assert (found.root.volatility, found.others.group_phase.lr) == (0.3, 0.02)
     # a shipped recipe's name would pass for it in the run's folder and summary
-    assert recipe.load(written(tmp_path, OWN, "default.toml"), "digits").name == "default.toml"
+    assert recipe.load(written(tmp_path, OWN, "corrected.toml"), "digits").name == "corrected.toml"
     assert "nowhere.toml is missing" in message(recipe.load, "nowhere.toml", "digits")
 
 
@@ -417,5 +417,5 @@ def test_what_is_wrong_in_a_file_is_named_with_file_and_table(tmp_path, old, new
 
 
 def test_the_recipe_that_has_it_is_named():
-    text = message(recipe.load, "default", "svhn", "resnet")
-    assert text.startswith("recipe 'default' has none for svhn resnet, but efficient has;")
+    text = message(recipe.load, "corrected", "svhn", "resnet")
+    assert text.startswith("recipe 'corrected' has none for svhn resnet, but efficient has;")

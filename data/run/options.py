@@ -256,7 +256,7 @@ def _recipe(flags: dict[str, Any]) -> Recipe:
         own = {flag: flags[flag] for flag in OF_MODELS}
         chosen = baselines.load(flags["model"], flags["dataset"], flags["recipe"], **own)
     overrides = DEFAULTS.keys() - {"dataset", "recipe", "backbone", "model", *OF_MODELS}
-    overrides |= {"precision"} & flags.keys()
+    overrides |= {"precision", "budget"} & flags.keys()
     return recipe.override(chosen, **{key: flags[key] for key in overrides})
 
 

@@ -189,9 +189,7 @@ def held_out(
     """What a node, one output a class, says of the images of `source` that are its own."""
     targets = np.asarray(source.targets)
     run = epochs.held_out(recipe, name, targets, source.images.shape[1:3])
-    scores, truth, _ = evaluate(
-        program, run.policy, run.train, network, source, run.batches, run.draws, run.seed
-    )
+    scores, truth, _ = evaluate(program, network, source, run)
     return HeldOut(metrics.softmax(scores), truth)
 
 

@@ -160,9 +160,7 @@ def held_out(recipe: Recipe, network: Node, source: Source, name: str) -> HeldOu
     """What a node, one output a class, says of the images of `source` that are its own."""
     targets = source.targets.cpu().numpy()
     run = epochs.held_out(recipe, name, targets, tuple(source.images.shape[2:]))
-    scores, truth = evaluate(
-        recipe, run.policy, run.train, network, source, run.batches, run.draws, run.seed
-    )
+    scores, truth = evaluate(recipe, network, source, run)
     return HeldOut(metrics.softmax(scores), truth)
 
 
