@@ -171,7 +171,7 @@ def test_help_gives_each_default(capsys):
     described = {entry.split()[0]: entry for entry in entries if not entry.startswith("--help")}
     assert {name.removeprefix("--").replace("-", "_") for name in described} == {
         *options.DEFAULTS, *options.LATER, "siblings", "data_dir", "from", "out", "resume", "json",
-        "devices", "distributed",
+        "devices", "distributed", "autotune",
     }  # fmt: skip
     for entry in described.values():
         assert re.search(r"\(default: .+\)$", entry)
@@ -340,7 +340,7 @@ def test_a_recipe_file_is_found_again_from_another_folder(tmp_path, monkeypatch)
     (tmp_path / "mine.toml").write_text((recipe.FOLDER / "corrected.toml").read_text())
     found = train_options("jax", ["--recipe", "mine.toml"])
     assert found.flags["recipe"] == str(tmp_path / "mine.toml")
-    assert found.out.name.startswith("digits-mobilenet-mine-seed")
+    assert found.out.name.startswith("digits-vgg-mine-seed")
     runfolder.write_json(tmp_path / "run" / "config.json", {"format": 1, "flags": found.flags})
     monkeypatch.chdir("/")
     again = train_options("jax", ["--out", str(tmp_path / "run"), "--resume"])

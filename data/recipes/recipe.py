@@ -220,9 +220,9 @@ def _no_such(name: str, table: dict[str, Any], dataset: str, backbone: str | Non
     """What to say where a recipe has nothing for a dataset and backbone."""
     wanted = f"{dataset} {backbone}" if backbone else dataset
     others = [other for other in names() if other != name and having(other, dataset, backbone)]
-    having = f", but {' and '.join(others)} {'have' if others[1:] else 'has'}" if others else ""
+    also = f", but {' and '.join(others)} {'have' if others[1:] else 'has'}" if others else ""
     choices = ", ".join(f"{d} {b}" for d, backbones in table.items() for b in backbones)
-    return f"recipe {name!r} has none for {wanted}{having}; it has: {choices}"
+    return f"recipe {name!r} has none for {wanted}{also}; it has: {choices}"
 
 
 def _file(name: str) -> Path:
