@@ -33,8 +33,9 @@ def train(framework: Framework, options: TrainOptions) -> None:
             f"--batch-size {recipe.batch_size} is more than the {len(splits.train.labels):,} "
             "training images"
         )
-    if options.source is not None:
-        about = _config(framework.name, options, dataset, framework.settings())
+    if options.source is not None:  # before the folder is made
+        with framework.exact():  # in which the settings are those of the training
+            about = _config(framework.name, options, dataset, framework.settings())
         sharing.check_source(options.source, len(dataset.spec.class_names), about)
     with runfolder.lock(folder), framework.exact():
         config = _config(framework.name, options, dataset, framework.settings())
