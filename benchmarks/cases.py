@@ -120,10 +120,10 @@ def cases(accelerator: bool = False) -> list[Case]:
 def recipe_of(case: Case) -> Recipe:
     """The published recipe without augmentation, which is not what is timed.
 
-    EMNIST and SVHN with vgg were published without a recipe; they have the default one.
+    EMNIST and SVHN with vgg were published without a recipe; they have the corrected one.
     """
     combination = (case.dataset, case.backbone)
-    name = "published" if combination in recipes.combinations("published") else "default"
+    name = "published" if combination in recipes.combinations("published") else "corrected"
     recipe = recipes.load(name, *combination)
     if case.kind == "grow":
         return recipe

@@ -5,7 +5,10 @@ from pathlib import Path
 from data.base.commands import listing
 from data.base.errors import run_command
 
-GROUPS = {"Datasets": ("data.prepare",), "Finished runs": ("data.table", "data.versus")}
+GROUPS = {
+    "Datasets": ("data.prepare",),
+    "Finished runs": ("data.grown", "data.table", "data.versus"),
+}
 
 
 def main() -> None:

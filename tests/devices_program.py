@@ -27,7 +27,7 @@ from trunk_jax.training.feature_cache import with_kept
 
 PHASE = Phase(epochs=2, optimizer="sgd", lr=0.05, momentum=0.9, weight_decay=1e-3)
 TREE = Tree(((0, 0), (1,), (0, 1), (2, 0), (2, 1)), {(): "root", (0,): "a", (2,): "b"})
-RECIPE = dataclasses.replace(recipe.load("default", "digits", "vgg"), eval_batch_size=25)
+RECIPE = dataclasses.replace(recipe.load("corrected", "digits", "vgg"), eval_batch_size=25)
 
 
 def examples(count, classes):

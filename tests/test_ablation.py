@@ -14,7 +14,7 @@ from trunk_jax import ablation, train
 from trunk_jax.pictures.ablation import ablation_picture
 from trunk_jax.training import grow
 
-FLAGS = ["--limit", "300", "--epochs", "2", "--batch-size", "32"]
+FLAGS = ["--backbone", "vgg", "--limit", "300", "--epochs", "2", "--batch-size", "32"]
 
 
 @pytest.mark.parametrize(

@@ -229,7 +229,7 @@ def finished(tmp_path_factory):
     from trunk_torch_ref import train
 
     folder = tmp_path_factory.mktemp("run") / "run"
-    flags = "--backbone vgg --limit 300 --epochs 1 --batch-size 32"
+    flags = "--backbone vgg --limit 300 --epochs 1 --batch-size 32 --volatility 1"
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         patch.setattr(grouping, "group", fixed_groups)
         train.main([*flags.split(), "--out", str(folder)])
@@ -400,8 +400,8 @@ def test_measurements_predictions_and_metrics(run):
 
 def test_recipes(tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "FOLDER", tmp_path)
-    whole = Path(recipe.__file__).with_name("default.toml")
-    file = tmp_path / "default.toml"
+    whole = Path(recipe.__file__).with_name("corrected.toml")
+    file = tmp_path / "corrected.toml"
     text = whole.read_text()
     file.write_text(text)
     texts = [text[: len(text) * k // 23] for k in range(23)]
@@ -410,8 +410,8 @@ def test_recipes(tmp_path, monkeypatch):
         ("epochs = 6", "epochs = []"),
         ("epochs = 6", "epochs = 6.5"), ("epochs = 6, ", ""), ("batch_size = 64", "batch_size = 0"),
         ("lr = 3e-3", "lr = nan"), ("lr = 3e-3", "lr = inf"), ("lr = 3e-3", "lr = -1.0"),
-        ("volatility = 0.12", "volatility = 0.0"), ("volatility = 0.12", "volatility = nan"),
-        ("volatility = 0.12", ""), ("volatility = 0.12", "volatility = {}"),
+        ('volatility = "auto"', 'volatility = 0.0'), ('volatility = "auto"', "volatility = nan"),
+        ('volatility = "auto"', ""), ('volatility = "auto"', "volatility = {}"),
         ("batch_size = 64", "unknown = 1"), ("batch_size = 64", 'name = "x"'),
         ("batch_size = 64", "mean = [1.0]"), ("batch_size = 64", 'faults = ["x"]'),
         ("batch_size = 64", 'loss = "x"'), ("batch_size = 64", "seed = -1"),
@@ -425,7 +425,7 @@ def test_recipes(tmp_path, monkeypatch):
     contents = [text.encode() for text in texts]
     contents += [b"\xff\xfe", b"\0", b"a = " + b"[" * 5000, b"a = " + b"[" * 500 + b"]" * 500,
                  b"x = 1\n" * 2, b"a." * 3000 + b"a = 1"]  # fmt: skip
-    try_all("recipe", file, contents, lambda: recipe.load("default", "digits", "vgg"))
+    try_all("recipe", file, contents, lambda: recipe.load("corrected", "digits", "vgg"))
     count("recipe", 45)
 
 
@@ -443,7 +443,7 @@ def safetensors_of(header, body=b""):
 
 
 def test_weights(run, monkeypatch):
-    from trunk_jax.inference import load as jax_load
+    from trunk_jax.inference.microbatched import load as jax_load
 
     file = run / "weights" / "root.safetensors"
     good = file.read_bytes()

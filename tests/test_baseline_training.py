@@ -196,11 +196,11 @@ def test_the_releases_quirks_are_on_in_its_recipe_alone():
         return baselines.base_of(baselines.load(model, dataset, name, weights="any.safetensors"))
 
     assert not spec("dinov2_vitb14_reg", "svhn", "published").head
-    assert spec("dinov2_vitb14_reg", "svhn", "default") == Dinov2()
+    assert spec("dinov2_vitb14_reg", "svhn", "corrected") == Dinov2()
     assert not spec("convnext_base", "emnist", "published").stem_norm
     assert spec("convnext_base", "cifar10", "published").stem_norm
-    assert spec("convnext_base", "emnist", "default").stem_norm
-    chosen = baselines.load("resnet50_qat", "svhn", "default", weights="any.safetensors")
+    assert spec("convnext_base", "emnist", "corrected").stem_norm
+    chosen = baselines.load("resnet50_qat", "svhn", "corrected", weights="any.safetensors")
     assert isinstance(baselines.spec_of(chosen, 32), QuantResNet)
 
 
@@ -215,7 +215,7 @@ BAD = {
     "--model vgg16_pruned --recipe scratch --speed-up 0": "--speed-up 0",
     "--model vgg16 --recipe best": "no recipe 'best'",
     "--model vgg16 --recipe published": "has none for vgg16 on digits; it has: cifar10",
-    "--model vgg16 --recipe default --dataset cifar10 --weights nowhere": "parity.pretrained vgg16",
+    "--model vgg16 --dataset cifar10 --weights nowhere": "parity.pretrained vgg16",
     "--model vit_b_16 --recipe scratch --size 32": "--size 32: vit_b_16 takes 224",
     "--model dinov2_vitb14_reg --recipe scratch --size 32": "takes a multiple of 14",
     "--model resnet50 --recipe scratch --size -1": "--size -1",

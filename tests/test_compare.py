@@ -103,7 +103,7 @@ def row(name, group, accuracy=0.9, cost=1e6, model="vgg"):
 
 
 def test_runs_are_grouped_and_named(tmp_path):
-    vgg = recipe.load("default", "digits", "vgg")
+    vgg = recipe.load("corrected", "digits", "vgg")
     grown = hierarchy.regroup(hierarchy.bare(10), (), ((0, 1), *((k,) for k in range(2, 10))))
     flat, alone = hierarchy.bare(10), recipe.load("efficient", "digits", "monolith")
     member = tmp_path / "ablation-digits" / "v0.2"

@@ -220,8 +220,8 @@ def test_shapes_that_do_not_fit_together():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    train.main(["--limit", "300", "--epochs", "3", "--batch-size", "32", "--volatility", "1.2",
-                "--out", str(folder)])  # fmt: skip
+    flags = "--backbone vgg --limit 300 --epochs 3 --batch-size 32 --volatility 1.2"
+    train.main([*flags.split(), "--out", str(folder)])
     return folder
 
 

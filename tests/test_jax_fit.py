@@ -25,7 +25,7 @@ from trunk_jax.training import fit, grow
 
 COUNT, CHECKED = 70, 50
 RECIPE = dataclasses.replace(
-    recipe.load("default", "digits", "vgg"), batch_size=20, eval_batch_size=20
+    recipe.load("corrected", "digits", "vgg"), batch_size=20, eval_batch_size=20
 )
 SHORT = Phase(epochs=2, lr=1e-2, schedule="cosine")
 

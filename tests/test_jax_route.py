@@ -13,7 +13,7 @@ from trunk_jax import nodes
 from trunk_jax.inference import route
 from trunk_jax.network.network import apply, feature_shape, split
 
-RECIPE = recipe.load("default", "digits", "vgg")
+RECIPE = recipe.load("corrected", "digits", "vgg")
 # outputs of the root: classes 0, 2, 4; class 1; classes 3, 5. Of the first: 0; 2, 4.
 TREE = hierarchy.regroup(hierarchy.bare(6), (), ((0, 2, 4), (1,), (3, 5)))
 TREE = hierarchy.regroup(TREE, (0,), ((0,), (1, 2)))

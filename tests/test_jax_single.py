@@ -9,7 +9,7 @@ from trunk_jax.inference import route
 from trunk_jax.inference.single import compile_single
 from trunk_jax.network.network import apply, feature_shape, features, split
 
-RECIPE = recipe.load("default", "digits", "vgg")
+RECIPE = recipe.load("corrected", "digits", "vgg")
 SHAPE = (8, 8, 1)
 
 

@@ -181,7 +181,9 @@ def test_a_training_that_diverges_is_one_line(tmp_path, monkeypatch):
 
 def test_resume_without_out_finds_the_default_folder(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    folder = Path("runs") / f"digits-vgg-default-seed{recipe.load('default', 'digits').seed}-jax"
+    folder = (
+        Path("runs") / f"digits-vgg-corrected-seed{recipe.load('corrected', 'digits').seed}-jax"
+    )
     shutil.copytree(finished, folder)
     monkeypatch.setattr(run, "FRAMEWORK", dataclasses.replace(run.FRAMEWORK, grow=None))
     train.main(["--backbone", "vgg", "--resume"])  # --limit, --epochs and so on are the run's

@@ -183,7 +183,7 @@ def test_interrupted_joint_training_ends_with_the_same_weights(framework, tmp_pa
     monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 0.0)
     monkeypatch.setattr(grouping, "group", fixed_groups)
     recipe = recipes.load("efficient", "digits", "resnet")
-    recipe = recipes.override(recipe, epochs=1, limit=300, batch_size=32)
+    recipe = recipes.override(recipe, epochs=1, limit=300, batch_size=32, volatility=1.0)
     recipe = replace(recipe, joint=replace(recipe.joint, epochs=3))
     splits = split(datasets.load("digits"), recipe.protocol, recipe.seed, recipe.limit)
 

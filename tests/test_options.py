@@ -33,7 +33,7 @@ BAD = {
     "--dataset mnist": ["'mnist'", "digits, svhn, emnist, cifar10"],
     "--dataset": ["--dataset", "expected one argument"],
     "--backbone alexnet": ["'alexnet'", "mobilenet, vgg"],
-    "--recipe best": ["'best'", "default, efficient, published"],
+    "--recipe best": ["'best'", "corrected, efficient, published"],
     "--recipe published": ["digits", "svhn mobilenet", "cifar10 vgg"],
     "--dataset svhn --backbone vgg --recipe published": ["svhn vgg", "svhn mobilenet"],
     "--protocol cheat": ["'cheat'", "holdout, published"],
@@ -44,6 +44,10 @@ BAD = {
     "--volatility inf": ["volatility", "inf", "above 0"],
     "--volatility 1e999": ["volatility", "inf", "above 0"],
     "--volatility high": ["--volatility", "'high'"],
+    "--volatility auto --backbone monolith": ["volatility", "auto", "a number"],
+    "--budget many": ["--budget", "'many'", "40M"],
+    "--budget=-1M": ["budget", "-1000000", "0 or more"],
+    "--from nowhere --volatility 1": ["nowhere", "no run folder"],
     "--epochs 0": ["epochs", "0", "above 0"],
     "--epochs -5": ["epochs", "-5", "above 0"],
     "--epochs 1.5": ["--epochs", "'1.5'"],
@@ -107,11 +111,25 @@ def test_the_command_itself(arguments, parts, tmp_path):
 
 def test_defaults(tmp_path):
     found = train_options("jax", [])
-    assert found.recipe == recipe.load("default", "digits")
-    assert found.flags == options.DEFAULTS
-    assert found.out == Path(f"runs/digits-{found.recipe.backbone}-default-seed0-jax")
+    assert found.recipe == recipe.load("efficient", "digits", "resnet")
+    assert found.flags == options.DEFAULTS | {"recipe": "efficient"}
+    assert found.out == Path(f"runs/digits-{found.recipe.backbone}-efficient-seed0-jax")
     assert (found.resume, found.data_dir, found.json) == (False, None, None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_backbone_alone_finds_its_recipe():
+    found = train_options("jax", ["--backbone", "vgg", "--dataset", "svhn"])
+    assert found.recipe == recipe.load("corrected", "svhn", "vgg")
+    assert found.flags["recipe"] == "corrected"
+
+
+@pytest.mark.parametrize(("text", "value"), [("40M", 40e6), ("2.5e3", 2500.0), ("3k", 3000.0)])
+def test_a_budget_is_in_multiply_adds(text, value):
+    found = train_options("jax", ["--budget", text])
+    assert found.recipe.budget == value
+    assert recipe.to_json(found.recipe)["budget"] == value
+    assert "budget" not in recipe.to_json(train_options("jax", []).recipe)
 
 
 def test_each_flag_arrives():
@@ -153,14 +171,14 @@ def test_help_gives_each_default(capsys):
     entries = re.split(r" (?=--[a-z-]+ )", flags)[1:]
     described = {entry.split()[0]: entry for entry in entries if not entry.startswith("--help")}
     assert {name.removeprefix("--").replace("-", "_") for name in described} == {
-        *options.DEFAULTS, *options.LATER, "siblings", "data_dir", "out", "resume", "json",
-        "devices", "distributed",
+        *options.DEFAULTS, *options.LATER, "siblings", "data_dir", "from", "out", "resume", "json",
+        "devices", "distributed", "autotune",
     }  # fmt: skip
     for entry in described.values():
         assert re.search(r"\(default: .+\)$", entry)
     for name, value in options.DEFAULTS.items():
         entry = described["--" + name.replace("_", "-")]
-        theirs = "recipe's" in entry or name == "model"
+        theirs = "recipe's" in entry or name in ("model", "recipe")
         assert f"(default: {value}" in entry if value is not None else theirs
     for choice in (*specs.SPECS, *recipe.names(), "mobilenet, vgg"):
         assert choice in text
@@ -320,7 +338,7 @@ def test_every_command_reads_its_flags_with_our_parser():
 
 
 def test_a_recipe_file_is_found_again_from_another_folder(tmp_path, monkeypatch):
-    (tmp_path / "mine.toml").write_text((recipe.FOLDER / "default.toml").read_text())
+    (tmp_path / "mine.toml").write_text((recipe.FOLDER / "corrected.toml").read_text())
     found = train_options("jax", ["--recipe", "mine.toml"])
     assert found.flags["recipe"] == str(tmp_path / "mine.toml")
     assert found.out.name.startswith("digits-vgg-mine-seed")

@@ -196,7 +196,7 @@ def test_every_phase_of_every_recipe_is_checked_once():
     for wanted in trees:
         assert any(name.startswith(f"published {wanted}") for name in names)
     # the baselines' optimisers: Adam with a beta of its own, SGD with milestones
-    assert {"default svhn resnet50", "default digits vgg16_bn_pruned"} <= set(names)
+    assert {"corrected svhn resnet50", "corrected digits vgg16_bn_pruned"} <= set(names)
 
 
 def test_tasks_cover_every_family_and_both_trees():

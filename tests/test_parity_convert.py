@@ -279,7 +279,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     deeper = ["--epochs", "8", "--volatility", "1.2"]
     trunk_torch_ref.train.main([*TINY, *deeper, "--out", str(folder / "torch")])
-    trunk_jax.train.main([*TINY, "--out", str(folder / "jax")])
+    trunk_jax.train.main([*TINY, "--volatility", "0.12", "--out", str(folder / "jax")])
     return folder
 
 

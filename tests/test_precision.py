@@ -60,7 +60,7 @@ def test_the_flag_is_kept_only_where_it_is_given():
 
 
 def test_on_a_cpu_a_line_says_that_it_is_slow(tmp_path, capsys):
-    flags = "--precision bfloat16 --epochs 1 --limit 100 --volatility 1e-9"
+    flags = "--backbone vgg --precision bfloat16 --epochs 1 --limit 100 --volatility 1e-9"
     train.main([*flags.split(), "--out", str(tmp_path / "run")])
     assert "bfloat16 is for GPUs" in capsys.readouterr().err
     runfolder.read_json(tmp_path / "run" / "summary.json")

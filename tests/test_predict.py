@@ -26,7 +26,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grouping, "group", fixed_groups)
-        train.main(f"--recipe efficient --epochs 2 --out {folder}".split())
+        train.main(f"--epochs 2 --volatility 1 --out {folder}".split())
     return folder
 
 

@@ -101,7 +101,7 @@ def test_published_recipe(case):
     assert fields | {"faults": set(found.faults)} == PUBLISHED[case] | {
         "name": "published", "dataset": dataset, "backbone": backbone,
         "protocol": "published", "grouping": "threshold", "ties": "first", "limit": 0,
-        "joint": None, "monolith": None, "balanced": False,
+        "joint": None, "monolith": None, "balanced": False, "budget": 0.0,
     }  # fmt: skip
     assert len(found.faults) == len(set(found.faults))
 
@@ -116,12 +116,12 @@ def test_a_root_row_applies_to_the_root_alone():
     assert found.node(False).volatility == 1.02
 
 
-def test_default_recipes_have_none_of_the_faults():
-    cases = [(d, b) for name, d, b in ALL if name == "default"]
+def test_corrected_recipes_have_none_of_the_faults():
+    cases = [(d, b) for name, d, b in ALL if name == "corrected"]
     datasets = ("digits", "emnist", "svhn", "cifar10")
     assert set(cases) == {(d, b) for d in datasets for b in ("mobilenet", "vgg")}
     for dataset, backbone in cases:
-        found = recipe.load("default", dataset, backbone)
+        found = recipe.load("corrected", dataset, backbone)
         assert found.faults == ()
         assert found.protocol == "holdout"
         assert not found.eval_augment
@@ -132,12 +132,30 @@ def test_default_recipes_have_none_of_the_faults():
 
 def test_without_a_backbone_it_is_the_first():
     assert recipe.load("published", "cifar10").backbone == "mobilenet"
-    first = next(b for name, d, b in ALL if (name, d) == ("default", "digits"))
-    assert recipe.load("default", "digits") == recipe.load("default", "digits", first)
+    first = next(b for name, d, b in ALL if (name, d) == ("corrected", "digits"))
+    assert recipe.load("corrected", "digits") == recipe.load("corrected", "digits", first)
+
+
+def test_groups_are_chosen_by_the_rule_in_every_recipe_of_ours():
+    for name, dataset, backbone in ALL:
+        found = recipe.load(name, dataset, backbone)
+        for row in (found.root, found.others):
+            chosen = name != "published" and backbone != "monolith"
+            assert (row.volatility == recipe.AUTO) == chosen, (name, dataset, backbone)
+            value = recipe.from_json(json.loads(json.dumps(recipe.to_json(found))))
+            assert value == found
+
+
+def test_the_recipe_of_a_command_that_names_none():
+    datasets = ("digits", "emnist", "svhn", "cifar10")
+    assert {recipe.first(dataset, None) for dataset in datasets} == {"efficient"}
+    assert recipe.first("svhn", "resnet") == recipe.first("svhn", "monolith") == "efficient"
+    assert recipe.first("svhn", "vgg") == recipe.first("digits", "mobilenet") == "corrected"
+    assert recipe.first("digits", "alexnet") == "efficient"  # which then says what there is
 
 
 def test_names():
-    assert recipe.names() == ["default", "efficient", "published"]
+    assert recipe.names() == ["corrected", "efficient", "published"]
 
 
 # --- wrong choices and values
@@ -154,22 +172,26 @@ def message(function, *args, **kwargs):
 
 def test_unknown_names_list_the_choices():
     assert message(recipe.load, "best", "digits") == (
-        "no recipe 'best'; the recipes: default, efficient, published, or FILE.toml"
+        "no recipe 'best'; the recipes: corrected, efficient, published, or FILE.toml"
     )
-    assert message(recipe.load, "default", "digits", "alexnet") == (
+    assert message(recipe.load, "default", "digits") == (
+        "no recipe 'default' (it is now called corrected); the recipes: corrected, efficient, "
+        "published, or FILE.toml"
+    )
+    assert message(recipe.load, "corrected", "digits", "alexnet") == (
         "no backbone 'alexnet'; the backbones: mobilenet, vgg, resnet, monolith"
     )
     having = "it has: emnist mobilenet, svhn mobilenet, cifar10 mobilenet, cifar10 vgg"
     assert message(recipe.load, "published", "digits") == (
-        f"recipe 'published' has none for digits, but default and efficient have; {having}"
+        f"recipe 'published' has none for digits, but corrected and efficient have; {having}"
     )
     assert message(recipe.load, "published", "svhn", "vgg") == (
-        f"recipe 'published' has none for svhn vgg, but default has; {having}"
+        f"recipe 'published' has none for svhn vgg, but corrected has; {having}"
     )
-    message(recipe.load, "../recipes/default", "digits")
+    message(recipe.load, "../recipes/corrected", "digits")
 
 
-DIGITS = recipe.load("default", "digits")
+DIGITS = recipe.load("corrected", "digits")
 
 
 def test_override():
@@ -207,6 +229,8 @@ def test_override_with_zero_is_not_none():
         ({"faults": ("typo",)}, ("fault", "'typo'", "train_mode_asl")),
         ({"epochs": 0}, ("epochs", "0", "above 0")),
         ({"epochs": -3}, ("epochs", "-3", "above 0")),
+        ({"volatility": "high"}, ("volatility", "'high'")),
+        ({"budget": -1.0}, ("budget", "-1.0", "0 or more")),
         ({"volatility": 0.0}, ("volatility", "0.0", "above 0")),
         ({"volatility": -1.0}, ("volatility", "-1.0", "above 0")),
         ({"volatility": float("nan")}, ("volatility", "nan", "above 0")),
@@ -364,7 +388,7 @@ def test_a_file_is_a_recipe_called_as_it_is(tmp_path):
     assert found.root == found.others
     assert (found.root.volatility, found.others.group_phase.lr) == (0.3, 0.02)
     # a shipped recipe's name would pass for it in the run's folder and summary
-    assert recipe.load(written(tmp_path, OWN, "default.toml"), "digits").name == "default.toml"
+    assert recipe.load(written(tmp_path, OWN, "corrected.toml"), "digits").name == "corrected.toml"
     assert "nowhere.toml is missing" in message(recipe.load, "nowhere.toml", "digits")
 
 
@@ -393,5 +417,5 @@ def test_what_is_wrong_in_a_file_is_named_with_file_and_table(tmp_path, old, new
 
 
 def test_the_recipe_that_has_it_is_named():
-    text = message(recipe.load, "default", "svhn", "resnet")
-    assert text.startswith("recipe 'default' has none for svhn resnet, but efficient has;")
+    text = message(recipe.load, "corrected", "svhn", "resnet")
+    assert text.startswith("recipe 'corrected' has none for svhn resnet, but efficient has;")

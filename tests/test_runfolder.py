@@ -28,7 +28,7 @@ CONFIG = {
     "format": runfolder.FORMAT,
     "framework": "jax",
     "flags": {"epochs": 2, "seed": None},
-    "recipe": recipe.to_json(recipe.load("default", "digits")),
+    "recipe": recipe.to_json(recipe.load("corrected", "digits")),
 }
 
 
@@ -159,7 +159,7 @@ def test_a_new_run_and_its_resumption(tmp_path):
     assert runfolder.create(run, CONFIG, resume=True) is True
     assert contents(run) == before
     assert runfolder.read_config(run) == json.loads(json.dumps(CONFIG))
-    assert runfolder.read_recipe(run) == recipe.load("default", "digits")
+    assert runfolder.read_recipe(run) == recipe.load("corrected", "digits")
     # --resume starts the run if it is not there
     assert runfolder.create(tmp_path / "b", CONFIG, resume=True) is False
 

@@ -392,7 +392,7 @@ def test_every_fault_that_is_offered_can_be_planted():
 
 def test_a_whole_tree_is_followed(tmp_path, monkeypatch):
     monkeypatch.setattr(grouping, "group", fixed_groups)
-    more = ["--design", "coupled", "--dtype", "float64", "--nodes", "tree"]
+    more = ["--design", "coupled", "--dtype", "float64", "--nodes", "tree", "--volatility", "1"]
     code, value = study(tmp_path, *more)
     coupled = value["coupled"][0]
     assert code == 0

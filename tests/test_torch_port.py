@@ -210,7 +210,7 @@ def test_losses_by_hand():
 
 COUNT, CHECKED = 70, 50
 RECIPE = dataclasses.replace(
-    recipe.load("default", "digits", "vgg"), batch_size=20, eval_batch_size=20
+    recipe.load("corrected", "digits", "vgg"), batch_size=20, eval_batch_size=20
 )
 SHORT = Phase(epochs=2, lr=1e-2, schedule="cosine")
 
@@ -527,7 +527,7 @@ def test_memory_that_is_not_there(tmp_path, monkeypatch):
 def test_published_faults_work_together(tmp_path):
     """Every fault at once, in a whole run with mobilenet nodes and augmentation."""
     chosen = dataclasses.replace(
-        recipe.override(recipe.load("default", "digits", "mobilenet"), epochs=1, volatility=1.1),
+        recipe.override(recipe.load("corrected", "digits", "mobilenet"), epochs=1, volatility=1.1),
         faults=recipe.FAULTS, batch_size=30, loss="nll", protocol="published", limit=120,
         augment=Augmentation(crop_padding=1), eval_augment=Augmentation(cutout=(1, 2)),
     )  # fmt: skip

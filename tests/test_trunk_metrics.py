@@ -109,7 +109,18 @@ def test_joules_are_those_of_one_image(monkeypatch):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    flags = ["--epochs", "2", "--limit", "300", "--batch-size", "32", "--volatility", "1.2"]
+    flags = [
+        "--backbone",
+        "vgg",
+        "--epochs",
+        "2",
+        "--limit",
+        "300",
+        "--batch-size",
+        "32",
+        "--volatility",
+        "1.2",
+    ]
     train.main([*flags, "--out", str(folder)])
     return folder
 

@@ -154,7 +154,7 @@ def snapshot(tmp_path):
     repository = tmp_path / "hub" / "models--someone--tree"
     folder, blobs = repository / "snapshots" / "abc123", repository / "blobs"
     plain = tmp_path / "plain"
-    chosen = recipe.load("default", "digits", "vgg")
+    chosen = recipe.load("corrected", "digits", "vgg")
     config = {"format": 1, "framework": "jax", "flags": {}, "recipe": recipe.to_json(chosen)}
     writing.write_json(plain / "config.json", config)
     runfolder.write_tree(plain, hierarchy.bare(10))

@@ -95,7 +95,7 @@ def from_run(folder: Path, images: np.ndarray, labels: np.ndarray) -> Row:
 
 def recipe_of(model: str, dataset: str, size: int | None) -> Recipe:
     """An untrained baseline's recipe. WrongSize for a size that it cannot take."""
-    name = "scratch" if dataset == "digits" else "default"  # nobody fine-tunes on digits
+    name = "scratch" if dataset == "digits" else "corrected"  # nobody fine-tunes on digits
     return recipes.load(model, dataset, name, size=size, weights=recipes.NO_WEIGHTS)
 
 

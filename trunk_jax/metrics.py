@@ -165,30 +165,41 @@ def root_likelihood(
     if recorded is None:
         raise UserError(f"{folder / 'asl' / 'root.json'} is missing: the run is not finished")
     asl, groups = recorded
-    volatility = recipe.root.volatility
+    volatility = runfolder.read_volatility(folder, "root")
+    if volatility is None:  # equal likelihoods, which no volatility tells apart
+        followed: dict[str, Any] = {"threshold": None, "membership": None}
+    else:
+        followed = {
+            "threshold": volatility / len(names),
+            "membership": membership(asl, volatility).tolist(),
+        }
     return {
         "classes": list(names),
         "volatility": volatility,
-        "threshold": volatility / len(names),
         "groups": groups,
         "untrained": untrained(recipe, len(names), splits).tolist(),
         "trained": asl.tolist(),
-        "membership": membership(asl, volatility).tolist(),
+        **followed,
     }
 
 
 def untrained(recipe: Recipe, classes: int, splits: Splits) -> np.ndarray:
-    """ASL of the root's initial weights over the training images, float64 [classes, classes]."""
+    """ASL of the root's initial weights, on the images that the run's was taken on.
+
+    float64 [classes, classes].
+    """
     import jax.numpy as jnp
 
+    from data.training.epochs import likelihood_part
     from data.training.stages import Stage
     from trunk_jax.training.fit import Source, program_of
     from trunk_jax.training.grow import average_likelihood, initial_network
 
-    images = splits.train.images
+    part = getattr(splits, likelihood_part(recipe))
+    images = part.images
     stage = Stage(hierarchy.bare(classes), hierarchy.ROOT, "class")
     network = initial_network(recipe, stage.tree, stage.node, "class", {}, images.shape[1:])
-    targets = jnp.asarray(stage.targets(splits.train.labels))
+    targets = jnp.asarray(stage.targets(part.labels))
     program = program_of(recipe, stage.settings(recipe), network)
     source = Source(jnp.asarray(images), targets, ())
     return average_likelihood(recipe, program, network, source, stage.name)
@@ -256,12 +267,12 @@ def show(value: dict[str, Any], titles: Mapping[str, str], of: int | None) -> No
             print(f"energy: not measured, {energy['reason']}")
     if of is not None:
         root, names = value["root"], value["root"]["classes"]
-        rows = [
-            [name, f"{root['trained'][of][j]:.4f}", f"{root['membership'][of][j]:.4f}"]
-            for j, name in enumerate(names)
-        ]
-        threshold = f"together above {root['threshold']:.4f}"
-        columns = ["class", f"mean probability ({threshold})", "membership"]
+        rows = [[name, f"{root['trained'][of][j]:.4f}"] for j, name in enumerate(names)]
+        columns = ["class", "mean probability"]
+        if root["threshold"] is not None:
+            columns = ["class", f"mean probability (together above {root['threshold']:.4f})"]
+            columns.append("membership")
+            rows = [[*row, f"{root['membership'][of][j]:.4f}"] for j, row in enumerate(rows)]
         print()
         tables.print_table(f"on images of {names[of]}, at the root", columns, rows)
 

@@ -55,6 +55,17 @@ def hold(path: Path) -> Iterator[None]:
         release()
 
 
+def need_free(path: Path) -> None:
+    """UserError if another process holds the folder, which stays as it is."""
+    if not (path / ".lock").is_file():
+        return
+    with suppress(PermissionError):  # nobody can hold a folder that nobody may write to
+        try:
+            _acquire(path / ".lock")()
+        except Busy:
+            raise UserError(f"{path} is in use by another process") from None
+
+
 @contextmanager
 def alone(file: Path, busy: Callable[[], object]) -> Iterator[None]:
     """Hold the lock `file`, waiting for whoever holds it; `busy` is called once if that is so.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, Final, Literal, get_args, get_origin
 
 from data.base import reading
 from data.base.errors import UserError
@@ -34,6 +34,10 @@ PRECISIONS = ("float32", "bfloat16")
 PROTOCOLS = ("holdout", "published")
 TIES = ("first", "last", "final")
 GROUPINGS = ("threshold", "sampled")
+PREFERRED = ("efficient", "corrected", "published")
+AUTO: Final = "auto"
+Volatility = float | Literal["auto"]  # auto: groups are chosen by `data.tree.selection`
+RENAMED = {"default": "corrected"}  # recipes by names that they had
 # Faults of how batches and validation are made; joint training makes its own.
 _NOT_JOINT = ("subset_batches", "train_mode_validation", "drop_last_validation")
 
@@ -99,7 +103,7 @@ class Monolith:
 class NodeRecipe:
     """The two phases of a node and its volatility."""
 
-    volatility: float
+    volatility: Volatility
     class_phase: Phase
     group_phase: Phase
 
@@ -116,6 +120,7 @@ class Recipe:
     `balanced`: in joint training the classes come equally often, and count equally when an
     epoch is chosen: for data whose classes are less even in training than where they are used.
     `monolith`: of a monolithic baseline, a tree of one node that `backbone` names; None: a tree.
+    `budget`: with the volatility auto, multiply-adds that the mean path may cost; 0: any number.
     """
 
     name: str
@@ -139,6 +144,7 @@ class Recipe:
     joint: Phase | None = None
     monolith: Monolith | None = None
     balanced: bool = False
+    budget: float = 0.0
 
     def node(self, is_root: bool) -> NodeRecipe:
         """The row that applies to a node."""
@@ -161,6 +167,17 @@ def is_file(name: str) -> bool:
     return name.endswith(".toml")
 
 
+def having(name: str, dataset: str, backbone: str | None) -> bool:
+    """Whether a recipe covers a dataset with a backbone (None: with any)."""
+    pairs = combinations(name)
+    return any(dataset == d and backbone in (None, b) for d, b in pairs)
+
+
+def first(dataset: str, backbone: str | None) -> str:
+    """The recipe for a command that names none: the first of `PREFERRED` with the backbone."""
+    return next((name for name in PREFERRED if having(name, dataset, backbone)), PREFERRED[0])
+
+
 def load(name: str, dataset: str, backbone: str | None = None) -> Recipe:
     """The recipe `name` for a dataset and backbone (None: the first one it has).
 
@@ -168,7 +185,7 @@ def load(name: str, dataset: str, backbone: str | None = None) -> Recipe:
     called as the file is. UserError, with the choices, if there is none, and naming file, table
     and setting if one makes no sense.
 
-    Example: `load("default", "digits").backbone` is the first that it has for digits.
+    Example: `load("corrected", "digits").backbone` is the first that it has for digits.
     """
     file = _file(name)
     table = _table(file)
@@ -202,15 +219,10 @@ def _row(settings: dict[str, Any]) -> dict[str, Any]:
 def _no_such(name: str, table: dict[str, Any], dataset: str, backbone: str | None) -> str:
     """What to say where a recipe has nothing for a dataset and backbone."""
     wanted = f"{dataset} {backbone}" if backbone else dataset
-    others = [
-        other
-        for other in names()
-        if other != name
-        and any(d == dataset and backbone in (None, b) for d, b in combinations(other))
-    ]
-    having = f", but {' and '.join(others)} {'have' if others[1:] else 'has'}" if others else ""
+    others = [other for other in names() if other != name and having(other, dataset, backbone)]
+    also = f", but {' and '.join(others)} {'have' if others[1:] else 'has'}" if others else ""
     choices = ", ".join(f"{d} {b}" for d, backbones in table.items() for b in backbones)
-    return f"recipe {name!r} has none for {wanted}{having}; it has: {choices}"
+    return f"recipe {name!r} has none for {wanted}{also}; it has: {choices}"
 
 
 def _file(name: str) -> Path:
@@ -218,14 +230,16 @@ def _file(name: str) -> Path:
     if is_file(name):
         return Path(name).expanduser()
     if name not in names():
-        raise UserError(f"no recipe {name!r}; the recipes: {', '.join(names())}, or FILE.toml")
+        renamed = f" (it is now called {RENAMED[name]})" if name in RENAMED else ""
+        choices = f"{', '.join(names())}, or FILE.toml"
+        raise UserError(f"no recipe {name!r}{renamed}; the recipes: {choices}")
     return FOLDER / f"{name}.toml"
 
 
 def _table(file: Path) -> dict[str, Any]:
     """A recipe's file: by dataset and backbone its settings."""
     table = reading.toml_file(file)
-    node = {"volatility": float, "class": {str: Any}, "group": {str: Any}}
+    node = {"volatility": (float, str), "class": {str: Any}, "group": {str: Any}}
     try:
         reading.need(table, {str: {str: {"root?": node, "others": node}}})
     except ValueError as error:
@@ -237,7 +251,7 @@ def override(
     recipe: Recipe,
     *,
     epochs: int | None = None,
-    volatility: float | None = None,
+    volatility: Volatility | None = None,
     precision: str | None = None,
     **values: Any,
 ) -> Recipe:
@@ -281,14 +295,20 @@ def check(recipe: Recipe) -> Recipe:
     _need(len(recipe.mean) == len(recipe.std), "std", recipe.std, "one value for each of mean's")
     _need(all(std > 0 for std in recipe.std), "std", recipe.std, "above 0")
     for row in (recipe.root, recipe.others):
-        good = math.isfinite(row.volatility) and row.volatility > 0
-        _need(good, "volatility", row.volatility, "a number above 0")
+        number = row.volatility
+        good = number == AUTO
+        if not isinstance(number, str):
+            good = math.isfinite(number) and number > 0
+        _need(good, "volatility", number, "a number above 0, or auto")
+        single = recipe.backbone == "monolith" and number == AUTO
+        _need(not single, "volatility", number, "a number for the backbone monolith")
         _check_phase(recipe, row.class_phase)
         _check_phase(recipe, row.group_phase)
     if recipe.joint is not None:
         _check_phase(recipe, recipe.joint)
         faulty = [fault for fault in recipe.faults if fault in _NOT_JOINT]
         _need(not faulty, "joint with the faults", ", ".join(faulty), "without them")
+    _need(recipe.budget >= 0 and math.isfinite(recipe.budget), "budget", recipe.budget, "0 or more")
     _need(not recipe.balanced or recipe.joint is not None, "balanced", True, "off without joint")
     return recipe
 
@@ -325,8 +345,9 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
     for key in ("joint", "monolith"):
         if value[key] is None:
             del value[key]
-    if not value["balanced"]:
-        del value["balanced"]
+    for key in ("balanced", "budget"):
+        if not value[key]:
+            del value[key]
     phases = [row[f"{kind}_phase"] for row in (value["root"], value["others"])
               for kind in ("class", "group")]  # fmt: skip
     for phase in [*phases, value.get("joint", {})]:
@@ -377,6 +398,10 @@ def _build(kind: type, value: Any, at: str = "") -> Any:
 
 def _typed(value: Any, kind: Any, what: str) -> Any:
     """`value` as a field's type. UserError if it is of another."""
+    if kind == Volatility:
+        if value == AUTO:
+            return value
+        kind = float
     if isinstance(kind, UnionType):  # a tuple or None
         if value is None:
             return None

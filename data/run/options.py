@@ -17,7 +17,7 @@ from data.run import runfolder
 # What a run is started with when a flag is not given; None: the recipe's own value.
 DEFAULTS: dict[str, Any] = {
     "dataset": "digits",
-    "recipe": "default",
+    "recipe": None,
     "backbone": None,
     "protocol": None,
     "epochs": None,
@@ -32,10 +32,12 @@ DEFAULTS: dict[str, Any] = {
     "speed_up": None,
 }
 # In a run's configuration only where they were given; the first is the recipe's as well.
-LATER = {"precision": None, "deterministic": False}
+LATER = {"precision": None, "deterministic": False, "budget": None}
 HOW = ("siblings", "devices", "distributed", "autotune")  # not what decides a run but how it runs
 SIBLINGS = ("auto", "together", "alone")
-OF_TREES = ("backbone", "volatility", "grouping")
+OF_TREES = ("backbone", "volatility", "grouping", "budget")
+OF_MODELS_RECIPE = "corrected"  # what --model takes where no recipe is named
+GROUPS = ("volatility", "grouping", "budget")  # what --from may change
 OF_MODELS = ("size", "weights", "speed_up")
 
 
@@ -54,6 +56,7 @@ class TrainOptions:
     distributed: bool = False
     deterministic: bool = False
     autotune: int | None = None
+    source: Path | None = None  # the run of --from
 
 
 def train_parser(framework: str) -> Parser:
@@ -70,7 +73,8 @@ def train_parser(framework: str) -> Parser:
     add("--backbone", help=f"node networks: {', '.join(BACKBONES)} (default: the recipe's first "
                            "for the dataset)")  # fmt: skip
     add("--recipe", help=f"one of {', '.join(recipe.names())}, or FILE.toml, a file of that form "
-                         "(default: default)")  # fmt: skip
+        f"(default: the first of {', '.join(recipe.PREFERRED)} that has the backbone; corrected "
+        "for --model)")  # fmt: skip
     add("--protocol", help="holdout: select on held-out training images; published: select on "
                            "test, as the release did (default: the recipe's)")  # fmt: skip
     add("--epochs", type=int, help="epochs of every phase (default: the recipe's)")
@@ -78,8 +82,11 @@ def train_parser(framework: str) -> Parser:
     add("--limit", type=int, help="use only so many images of each split (default: 0, all)")
     add("--seed", type=int, help="of weights, batches, augmentation and splits (default: the "
                                  "recipe's)")  # fmt: skip
-    add("--volatility", type=float, help="grouping threshold for all nodes, above 0; higher "
-                                         "splits more (default: the recipe's)")  # fmt: skip
+    add("--volatility", type=volatility, help="grouping threshold for all nodes, above 0, "
+        "higher splits more; or auto: groups are chosen on validation images (default: the "
+        "recipe's)")  # fmt: skip
+    add("--budget", type=_amount, help="with the volatility auto, multiply-adds that an image's "
+        "mean path may cost, such as 40M, or 0 for any number (default: 0)")  # fmt: skip
     add("--grouping", help="threshold, or sampled: by 100,000 draws, as the release does "
                            "(default: threshold)")  # fmt: skip
     add("--model", help="train a monolithic baseline instead of a tree: "
@@ -92,6 +99,9 @@ def train_parser(framework: str) -> Parser:
                                        "(default: the recipe's, 2)")  # fmt: skip
     add("--out", help="the run folder (default: runs/<dataset>-<backbone>-<recipe>-seed<seed>"
                       "-<framework>)")  # fmt: skip
+    add("--from", metavar="RUN", help="take flags, data, the class phase of the root and all else "
+        "that is the same from RUN, which stays as it is; to be given with a new folder and "
+        "another volatility, grouping or budget (default: none)")  # fmt: skip
     add("--resume", action="store_true", help="go on with the run in --out, or start it if it "
                                               "is not there (default: off)")  # fmt: skip
     add(
@@ -122,6 +132,24 @@ def _add_devices(parser: Parser) -> None:
                         "job: Slurm, Open MPI, Kubernetes or TPU pod (default: off)")  # fmt: skip
 
 
+def volatility(text: str) -> float | str:
+    """A flag's number, or `auto`."""
+    if text == recipe.AUTO:
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto") from None
+
+
+def _amount(text: str) -> float:
+    factor = {"k": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:], 1.0)
+    try:
+        return float(text if factor == 1 else text[:-1]) * factor
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number such as 40M") from None
+
+
 def _count(text: str) -> str:
     if text != "all" and not (text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number above 0 nor all")
@@ -141,17 +169,69 @@ def train_options(framework: str, arguments: list[str] | None = None) -> TrainOp
     out = given.pop("out", None)
     resume, data_dir = given.pop("resume", False), given.pop("data_dir", None)
     report = given.pop("json", None)
+    source = given.pop("from", None)
     how = {k: given.pop(k) for k in HOW if k in given}
-    flags = DEFAULTS | given
+    if source is not None:
+        given = _flags_from(Path(source), framework, parser, given, out)
+    flags = _named(DEFAULTS | given)
     out = _default_folder(_recipe(flags), framework) if out is None else Path(out)
     if resume and (out / "config.json").exists():
-        flags = DEFAULTS | _stored_flags(out, parser) | given
+        flags = _named(DEFAULTS | _stored_flags(out, parser) | given)
     deterministic = flags.get("deterministic", False)
     if deterministic and "autotune" in how:
         raise UserError("--autotune is of no use with --deterministic, which times no kernels")
+    chosen = _recipe(flags)
+    if source is not None:
+        how["source"] = _same_but_groups(Path(source), chosen)
     return TrainOptions(
-        _recipe(flags), flags, out, resume, data_dir, report, deterministic=deterministic, **how
+        chosen, flags, out, resume, data_dir, report, deterministic=deterministic, **how
     )
+
+
+def _named(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags with a recipe: where none is named, the first that has the backbone."""
+    if flags["recipe"] is not None:
+        return flags
+    if flags["model"] is not None:
+        return flags | {"recipe": OF_MODELS_RECIPE}
+    return flags | {"recipe": recipe.first(flags["dataset"], flags["backbone"])}
+
+
+def _flags_from(
+    source: Path, framework: str, parser: Parser, given: dict[str, Any], out: str | None
+) -> dict[str, Any]:
+    """The flags of a run that takes a class phase from `source`."""
+    config = runfolder.read_config(source)
+    if out is None:
+        raise UserError(f"--from {source} needs --out: the folder of the new run")
+    if Path(out).resolve() == source.resolve():
+        raise UserError(f"--out {out} is the run that --from names; choose another folder")
+    if config.get("framework") != framework:
+        raise UserError(
+            f"{source} was trained with {config.get('framework')}; --from takes runs of the same "
+            "framework"
+        )
+    if not given.keys() & set(GROUPS):
+        raise UserError(f"--from {source} needs another --volatility, --grouping or --budget")
+    runfolder.read_recipe_of_tree(source)
+    return _stored_flags(source, parser) | given
+
+
+def _same_but_groups(source: Path, chosen: Recipe) -> Path:
+    """`source` itself. UserError if its recipe differs in more than what decides groups."""
+    theirs, mine = (recipe.to_json(each) for each in (runfolder.read_recipe(source), chosen))
+    for value in (theirs, mine):
+        for key in ("grouping", "budget"):
+            value.pop(key, None)
+        for row in ("root", "others"):
+            del value[row]["volatility"]
+    different = runfolder.differences(mine, theirs)
+    if different:
+        raise UserError(
+            f"{source} was trained with other settings ({'; '.join(different)}); --from may "
+            f"change no more than {', '.join(f'--{name}' for name in GROUPS)}"
+        )
+    return source
 
 
 def _recipe(flags: dict[str, Any]) -> Recipe:
@@ -159,7 +239,7 @@ def _recipe(flags: dict[str, Any]) -> Recipe:
     specs.spec(flags["dataset"])
     wrong = OF_MODELS if flags["model"] is None else OF_TREES
     for flag in wrong:
-        if flags[flag] != DEFAULTS[flag]:
+        if flags.get(flag) != DEFAULTS.get(flag):
             needs = "needs --model" if flags["model"] is None else "is for trees, not --model"
             raise UserError(f"--{flag.replace('_', '-')} {needs}")
     if flags["model"] is None:
@@ -168,7 +248,7 @@ def _recipe(flags: dict[str, Any]) -> Recipe:
         own = {flag: flags[flag] for flag in OF_MODELS}
         chosen = baselines.load(flags["model"], flags["dataset"], flags["recipe"], **own)
     overrides = DEFAULTS.keys() - {"dataset", "recipe", "backbone", "model", *OF_MODELS}
-    overrides |= {"precision"} & flags.keys()
+    overrides |= {"precision", "budget"} & flags.keys()
     return recipe.override(chosen, **{key: flags[key] for key in overrides})
 
 

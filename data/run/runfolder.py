@@ -5,7 +5,7 @@
 | `config.json` | framework, dataset, flags and the recipe in full: all that decides the result |
 | `manifest.json` | versions, device, command, git commit, dataset fingerprint, times |
 | `tree.json` | the tree so far |
-| `asl/<node>.json` | averaged softmax likelihood, volatility, groups |
+| `asl/<node>.json` | averaged softmax likelihood, volatility, groups, what they were chosen from |
 | `checkpoints/<node>/<phase>/` | training state, last and best |
 | `weights/<node>.safetensors` | final weights, with PyTorch's names and layouts |
 | `metrics.jsonl` | a line an epoch |
@@ -80,7 +80,7 @@ def create(path: Path, config: dict[str, Any], resume: bool) -> bool:
         old, new = read_config(path), json.loads(json.dumps(config))
         if "settings" not in old:  # it was not kept, or the framework was another (parity.convert)
             new.pop("settings", None)
-        different = _differences(new, old)
+        different = differences(new, old)
         if different:
             raise UserError(
                 f"{path} was started with other settings ({'; '.join(different)}); "
@@ -91,11 +91,12 @@ def create(path: Path, config: dict[str, Any], resume: bool) -> bool:
     return False
 
 
-def _differences(new: Any, old: Any, at: str = "") -> list[str]:
+def differences(new: Any, old: Any, at: str = "") -> list[str]:
+    """Where two plain values differ: the place, the old value and the new one."""
     if isinstance(new, dict) and isinstance(old, dict):
         keys = sorted(new.keys() | old.keys())
         return [
-            d for k in keys for d in _differences(new.get(k), old.get(k), f"{at}.{k}" if at else k)
+            d for k in keys for d in differences(new.get(k), old.get(k), f"{at}.{k}" if at else k)
         ]
     return [] if new == old else [f"{at}: {old!r:.60}, now {new!r:.60}"]
 
@@ -185,14 +186,25 @@ def read_tree(path: Path) -> Tree:
 
 
 def write_asl(
-    path: Path, node: str, asl: np.ndarray, volatility: float, groups: hierarchy.Groups
+    path: Path,
+    node: str,
+    asl: np.ndarray,
+    volatility: float | None,
+    groups: hierarchy.Groups,
+    selection: dict[str, Any] | None = None,
 ) -> None:
-    """Store a node's averaged softmax likelihood and what followed from it."""
+    """Store a node's averaged softmax likelihood and what followed from it.
+
+    `volatility`: one that gives the groups, None if none does. `selection`: the candidates that
+    `--volatility auto` chose from.
+    """
     value = {
         "volatility": volatility,
         "groups": [list(group) for group in groups],
         "asl": asl.tolist(),
     }
+    if selection is not None:
+        value["auto"] = selection
     write_json(path / "asl" / f"{node}.json", value)
 
 
@@ -213,6 +225,18 @@ def read_asl(path: Path, node: str, classes: int) -> tuple[np.ndarray, hierarchy
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{file} is not an ASL file ({error})") from None
     return asl, groups
+
+
+def read_volatility(path: Path, node: str) -> float | None:
+    """The volatility in a node's ASL file; None if there is none, or no file.
+
+    With `--volatility auto` the recipe does not tell it.
+    """
+    file = path / "asl" / f"{node}.json"
+    value = read_json(file).get("volatility") if file.exists() else None
+    if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
+        raise UserError(f"{file} is not an ASL file (volatility is {value!r:.80})")
+    return value
 
 
 def write_weights(path: Path, node: str, weights: dict[str, np.ndarray]) -> None:

@@ -91,8 +91,17 @@ def validation(
     return Pass(batches, recipe.eval_augment, draws, seed, train)
 
 
+def likelihood_part(recipe: Recipe) -> str:
+    """The split whose images a node's ASL is taken on.
+
+    `validation`: a node that was trained well no longer confuses its training images. `train`
+    with the release's fault `train_mode_asl`.
+    """
+    return "train" if "train_mode_asl" in recipe.faults else "validation"
+
+
 def likelihood(recipe: Recipe, node: str, targets: Targets, size: tuple[int, int]) -> Pass:
-    """The pass over a node's training images that its ASL is taken in.
+    """The pass over a node's images of `likelihood_part` that its ASL is taken in.
 
     In eval mode, without augmentation, over all images; with the release's fault
     `train_mode_asl` in train mode over shuffled, augmented batches, the last partial one
@@ -112,6 +121,12 @@ def likelihood(recipe: Recipe, node: str, targets: Targets, size: tuple[int, int
     )
     draws = draw(policy, stream(recipe.seed, node, "asl augmentation"), len(targets), *size)
     return Pass(batches, policy, draws, integer(recipe.seed, node, "asl dropout"), faulty)
+
+
+def held_out(recipe: Recipe, node: str, targets: Targets, size: tuple[int, int]) -> Pass:
+    """The pass over a node's validation images that its groups are chosen by: in eval mode."""
+    faults = tuple(fault for fault in recipe.faults if fault != "train_mode_asl")
+    return likelihood(dataclasses.replace(recipe, faults=faults), node, targets, size)
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,22 @@
 """The order in which a tree is grown (docs/trunk.md, section 1); the same for every framework."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path as FilePath
+from typing import Any
 
 import numpy as np
 
 from data.base.streams import stream
-from data.recipes.recipe import Recipe
+from data.images import specs
+from data.recipes import networks
+from data.recipes.recipe import AUTO, Recipe
 from data.run import runfolder
 from data.training.stages import Stage, row_of
-from data.tree import grouping, hierarchy
+from data.tree import grouping, hierarchy, selection
 from data.tree.grouping import splits
 from data.tree.hierarchy import ROOT, Groups, Path, Tree
+from data.tree.selection import HeldOut, Selection
 
 Ahead = Callable[[Sequence[Stage]], None]
 
@@ -68,8 +73,12 @@ def grow_into(
     *,
     fit: Callable[[Stage], None],
     likelihood: Callable[[Stage], np.ndarray],
+    held_out: Callable[[Stage], HeldOut],
+    cost: Callable[[Tree, Path], int],
     weights: Callable[[Path], dict[str, np.ndarray]],
     joint: Callable[[Stage], None],
+    report: Callable[..., None],
+    program: str,
     ahead: Ahead | None = None,
 ) -> Tree:
     """Grow a tree and keep it in a run folder; an ASL that is there already is used again.
@@ -77,24 +86,31 @@ def grow_into(
     Args:
       fit: train a stage's node.
       likelihood: the ASL of a node after its class stage.
+      held_out: its predictions of validation images then.
+      cost: multiply-adds of one image in a node's network of a tree that is thought of.
       weights: a trained node's state_dict.
       joint: train all nodes of the grown tree together, if the recipe says so.
+      report: told in notes how groups were chosen, and why a node has none.
+      program: the framework's package, for advice.
       ahead: as in `grow`.
 
     """
 
     def decide(tree: Tree, node: Path, take: Callable[[], np.ndarray]) -> Groups:
+        mine = hierarchy.members(tree, node)
         if recipe.monolith is not None:
-            return (tuple(range(len(hierarchy.members(tree, node)))),)  # one group: no children
+            return (tuple(range(len(mine))),)  # one group: no children
         name = tree.names[node]
-        recorded = runfolder.read_asl(folder, name, len(hierarchy.members(tree, node)))
+        recorded = runfolder.read_asl(folder, name, len(mine))
         if recorded is not None:
             return recorded[1]
-        asl, volatility = take(), row_of(recipe, node).volatility
-        draws = stream(recipe.seed, name, "grouping") if recipe.grouping == "sampled" else None
-        groups = grouping.group(asl, volatility, draws)
-        runfolder.write_asl(folder, name, asl, volatility, groups)
-        return groups
+        decision = decision_of(
+            recipe, tree, node, take(), lambda: held_out(Stage(tree, node, "class")), cost
+        )
+        for line in _notes(recipe, tree, node, decision, folder, program):
+            report(stage=name, note=line)
+        keep(folder, name, decision)
+        return decision.groups
 
     def finish(tree: Tree, node: Path) -> None:
         runfolder.write_tree(folder, tree)
@@ -113,3 +129,112 @@ def grow_into(
         for node in hierarchy.nodes(tree):
             runfolder.write_weights(folder, tree.names[node], weights(node))
     return tree
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A node's groups, what they came from, and a volatility that gives them (None: none does).
+
+    `selection`: with the volatility auto, what they were chosen from.
+    """
+
+    asl: np.ndarray
+    groups: Groups
+    volatility: float | None
+    selection: Selection | None = None
+
+
+def decision_of(
+    recipe: Recipe,
+    tree: Tree,
+    node: Path,
+    asl: np.ndarray,
+    held_out: Callable[[], HeldOut],
+    cost: Callable[[Tree, Path], int],
+) -> Decision:
+    """The groups of a node after its class phase. For the arguments see `grow_into`."""
+    given = row_of(recipe, node).volatility
+    if given != AUTO:
+        sampled = recipe.grouping == "sampled"
+        draws = stream(recipe.seed, tree.names[node], "grouping") if sampled else None
+        return Decision(asl, grouping.group(asl, given, draws), given)
+    known = remembered(recipe, cost)
+    found = selection.select(
+        asl,
+        held_out(),
+        lambda groups, shares: mean_cost(
+            hierarchy.regroup(tree, node, groups), node, shares, known
+        ),
+        is_root=node == ROOT,
+        balanced=recipe.balanced,
+        budget=recipe.budget,
+    )
+    chosen = found.chosen.candidate if found.chosen else selection.candidates(asl)[0]
+    return Decision(asl, chosen.groups, selection.volatility_of(chosen, asl), found)
+
+
+def mean_cost(
+    tree: Tree, node: Path, shares: Sequence[float], cost: Callable[[Tree, Path], int]
+) -> float:
+    """Multiply-adds of the mean path of a node's images, from the root to its children.
+
+    `shares`: of those images, by the node's classes; they add up to 1.
+    """
+    above = sum(cost(tree, each) for each in (*hierarchy.ancestors(node), node))
+    mine = dict(zip(hierarchy.members(tree, node), shares, strict=True))
+    below = (
+        cost(tree, child) * sum(mine[label] for label in hierarchy.members(tree, child))
+        for child in hierarchy.children(tree, node)
+    )
+    return above + sum(below)
+
+
+def keep(folder: FilePath, name: str, decision: Decision) -> None:
+    """Store a node's decision in its run's folder."""
+    found = selection.to_json(decision.selection) if decision.selection else None
+    runfolder.write_asl(folder, name, decision.asl, decision.volatility, decision.groups, found)
+
+
+def class_names(recipe: Recipe, labels: Sequence[int]) -> list[str]:
+    """Labels in words."""
+    names = specs.spec(recipe.dataset).class_names
+    return [names[label] for label in labels]
+
+
+def remembered(recipe: Recipe, cost: Callable[[Tree, Path], int]) -> Callable[[Tree, Path], int]:
+    """`cost`, computed once for nodes that have one network, number of outputs and place."""
+    known: dict[Any, int] = {}
+
+    def of(tree: Tree, node: Path) -> int:
+        words = networks.network(recipe.dataset, recipe.backbone, tree.names[node])
+        key = (words, hierarchy.width(tree, node), node[:-1])
+        if key not in known:
+            known[key] = cost(tree, node)
+        return known[key]
+
+    return of
+
+
+def _notes(
+    recipe: Recipe, tree: Tree, node: Path, decision: Decision, folder: FilePath, program: str
+) -> list[str]:
+    """What is said of a node's decision: what it was chosen from, or why there are no groups."""
+    if decision.selection is None:
+        return _why_flat(recipe, node, decision, folder, program)
+    if node != ROOT and not decision.selection.estimates:
+        return []  # two classes: nothing to choose
+    names = class_names(recipe, hierarchy.members(tree, node))
+    return selection.lines(decision.selection, names)
+
+
+def _why_flat(
+    recipe: Recipe, node: Path, decision: Decision, folder: FilePath, program: str
+) -> list[str]:
+    """A line if a given volatility has left a node without groups, and what to do about it."""
+    single = recipe.backbone == "monolith"  # which is not meant to have children
+    if single or decision.volatility is None or splits(decision.groups) or len(decision.asl) < 3:
+        return []
+    why, other = selection.why_flat(decision.asl, decision.groups, decision.volatility)
+    value = f"{other:.4g}" if other is not None and node == ROOT else AUTO
+    advice = f"go on with: python -m {program}.train --from {folder} --volatility {value} --out NEW"
+    return [f"no groups: {why}; {advice}"]

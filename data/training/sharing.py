@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from data.base.streams import stream
+from data.base.errors import UserError
+from data.base.locking import need_free
 from data.base.writing import copy_folder, new_folder
-from data.recipes.recipe import Recipe
+from data.recipes.recipe import AUTO, Recipe
 from data.run import runfolder
 from data.training import growth
 from data.training.stages import Stage, checkpoint_folder, row_of
-from data.tree import grouping, hierarchy
+from data.tree import hierarchy
 from data.tree.hierarchy import Groups, Path, Tree
 
 Key = tuple[Any, ...]  # a stage, by all that decides it but the recipe
@@ -35,11 +36,19 @@ def share(
 ) -> list[str]:
     """Give a run folder what `finished` runs have trained of it. The names of those stages.
 
+    The runs stay as they are. Of one that was stopped, what it has is taken.
+
     The finished runs must be of the same framework, dataset and recipe, volatility aside.
     """
     pool: dict[Key, FilePath] = {}
+
+    def own(key: Key, stage: Stage, run: FilePath) -> None:
+        if checkpoint_folder(run, stage).is_dir():
+            pool.setdefault(key, run)
+
     for run in finished:
-        _walk(classes, lambda key, _, run=run: pool.setdefault(key, run), _recorded(run))
+        with suppress(_Unknown):  # it was stopped before its end
+            _walk(classes, lambda key, stage, run=run: own(key, stage, run), _recorded(run))
     shared: list[str] = []
 
     def take(key: Key, stage: Stage) -> None:
@@ -56,11 +65,11 @@ def share(
         if mine is not None:
             return mine[1]
         asl, _ = runfolder.read_asl(sources[node], name, count)
-        volatility = row_of(recipe, node).volatility
-        draws = stream(recipe.seed, name, "grouping") if recipe.grouping == "sampled" else None
-        groups = grouping.group(asl, volatility, draws)
-        runfolder.write_asl(folder, name, asl, volatility, groups)
-        return groups
+        if row_of(recipe, node).volatility == AUTO:
+            raise _Unknown  # it takes the network to choose
+        decision = growth.decision_of(recipe, tree, node, asl, _not_here, _not_here)
+        growth.keep(folder, name, decision)
+        return decision.groups
 
     sources: dict[Path, FilePath] = {}
     with suppress(_Unknown):  # from there on it is trained
@@ -89,11 +98,41 @@ def _walk(
     )
 
 
+def check_source(run: FilePath, classes: int, config: dict[str, Any]) -> None:
+    """UserError if a run has no class phase of the root to take, or one of another kind.
+
+    `config`: that of the run which is to take it; data and settings must be the same.
+    """
+    theirs = runfolder.read_config(run)
+    stage = Stage(hierarchy.bare(classes), hierarchy.ROOT, "class")
+    if theirs.get("dataset_sha256") != config["dataset_sha256"]:
+        raise UserError(f"{run} was trained on other data; give the --data-dir that it had")
+    different = runfolder.differences(
+        config["settings"], theirs.get("settings", config["settings"])
+    )
+    if different:
+        raise UserError(f"{run} was trained under other settings ({'; '.join(different)})")
+    need_free(run)
+    if (
+        not checkpoint_folder(run, stage).is_dir()
+        or runfolder.read_asl(run, "root", classes) is None
+    ):
+        raise UserError(
+            f"{run} has no trained class phase of the root ({checkpoint_folder(run, stage)} and "
+            f"{run / 'asl' / 'root.json'}); --from takes a run that trained here, with its "
+            "checkpoints"
+        )
+
+
+def _not_here(*_: Any) -> Any:
+    raise NotImplementedError("a volatility that is given needs no network")
+
+
 def _recorded(run: FilePath) -> Callable[[Tree, Path], Groups]:
     def decide(tree: Tree, node: Path) -> Groups:
         found = runfolder.read_asl(run, tree.names[node], len(hierarchy.members(tree, node)))
         if found is None:
-            raise FileNotFoundError(run / "asl" / f"{tree.names[node]}.json")
+            raise _Unknown
         return found[1]
 
     return decide

@@ -12,10 +12,11 @@ from data.base.writing import save_json
 from data.images import datasets
 from data.images.datasets import Dataset
 from data.images.splits import Splits, split
-from data.recipes.recipe import to_json
+from data.recipes.recipe import Recipe, to_json
 from data.run import results, runfolder
 from data.run.manifest import changes, manifest
 from data.run.options import TrainOptions
+from data.training import sharing
 from data.training.framework import Framework, Grown, within_memory
 from data.tree import hierarchy
 
@@ -33,10 +34,16 @@ def train(framework: Framework, options: TrainOptions) -> None:
             f"--batch-size {recipe.batch_size} is more than the {len(splits.train.labels):,} "
             "training images"
         )
+    if options.source is not None:  # before the folder is made
+        with framework.exact():  # in which the settings are those of the training
+            about = _config(framework.name, options, dataset, framework.settings())
+        sharing.check_source(options.source, len(dataset.spec.class_names), about)
     with runfolder.lock(folder), framework.exact():
         config = _config(framework.name, options, dataset, framework.settings())
         runfolder.create(folder, config, options.resume)
         if not (folder / "summary.json").exists():
+            if options.source is not None:
+                _take(options.source, folder, recipe, dataset)
             with within_memory(framework, "use a smaller --batch-size, or free memory; --resume "
                                "goes on with what is saved"):  # fmt: skip
                 _grow_and_evaluate(framework, options, dataset, splits)
@@ -45,6 +52,12 @@ def train(framework: Framework, options: TrainOptions) -> None:
     print(*results.lines(summary, names), f"  run folder {folder}", sep="\n")
     if options.json:
         save_json(options.json, summary)
+
+
+def _take(source: Path, folder: Path, recipe: Recipe, dataset: Dataset) -> None:
+    """Give the run folder what the run of `--from` has trained of it already."""
+    taken = sharing.share(folder, recipe, len(dataset.spec.class_names), [source])
+    print(f"from {source}: {', '.join(taken)}", file=sys.stderr)
 
 
 def _config(

@@ -104,7 +104,7 @@ def small_tree() -> list[Check]:
 
 def routing() -> list[Check]:
     """An untrained tree of two like siblings, on digits."""
-    recipe = recipes.load("default", "digits", "mobilenet")
+    recipe = recipes.load("corrected", "digits", "mobilenet")
     tree = hierarchy.regroup(hierarchy.bare(10), hierarchy.ROOT, ((0, 1, 2, 3, 4), (5, 6, 7, 8, 9)))
     ours: dict = {}
     theirs: dict = {}

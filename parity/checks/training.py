@@ -113,7 +113,7 @@ def _jax_steps(both: Pair, dtype: str, phase, kind: str, batches, masks):
 
 def small_recipe(*, faults: bool) -> Recipe:
     """A short recipe for digits: mobilenet nodes, which draw no dropout masks."""
-    recipe = recipes.load("default", "digits", "mobilenet")
+    recipe = recipes.load("corrected", "digits", "mobilenet")
     recipe = recipes.override(
         recipe, epochs=3, volatility=1.1, limit=400, batch_size=32, eval_batch_size=64
     )
@@ -121,13 +121,13 @@ def small_recipe(*, faults: bool) -> Recipe:
 
 
 def joint_recipe() -> Recipe:
-    """A short recipe for digits that trains the grown tree as a whole, by steps of a one-cycle."""
+    """A short recipe for digits that chooses its groups (volatility auto) and trains the grown
+    tree as a whole, by steps of a one-cycle.
+    """
     recipe = recipes.load("efficient", "digits", "resnet")
     joint = replace(recipe.joint, label_smoothing=0.1)
     recipe = replace(recipe, joint=joint)
-    return recipes.override(
-        recipe, epochs=2, volatility=1.5, limit=400, batch_size=32, eval_batch_size=64
-    )
+    return recipes.override(recipe, epochs=2, limit=400, batch_size=32, eval_batch_size=64)
 
 
 def grow_both(recipe: Recipe, parts: Splits, folder: Path, dtype: str = "float64"):

@@ -14,14 +14,15 @@ import numpy as np
 from sklearn.metrics import cohen_kappa_score
 
 from data.base.errors import UserError
-from data.base.streams import stream
 from data.images.splits import Splits
 from data.recipes.recipe import Recipe
 from data.training import epochs, growth
 from data.training.epochs import Position
-from data.training.stages import Stage, row_of
-from data.tree import grouping, hierarchy, metrics
+from data.training.growth import Decision, decision_of
+from data.training.stages import Stage
+from data.tree import hierarchy, metrics
 from data.tree.hierarchy import Groups, Path, Tree, ancestors
+from data.tree.selection import HeldOut
 from parity.checks.tolerance import UNIT
 from parity.pairs.passes import Pair, activations
 from parity.study import distances, jax_runner, torch_runner, trees, verdict
@@ -369,17 +370,13 @@ def _decide(study: Study, tree: Tree, node: Path, nodes: str) -> Groups:
     A control whose own groups are others goes on with the frameworks': it is there for their steps.
     """
     stage = Stage(tree, node, "class")
-    row, name = row_of(study.recipe, node), tree.names[node]
-    likelihoods = [member.runner.likelihood(stage) for member in study.members]
-    sampled = study.recipe.grouping == "sampled"
-
-    def group(asl: np.ndarray) -> Groups:
-        draws = stream(study.recipe.seed, name, "grouping") if sampled else None
-        return grouping.group(asl, row.volatility, draws)
-
-    found = [group(asl) for asl in likelihoods]
+    name = tree.names[node]
+    decisions = [_decision(study.recipe, stage, member.runner) for member in study.members]
+    likelihoods = [decision.asl for decision in decisions]
+    found = [decision.groups for decision in decisions]
+    volatility = decisions[1].volatility  # with auto, of PyTorch's choice
     study.groups[name] = {
-        "volatility": row.volatility,
+        "volatility": volatility,
         "groups": {
             member.name: [list(group) for group in groups]
             for member, groups in zip(study.members, found, strict=True)
@@ -392,13 +389,23 @@ def _decide(study: Study, tree: Tree, node: Path, nodes: str) -> Groups:
         ),
         "controls": len(found) - 2,
         "asl_difference": digits(float(np.abs(likelihoods[0] - likelihoods[1]).max())),
-        "margin": digits(trees.margin(likelihoods[1], row.volatility)),
+        "margin": digits(trees.margin(likelihoods[1], volatility)),
         "asl": [[digits(v) for v in line] for line in likelihoods[1].tolist()],
     }
     whole = (tuple(range(len(hierarchy.members(tree, node)))),)
     if nodes == "root" or found[0] != found[1]:
         return whole
     return found[0]
+
+
+def _decision(recipe: Recipe, stage: Stage, runner: Runner) -> Decision:
+    """What a run makes of its node after the class phase."""
+    asl = runner.likelihood(stage)
+
+    def held_out() -> HeldOut:
+        return runner.held_out(stage)
+
+    return decision_of(recipe, stage.tree, stage.node, asl, held_out, runner.multiply_adds)
 
 
 def _predictions(study: Study, tree: Tree) -> dict[str, Any]:

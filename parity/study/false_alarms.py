@@ -121,7 +121,7 @@ def _one(
     `suspected`: whether float32 alone looked like a difference of the frameworks.
     """
     recipe = recipes.override(
-        recipes.load("default", "digits", backbone),
+        recipes.load("corrected", "digits", backbone),
         epochs=settings["epochs"],
         batch_size=settings["batch_size"],
         limit=settings["limit"],

@@ -4,7 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+import torch
 
 import trunk_jax.framework
 import trunk_torch_ref.framework
@@ -12,12 +14,19 @@ from data.images.splits import Splits
 from data.recipes import recipe
 from data.recipes.recipe import Recipe
 from data.run import runfolder
+from data.training import growth
 from data.training.framework import Framework
-from data.training.stages import row_of
-from data.tree import grouping
-from data.tree.hierarchy import ROOT
+from data.training.stages import Stage
+from data.tree import hierarchy
+from data.tree.hierarchy import ROOT, Tree
+from data.tree.hierarchy import Path as NodePath
+from data.tree.selection import HeldOut
 from parity.study import trees
 from parity.study.trace import digits
+from trunk_jax.training import fit as jax_fit
+from trunk_jax.training import grow as jax_grow
+from trunk_torch_ref.training import fit
+from trunk_torch_ref.training import grow as torch_grow
 
 FRAMEWORKS: dict[str, Framework] = {
     "jax": trunk_jax.framework.FRAMEWORK,
@@ -48,8 +57,10 @@ def independent(
         grown = run.grow(mine, parts, classes, out, _silent)
         found = run.predict(mine, grown.tree, grown.networks, parts.test.images).labels
     asl, groups = runfolder.read_asl(out, "root", classes)
-    if nodes == "root":
-        groups = grouping.group(asl, row_of(chosen, ROOT).volatility)
+    volatility = runfolder.read_volatility(out, "root")
+    if nodes == "root":  # the run itself was not to split
+        decision = _decision(chosen, framework, grown.networks[ROOT], parts, asl)
+        groups, volatility = decision.groups, decision.volatility
     return {
         "framework": framework,
         "seed": seed,
@@ -57,10 +68,35 @@ def independent(
         "images": len(found),
         "predictions": np.asarray(found).tolist(),
         "groups": [list(group) for group in groups],
-        "margin": digits(trees.margin(asl, row_of(chosen, ROOT).volatility)),
+        "margin": digits(trees.margin(asl, volatility)),
         "paths": [list(path) for path in grown.tree.paths],
         "nodes": len(grown.networks),
     }
+
+
+def _decision(
+    chosen: Recipe, framework: str, network: Any, parts: Splits, asl: np.ndarray
+) -> growth.Decision:
+    """The root's groups by a recipe's own rule, after its class phase."""
+    stage = Stage(hierarchy.bare(len(asl)), ROOT, "class")
+    targets = stage.targets(parts.validation.labels)
+    images, known = parts.validation.images, {ROOT: network}
+
+    def held_out() -> HeldOut:
+        if framework == "jax":
+            program = jax_fit.program_of(chosen, stage.settings(chosen), network)
+            source = jax_fit.Source(jnp.asarray(images), jnp.asarray(targets), ())
+            return jax_grow.held_out(chosen, program, network, source, "root")
+        source = fit.Source(torch_grow.as_images(images), torch.tensor(targets).long(), ())
+        return torch_grow.held_out(chosen, network, source, "root")
+
+    def cost(tree: Tree, node: NodePath) -> int:
+        height, width, channels = images.shape[1:]
+        if framework == "jax":
+            return jax_grow.multiply_adds(chosen, tree, node, known, (height, width, channels))
+        return torch_grow.multiply_adds(chosen, tree, node, known, (channels, height, width))
+
+    return growth.decision_of(chosen, stage.tree, ROOT, asl, held_out, cost)
 
 
 def _silent(**progress: Any) -> None:

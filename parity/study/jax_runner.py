@@ -15,9 +15,10 @@ import optax
 from data.images.splits import Splits
 from data.recipes.recipe import Recipe
 from data.training.batches import pad
-from data.training.epochs import Pass
+from data.training.epochs import Pass, likelihood_part
 from data.training.stages import Stage
 from data.tree.hierarchy import Path, Tree, ancestors
+from data.tree.selection import HeldOut
 from parity.pairs.passes import by_stream, cast
 from parity.study.step import Arrays, Step, weights
 from trunk_jax.inference import route
@@ -170,8 +171,20 @@ class JaxRunner:
         """The node's ASL."""
         network = self.networks[stage.node]
         program = fit.program_of(self.recipe, stage.settings(self.recipe), network)
-        source = self._source("train", stage)
+        source = self._source(likelihood_part(self.recipe), stage)
         return grow.average_likelihood(self.recipe, program, network, source, stage.name)
+
+    def held_out(self, stage: Stage) -> HeldOut:
+        """What the node says of its validation images."""
+        network = self.networks[stage.node]
+        program = fit.program_of(self.recipe, stage.settings(self.recipe), network)
+        source = self._source("validation", stage)
+        return grow.held_out(self.recipe, program, network, source, stage.name)
+
+    def multiply_adds(self, tree: Tree, node: Path) -> int:
+        """Of one image in a node's network of a tree that is thought of."""
+        shape = self.parts.train.images.shape[1:]
+        return grow.multiply_adds(self.recipe, tree, node, self.networks, shape)
 
     def predict(self, tree: Tree, images: np.ndarray) -> np.ndarray:
         """The labels that the whole tree predicts."""

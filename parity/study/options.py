@@ -12,6 +12,7 @@ from data.images import specs
 from data.recipes import recipe
 from data.recipes.networks import BACKBONES
 from data.recipes.recipe import Recipe
+from data.run.options import volatility
 from parity.study import plants, verdict
 
 DESIGNS = ("coupled", "independent")
@@ -64,13 +65,14 @@ def parser() -> Parser:
     add("--data-dir", help="folder of prepared TFDS datasets (default: TFDS_DATA_DIR, else "
         "~/tensorflow_datasets)")  # fmt: skip
     add("--backbone", help=f"node networks: {', '.join(BACKBONES)} (default: the recipe's first)")
-    add("--recipe", default="default", help=f"one of {', '.join(recipe.names())}, or FILE.toml "
+    add("--recipe", default="corrected", help=f"one of {', '.join(recipe.names())}, or FILE.toml "
         "(default: %(default)s)")  # fmt: skip
     add("--seeds", type=int, default=1, help="how many: each gives one coupled pair of runs, and "
         "one independent run of each framework (default: %(default)s)")  # fmt: skip
     add("--epochs", type=int, help="epochs of every phase (default: the recipe's)")
     add("--batch-size", type=int, help="images in a training batch (default: the recipe's)")
-    add("--volatility", type=float, help="grouping threshold for all nodes (default: the recipe's)")
+    add("--volatility", type=volatility, help="grouping threshold for all nodes, or auto (default: "
+        "the recipe's)")  # fmt: skip
     add("--limit", type=int, default=0, help="use only so many images of each split (default: 0, "
         "all)")  # fmt: skip
     add("--nodes", choices=("root", "tree"), default="root", help="the root's class phase alone, "

@@ -10,9 +10,10 @@ import torch
 from data.images.splits import Splits
 from data.recipes.recipe import Recipe
 from data.training.batches import Plan
-from data.training.epochs import Pass
+from data.training.epochs import Pass, likelihood_part
 from data.training.stages import Stage
 from data.tree.hierarchy import Path, Tree, ancestors
+from data.tree.selection import HeldOut
 from parity.pairs.passes import DTYPES, recorded_masks
 from parity.study.step import Arrays, Step
 from trunk_torch_ref.inference import route
@@ -135,8 +136,18 @@ class TorchRunner:
     def likelihood(self, stage: Stage) -> np.ndarray:
         """The node's ASL."""
         network = self.networks[stage.node]
-        source = self._source("train", stage)
+        source = self._source(likelihood_part(self.recipe), stage)
         return grow.average_likelihood(self.recipe, network, source, stage.name)
+
+    def held_out(self, stage: Stage) -> HeldOut:
+        """What the node says of its validation images."""
+        source = self._source("validation", stage)
+        return grow.held_out(self.recipe, self.networks[stage.node], source, stage.name)
+
+    def multiply_adds(self, tree: Tree, node: Path) -> int:
+        """Of one image in a node's network of a tree that is thought of."""
+        shape = tuple(self.images["train"].shape[1:])
+        return grow.multiply_adds(self.recipe, tree, node, self.networks, shape)
 
     def predict(self, tree: Tree, images: np.ndarray) -> np.ndarray:
         """The labels that the whole tree predicts."""

@@ -25,11 +25,14 @@ def adjusted_rand(a: Groups, b: Groups) -> float:
     return float(adjusted_rand_score(membership(a), membership(b)))
 
 
-def margin(asl: np.ndarray, volatility: float) -> float:
+def margin(asl: np.ndarray, volatility: float | None) -> float:
     """How far the nearest pair of classes is from the threshold that decides on it.
 
-    An ASL that differs by less than this in every value gives the same groups.
+    An ASL that differs by less than this in every value gives the same groups. 0 without a
+    volatility: equal likelihoods were told apart by the order of their classes.
     """
+    if volatility is None:
+        return 0.0
     upper = asl[np.triu_indices(len(asl), 1)]
     return float(np.abs(upper - volatility / len(asl)).min(initial=np.inf))
 

@@ -1,5 +1,6 @@
 """The pictures of a run, from the files in its folder."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,13 @@ def asl_pictures(
         matrices = {"after its class phase": recorded[0]}
         if node == ROOT and (before := _untrained(folder, len(names), untrained)) is not None:
             matrices = {"untrained": before} | matrices
-        volatility = runfolder.read_recipe(folder).node(node == ROOT).volatility
+        volatility = runfolder.read_volatility(folder, name)
+        threshold = math.inf if volatility is None else volatility / len(members)
         result[f"asl-{name}"] = likelihoods(
             matrices,
             [names[label] for label in members],
             recorded[1],
-            volatility / len(members),
+            threshold,
             f"What {title} confuses",
         )
     return result

@@ -18,10 +18,11 @@ from data.training.framework import Grown
 from data.training.stages import Stage
 from data.tree import grouping, hierarchy, metrics
 from data.tree.hierarchy import Path, Tree
+from data.tree.selection import HeldOut
 from trunk_jax import nodes
 from trunk_jax.baselines import start as baselines
 from trunk_jax.network.exchange import to_state_dict
-from trunk_jax.network.network import Network, feature_shape, split, warmed
+from trunk_jax.network.network import Network, cost, feature_shape, split, warmed
 from trunk_jax.training import joint
 from trunk_jax.training.checkpoint import Checkpoints
 from trunk_jax.training.feature_cache import with_kept
@@ -96,10 +97,20 @@ def grow(
             networks[stage.node] = result.network
             done.add(str(stage))
 
+    def source_of(part: str, stage: Stage) -> Source:
+        images = train if part == "train" else validation
+        return source(images, getattr(splits, part).labels, stage)
+
     def likelihood(stage: Stage) -> np.ndarray:
-        program = program_of(recipe, stage.settings(recipe), networks[stage.node])
-        mine = source(train, splits.train.labels, stage)
-        return average_likelihood(recipe, program, networks[stage.node], mine, stage.name)
+        network = networks[stage.node]
+        program = program_of(recipe, stage.settings(recipe), network)
+        mine = source_of(epochs.likelihood_part(recipe), stage)
+        return average_likelihood(recipe, program, network, mine, stage.name)
+
+    def seen(stage: Stage) -> HeldOut:
+        network = networks[stage.node]
+        program = program_of(recipe, stage.settings(recipe), network)
+        return held_out(recipe, program, network, source_of("validation", stage), stage.name)
 
     def fit_tree(stage: Stage) -> None:
         with Checkpoints(stages.checkpoint_folder(folder, stage)) as checkpoints:
@@ -122,8 +133,12 @@ def grow(
         classes,
         fit=fit_node,
         likelihood=likelihood,
+        held_out=seen,
+        cost=lambda tree, node: multiply_adds(recipe, tree, node, networks, image_shape),
         weights=lambda node: to_state_dict(networks[node]),
         joint=fit_tree,
+        report=report,
+        program="trunk_jax",
         ahead=fit_nodes if wanted(siblings) else None,
     )
     return Grown(tree, networks)
@@ -161,8 +176,39 @@ def initial_network(
 def average_likelihood(
     recipe: Recipe, program: Program, network: Network, source: Source, name: str
 ) -> np.ndarray:
-    """ASL of a node over its training images, float64 [classes, classes]."""
+    """ASL of a node over its images of `epochs.likelihood_part`, float64 [classes, classes]."""
     targets = np.asarray(source.targets)
     asl = epochs.likelihood(recipe, name, targets, source.images.shape[1:3])
     scores, truth, _ = evaluate(program, network, source, asl)
     return grouping.average_softmax(metrics.softmax(scores), truth)
+
+
+def held_out(
+    recipe: Recipe, program: Program, network: Network, source: Source, name: str
+) -> HeldOut:
+    """What a node, one output a class, says of the images of `source` that are its own."""
+    targets = np.asarray(source.targets)
+    run = epochs.held_out(recipe, name, targets, source.images.shape[1:3])
+    scores, truth, _ = evaluate(program, network, source, run)
+    return HeldOut(metrics.softmax(scores), truth)
+
+
+def multiply_adds(
+    recipe: Recipe,
+    tree: Tree,
+    node: Path,
+    networks: dict[Path, Network],
+    image_shape: nodes.Shape,
+) -> int:
+    """Multiply-adds of one image in a node's network; its ancestors are in `networks`."""
+    shape = image_shape
+    for ancestor in hierarchy.ancestors(node):
+        shape = feature_shape(networks[ancestor], shape)
+    where, outputs = (
+        (recipe.dataset, recipe.backbone, tree.names[node]),
+        hierarchy.width(tree, node),
+    )
+    with jax.enable_x64(False):  # a network as it is built has float32 parameters
+        rng = np.random.default_rng(0)
+        module = nodes.build(*where, shape, outputs, faults=recipe.faults, rng=rng)
+        return cost(split(module), shape)["multiply_adds"]

@@ -17,8 +17,10 @@ from data.training.framework import Grown
 from data.training.stages import Stage
 from data.tree import grouping, hierarchy, metrics
 from data.tree.hierarchy import Path, Tree
+from data.tree.selection import HeldOut
 from trunk_torch_ref import nodes
 from trunk_torch_ref.baselines import start as baselines
+from trunk_torch_ref.measure.costs import cost
 from trunk_torch_ref.network.exchange import to_state_dict
 from trunk_torch_ref.network.network import feature_shape, initial
 from trunk_torch_ref.nodes import Node
@@ -97,9 +99,17 @@ def grow(
             )
         networks[stage.node] = result.network
 
+    def source_of(part: str, stage: Stage) -> Source:
+        images = train if part == "train" else validation
+        return source(images, getattr(splits, part).labels, stage)
+
     def likelihood(stage: Stage) -> np.ndarray:
-        mine = source(train, splits.train.labels, stage)
+        mine = source_of(epochs.likelihood_part(recipe), stage)
         return average_likelihood(recipe, networks[stage.node], mine, stage.name)
+
+    def seen(stage: Stage) -> HeldOut:
+        mine = source_of("validation", stage)
+        return held_out(recipe, networks[stage.node], mine, stage.name)
 
     def fit_tree(stage: Stage) -> None:
         with Checkpoints(stages.checkpoint_folder(folder, stage)) as checkpoints:
@@ -123,14 +133,18 @@ def grow(
         classes,
         fit=fit_node,
         likelihood=likelihood,
+        held_out=seen,
+        cost=lambda tree, node: multiply_adds(recipe, tree, node, networks, image_shape),
         weights=lambda node: to_state_dict(networks[node]),
         joint=fit_tree,
+        report=report,
+        program="trunk_torch_ref",
     )
     return Grown(tree, networks)
 
 
 def average_likelihood(recipe: Recipe, network: Node, source: Source, name: str) -> np.ndarray:
-    """ASL of a node over its training images, float64 [classes, classes].
+    """ASL of a node over its images of `epochs.likelihood_part`, float64 [classes, classes].
 
     The network itself stays as it is.
     """
@@ -140,6 +154,29 @@ def average_likelihood(recipe: Recipe, network: Node, source: Source, name: str)
         network = copy.deepcopy(network)  # its running statistics will move
     scores, truth = evaluate(recipe, network, source, asl)
     return grouping.average_softmax(metrics.softmax(scores), truth)
+
+
+def held_out(recipe: Recipe, network: Node, source: Source, name: str) -> HeldOut:
+    """What a node, one output a class, says of the images of `source` that are its own."""
+    targets = source.targets.cpu().numpy()
+    run = epochs.held_out(recipe, name, targets, tuple(source.images.shape[2:]))
+    scores, truth = evaluate(recipe, network, source, run)
+    return HeldOut(metrics.softmax(scores), truth)
+
+
+def multiply_adds(
+    recipe: Recipe, tree: Tree, node: Path, networks: dict[Path, Node], image_shape: nodes.Shape
+) -> int:
+    """Multiply-adds of one image in a node's network; its ancestors are in `networks`."""
+    shape = image_shape
+    for ancestor in hierarchy.ancestors(node):
+        shape = feature_shape(networks[ancestor], shape)
+    where, outputs = (
+        (recipe.dataset, recipe.backbone, tree.names[node]),
+        hierarchy.width(tree, node),
+    )
+    network = initial(lambda: nodes.build(*where, shape, outputs, faults=recipe.faults), seed=0)
+    return cost(network, shape)["multiply_adds"]
 
 
 def as_images(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:

@@ -48,7 +48,7 @@ STARTS = {
     "deit_tiny": "deit_tiny",
 }
 MODELS = tuple(STARTS)
-RECIPES = ("default", "published", "scratch")
+RECIPES = ("corrected", "published", "scratch")
 PRUNED = ("vgg16_pruned", "vgg16_bn_pruned")
 NO_WEIGHTS = "none"
 _PUBLISHED = recipe.FOLDER / "baselines" / "published.toml"
@@ -58,7 +58,7 @@ _NORMALISED = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)
 def load(
     model: str,
     dataset: str,
-    name: str = "default",
+    name: str = "corrected",
     *,
     size: int | None = None,
     weights: str | None = None,
@@ -66,7 +66,7 @@ def load(
 ) -> Recipe:
     """The recipe of a model on a dataset.
 
-    `published`: as the release trained it, from public weights. `default`: the same
+    `published`: as the release trained it, from public weights. `corrected`: the same
     hyperparameters, selecting on held-out training images. `scratch`: from random weights, at
     the images' own size where the model can do it.
 
