@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data.base import writing
 from data.base.errors import run_command
-from data.base.parser import Parser
+from data.base.parser import Parser, target
+from data.base.writing import save_json
 from data.run import results, runfolder
 from data.table import insert
 from data.training import growth
@@ -116,19 +116,18 @@ def main(arguments: list[str] | None = None) -> None:
         "and framework if that is among the runs.",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders")
-    parser.add_argument("--write", metavar="FILE", help="put it into a Markdown file, between two "
+    parser.add_argument("--write", type=target, metavar="FILE", help="put it into a Markdown file, between two "
                         "marks, as data.table does (default: print it)")  # fmt: skip
-    parser.add_argument(
-        "--json", metavar="FILE", help="also write the rows to FILE (default: none)"
-    )
+    parser.add_argument("--json", type=target, metavar="FILE", help="also write the rows to FILE "
+                        "(default: none)")  # fmt: skip
     options = parser.parse_args(arguments)
     found = rows([Path(run) for run in options.runs])
     if options.write:
-        insert(Path(options.write), table(found))
+        insert(options.write, table(found))
     else:
         print(table(found))
     if options.json:
-        writing.write_json(Path(options.json), found)
+        save_json(options.json, found)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ GROUPS = {
     "Train": ("trunk_jax.train", "trunk_jax.evaluate", "trunk_jax.ablation"),
     "Use": ("trunk_jax.predict", "trunk_jax.export", "trunk_jax.compress"),
     "Look": ("trunk_jax.report", "trunk_jax.pictures", "trunk_jax.metrics", "trunk_jax.lowpower"),
-    "Compare runs": ("trunk_jax.compare", "data.table", "data.versus"),
+    "Compare runs": ("trunk_jax.compare", "data.table", "data.versus", "data.grown"),
     "The PyTorch reference": (
         "trunk_torch_ref.train",
         "trunk_torch_ref.evaluate",

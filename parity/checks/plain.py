@@ -3,7 +3,7 @@
 Which images make up a batch, what becomes of their pixels, which masks are drawn, at which rate
 and by which loss a step is taken, what an epoch reports and which epoch is kept: all of it is
 worked out here from the seed, the labels and the recipe, without the trainers of either framework
-and without `data.training.train`. A node's own arithmetic is taken from PyTorch's layers in float64,
+and without `data.training`. A node's own arithmetic is taken from PyTorch's layers in float64,
 which other checks hold against JAX's. `parity.checks.program` compares a framework's run with it.
 """
 

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from trunk_jax.layers import forms
 from trunk_jax.layers import microbatch as pieces
-from trunk_jax.layers.basic import forms
 
 Images = Float[Array, "b h w c"]
 

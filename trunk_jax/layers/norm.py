@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from trunk_jax.layers.basic import forms
+from trunk_jax.layers import forms
 
 Channels = Float[Array, " c"]
 
