@@ -116,8 +116,8 @@ def main(arguments: list[str] | None = None) -> None:
         "and framework if that is among the runs.",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders")
-    parser.add_argument("--write", type=target, metavar="FILE", help="put it into a Markdown file, between two "
-                        "marks, as data.table does (default: print it)")  # fmt: skip
+    parser.add_argument("--write", type=target, metavar="FILE", help="put it into a Markdown file, "
+                        "between two marks, as data.table does (default: print it)")  # fmt: skip
     parser.add_argument("--json", type=target, metavar="FILE", help="also write the rows to FILE "
                         "(default: none)")  # fmt: skip
     options = parser.parse_args(arguments)

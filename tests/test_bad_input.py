@@ -443,7 +443,7 @@ def safetensors_of(header, body=b""):
 
 
 def test_weights(run, monkeypatch):
-    from trunk_jax.inference.microbatched import load as jax_load
+    from trunk_jax.inference import load as jax_load
 
     file = run / "weights" / "root.safetensors"
     good = file.read_bytes()

@@ -14,7 +14,7 @@ from data.base import writing
 from data.base.errors import UserError
 from data.run import runfolder
 from data.run.options import train_options
-from trunk_jax.layers.basic import forms
+from trunk_jax.layers import forms
 from trunk_jax.layers.conv import general
 from trunk_jax.layers.norm import normalise
 from trunk_jax.machine import compile_cache, xla
