@@ -60,8 +60,6 @@ def run_command(main: Callable[[], int | None]) -> None:
             sys.exit(2)
         if not isinstance(error, OSError) or (error.filename is None and error.errno is None):
             raise
-        if error.filename is None:
-            _drop_output()
         where = f": {error.filename}" if error.filename else ""
         print(f"error: {error.strerror or error}{where}", file=sys.stderr)
         code = 2
