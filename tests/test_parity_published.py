@@ -218,7 +218,7 @@ def test_what_differs_is_exit_code_1(made, tmp_path, monkeypatch, capsys):
     serve(monkeypatch, dataset, np.concatenate([images, images]), np.zeros(2 * IMAGES))
     command = [str(original), "--dataset", dataset, "--backbone", "mobilenet", "--limit"]
     command.append(str(IMAGES))
-    predict = published.trunk_jax.route.predict
+    predict = published.trunk_jax.inference.route.predict
 
     def one_off(*arguments):
         found = predict(*arguments)
