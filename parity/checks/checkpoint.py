@@ -33,7 +33,7 @@ def check_checkpoint(folder: Path, data_dir: str | None) -> list[Check]:
             "holds both frameworks against PyTorch's own"
         )
     shape = specs.spec(recipe.dataset).image_shape
-    ours = trunk_jax.inference.microbatched.load.load_networks(folder, recipe, tree, shape)
+    ours = trunk_jax.inference.load.load_networks(folder, recipe, tree, shape)
     theirs = trunk_torch_ref.inference.load.load_networks(folder, recipe, tree, shape)
     dataset = load_of_run(folder, recipe.dataset, data_dir)
     test = split(dataset, recipe.protocol, recipe.seed, recipe.limit).test

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import trunk_jax.inference.microbatched.load
+import trunk_jax.inference.load
 from torch import nn
 
 import trunk_jax.network.exchange
@@ -21,7 +21,7 @@ from data.tree import hierarchy
 from trunk_jax.network.network import Network
 
 _LOAD = {
-    "jax": trunk_jax.inference.microbatched.load.load_networks,
+    "jax": trunk_jax.inference.load.load_networks,
     "torch": trunk_torch_ref.inference.load.load_networks,
 }
 
