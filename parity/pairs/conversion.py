@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import trunk_jax.inference.load
 from torch import nn
 
+import trunk_jax.inference.load
 import trunk_jax.network.exchange
 import trunk_torch_ref.inference.load
 import trunk_torch_ref.network.exchange
