@@ -334,7 +334,7 @@ def test_every_command_reads_its_flags_with_our_parser():
         for file in files
         if re.search(r"argparse\.ArgumentParser|import ArgumentParser", file.read_text())
     ]
-    assert found == ["data/run/options.py"]
+    assert found == ["data/base/parser.py"]
 
 
 def test_a_recipe_file_is_found_again_from_another_folder(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Files and folders whole or absent, files of any kind that a user names, locks, progress."""
 
 import ast
+import contextlib
 import errno
 import io
 import os
@@ -145,6 +146,13 @@ def test_standard_output_by_either_name(capfd):
     print("after")
     assert capfd.readouterr().out.split() == ["before", "text", "more", "after"]
     assert stat.S_ISLNK(Path("/dev/stdout").lstat().st_mode)
+    for stream in (io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()):  # a notebook's own
+        with contextlib.redirect_stdout(stream):
+            print("before")
+            writing.save_bytes(Path("-"), b"text\n")
+        stream.seek(0)
+        assert stream.read() == "before\ntext\n"
+    assert capfd.readouterr().out == ""
 
 
 def test_what_cannot_be_written_is_refused_beforehand_and_nothing_is_made(tmp_path, monkeypatch):

@@ -106,6 +106,9 @@ def save_bytes(path: Path, content: bytes) -> None:
 
         save_bytes(Path("/dev/stdout"), b"text")
     """
+    if str(path) == STDOUT:
+        _print(content)
+        return
     number = _descriptor(path)
     if number is not None:
         _to_descriptor(path, number, content)
@@ -191,6 +194,16 @@ def _descriptor(path: Path) -> int | None:
             return None
         path = Path(folder, os.readlink(path))
     return None
+
+
+def _print(content: bytes) -> None:
+    """To `sys.stdout`, whatever a program has put there (a notebook has)."""
+    sys.stdout.flush()
+    if hasattr(sys.stdout, "buffer"):
+        sys.stdout.buffer.write(content)
+    else:
+        sys.stdout.write(content.decode())
+    sys.stdout.flush()
 
 
 def _to_descriptor(path: Path, number: int, content: bytes) -> None:
