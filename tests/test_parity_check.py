@@ -49,7 +49,7 @@ def test_a_training_run_may_differ_by_a_hundred_flipped_bits():
 
 
 IMAGES = load("digits").test.images[:200]
-RECIPE = recipes.load("default", "digits", "vgg")
+RECIPE = recipes.load("corrected", "digits", "vgg")
 
 
 def flat_tree():

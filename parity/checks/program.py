@@ -96,7 +96,7 @@ def _joint() -> Recipe:
 
 
 def _base(phase: Phase) -> Recipe:
-    recipe = recipes.load("default", "digits", "vgg")
+    recipe = recipes.load("corrected", "digits", "vgg")
     row = NodeRecipe(1.0, phase, phase)
     return replace(
         recipe, root=row, others=row, batch_size=10, eval_batch_size=12,
