@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.images import specs
 from data.images.arrays import as_images
 from data.images.augmentation import Augmentation
 from data.recipes.baselines import models as recipes
-from data.recipes.recipe import Recipe
+from data.recipes.recipe import Recipe, image_shape
 from data.training.framework import Framework, Predictions
 from data.tree import hierarchy
 from data.tree.hierarchy import Path as NodePath
@@ -44,7 +43,7 @@ def predict(
     recipe: Recipe, tree: Tree, networks: dict[NodePath, Network], images: np.ndarray
 ) -> Predictions:
     """`route.predict`; a monolith's batches are its recipe's, for its maps are large."""
-    images = as_images(images, specs.spec(recipe.dataset).image_shape)
+    images = as_images(images, image_shape(recipe))
     batch = recipe.eval_batch_size if recipe.monolith is not None else route.BATCH
     follow = partial(route.predict, recipe, tree, batch=batch)
     return devices.predict(follow, networks, images, batch)
@@ -54,7 +53,7 @@ def as_int8(
     recipe: Recipe, networks: dict[NodePath, Network], images: np.ndarray
 ) -> tuple[np.ndarray, int]:
     """(labels that the int8 form of a quantisation-aware baseline predicts, its bytes)."""
-    images = as_images(images, specs.spec(recipe.dataset).image_shape)
+    images = as_images(images, image_shape(recipe))
     network = networks[hierarchy.ROOT]
     spec = recipes.spec_of(recipe, images.shape[1])
     model = int8.convert(to_state_dict(network), spec)

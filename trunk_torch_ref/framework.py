@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.images import specs
 from data.images.arrays import as_images
 from data.images.augmentation import Augmentation
 from data.images.splits import Splits
-from data.recipes.recipe import Recipe
+from data.recipes.recipe import Recipe, image_shape
 from data.training.framework import Framework, Grown, Predictions
 from data.tree import hierarchy
 from data.tree.hierarchy import Path as NodePath
@@ -85,7 +84,7 @@ def as_int8(
     recipe: Recipe, networks: dict[NodePath, Node], images: np.ndarray
 ) -> tuple[np.ndarray, int]:
     """(labels that the int8 form of a quantisation-aware baseline predicts, its bytes on disk)."""
-    images = as_images(images, specs.spec(recipe.dataset).image_shape)
+    images = as_images(images, image_shape(recipe))
     model = qat.convert(networks[hierarchy.ROOT])
     labels = []
     for start in range(0, len(images), recipe.eval_batch_size):

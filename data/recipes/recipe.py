@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 from data.base import reading
 from data.base.errors import UserError
+from data.images import specs
 from data.images.augmentation import Augmentation
 from data.recipes.networks import BACKBONES
 
@@ -428,3 +429,12 @@ def _need(good: bool, what: str, value: Any, wanted: Any) -> None:
     if not good:
         choices = f"one of {', '.join(wanted)}" if isinstance(wanted, tuple) else wanted
         raise UserError(f"{what} is {value!r:.80}; it must be {choices}")
+
+
+def image_shape(recipe: Recipe) -> tuple[int, int, int]:
+    """(height, width, channels) of the images that a recipe's root takes.
+
+    They are the dataset's; of a recipe that normalises other channels there are as many as those.
+    """
+    height, width, channels = specs.spec(recipe.dataset).image_shape
+    return height, width, len(recipe.mean) or channels

@@ -8,10 +8,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Int
 
-from data.images import specs
 from data.images.arrays import as_images
 from data.images.augmentation import Augmentation
-from data.recipes.recipe import Recipe
+from data.recipes.recipe import Recipe, image_shape
 from data.training.framework import Predictions
 from data.tree.hierarchy import ROOT, Path, Tree
 from trunk_jax.inference.microbatched import infer
@@ -49,7 +48,7 @@ def predict(
     (the batch, a quarter, a sixteenth) with their own first image, so that few shapes are
     compiled.
     """
-    images = as_images(images, specs.spec(recipe.dataset).image_shape)
+    images = as_images(images, image_shape(recipe))
     leaves = {path: label for label, path in enumerate(tree.paths)}
     labels = np.full(len(images), -1, np.int32)
     confidence = np.zeros(len(images))
@@ -83,7 +82,7 @@ def predict(
 
 def first_input(recipe: Recipe, networks: dict[Path, Network], image: np.ndarray):
     """One image, of what `as_images` takes, as the root is given it, [1, h, w, c]."""
-    image = as_images(image, specs.spec(recipe.dataset).image_shape)
+    image = as_images(image, image_shape(recipe))
     return _normalise(image, recipe.mean, recipe.std, str(dtype_of(networks[ROOT])))
 
 

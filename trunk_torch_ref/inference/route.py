@@ -4,10 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.images import specs
 from data.images.arrays import as_images
 from data.images.augmentation import Augmentation
-from data.recipes.recipe import Recipe
+from data.recipes.recipe import Recipe, image_shape
 from data.training.framework import Predictions
 from data.tree.hierarchy import ROOT, Path, Tree
 from trunk_torch_ref.network.augment import prepare
@@ -29,7 +28,7 @@ def predict(
 
     `images`: what `as_images` takes, uint8 or floats from 0 to 1; UserError for anything else.
     """
-    images = as_images(images, specs.spec(recipe.dataset).image_shape)
+    images = as_images(images, image_shape(recipe))
     device, dtype = location(networks[ROOT])
     leaves = {path: label for label, path in enumerate(tree.paths)}
     labels = np.full(len(images), -1, np.int32)
