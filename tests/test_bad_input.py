@@ -359,14 +359,14 @@ def test_measurements_predictions_and_metrics(run):
     writing.write_json(other, parity)
     page = {
         "name": "x", "summary": results.read_summary(run), "config": "", "licence": "",
-        "manifest": runfolder.read_manifest(run), "pictures": {}, "others": [],
+        "manifest": runfolder.read_manifest(run), "pictures": {}, "others": [], "titles": {},
         "recipe": runfolder.read_json(run / "config.json")["recipe"],
     }  # fmt: skip
 
     def show():
         shown = page | {
             "measured": report._measured(file),
-            "parity": report._parity(run, asked=True),
+            "parity": report._parity(run / "report.json", asked=True),
             "pictures": {"tree": "", "confusion-test": ""},
         }
         return report.page(shown)

@@ -30,7 +30,7 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_predictions_agree_with_routing_and_export_reproduces_them(run, tmp_path, capsys):
+def test_predictions_agree_with_routing_and_export_reproduces_them(run, tmp_path, capfd):
     from trunk_jax import evaluate, export, predict
 
     folder = tmp_path / "handed-on"
@@ -58,9 +58,9 @@ def test_predictions_agree_with_routing_and_export_reproduces_them(run, tmp_path
     images.mkdir()
     for place in range(20):
         Image.fromarray(test.images[place, :, :, 0]).save(images / f"{place:02}.png")
-    capsys.readouterr()
+    capfd.readouterr()
     predict.main([str(folder), str(images), "--json", "-"])
-    rows = json.loads(capsys.readouterr().out)
+    rows = json.loads(capfd.readouterr().out)
     lines = (folder / "predictions-test.csv").read_text().splitlines()[1:21]
     tree = runfolder.read_tree(run)
     assert len({len(path) for path in tree.paths}) > 1
@@ -73,7 +73,7 @@ def test_predictions_agree_with_routing_and_export_reproduces_them(run, tmp_path
             assert sum(step["outputs"].values()) == pytest.approx(1, abs=1e-5)
             assert step["probability"] == max(step["outputs"].values())
     predict.main([str(folder), str(images / "00.png"), "--json", str(tmp_path / "one.json")])
-    assert f"00.png: {rows[0]['class']} " in capsys.readouterr().out
+    assert f"00.png: {rows[0]['class']} " in capfd.readouterr().out
     assert runfolder.read_json(tmp_path / "one.json") == [rows[0]]
 
 
@@ -139,7 +139,7 @@ def test_arrays_are_checked_by_both_frameworks(networks):
             one(wrong)
 
 
-def test_a_bad_file_stops_no_other(run, tmp_path, capsys):
+def test_a_bad_file_stops_no_other(run, tmp_path, capfd):
     from trunk_jax import predict
 
     images = datasets.load("digits").test.images[:3, :, :, 0]
@@ -151,7 +151,7 @@ def test_a_bad_file_stops_no_other(run, tmp_path, capsys):
     Image.fromarray(images[2].repeat(2, 1)).save(folder / "d.png")
     report = tmp_path / "report.json"
     assert predict.main([str(run), str(folder), "--json", str(report)]) == 1
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     assert [line.split(": ")[0] for line in out.splitlines()] == [
         str(folder / f"{name}.png") for name in "acd"
     ]
@@ -166,11 +166,11 @@ def test_a_bad_file_stops_no_other(run, tmp_path, capsys):
     assert "not an image" in rows[1]["error"]
     assert [row["image"]["inverted"] for row in rows if "image" in row] == [False, True, False]
     assert predict.main([str(run), str(folder / "c.png"), "--invert", "no", "--json", "-"]) == 0
-    (row,) = json.loads(capsys.readouterr().out)
+    (row,) = json.loads(capfd.readouterr().out)
     assert not row["image"]["inverted"]
     words = [str(run), str(folder / "d.png"), "--fit", "stretch"]
     assert predict.main(words) == 0
-    assert capsys.readouterr().out.endswith("[width stretched by 0.5]\n")
+    assert capfd.readouterr().out.endswith("[width stretched by 0.5]\n")
     with pytest.raises(UserError, match="none of the 2 images"):
         predict.main([str(run), str(folder / "b.png"), str(folder / "b.png")])
 
