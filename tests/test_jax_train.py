@@ -161,7 +161,7 @@ def test_a_finished_run_prints_its_summary_again(finished, monkeypatch, capsys, 
     summary = runfolder.read_json(finished / "summary.json")
     assert runfolder.read_json(report) == summary
     counts = summary["accuracy"]["test"]
-    assert f"({counts['correct']:,} of {counts['total']:,})" in out
+    assert f"{counts['correct']:,} of {counts['total']:,}" in out
     assert str(finished) in out
 
 

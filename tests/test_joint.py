@@ -190,8 +190,8 @@ def test_interrupted_joint_training_ends_with_the_same_weights(framework, tmp_pa
     class Stop(Exception):
         pass
 
-    def interrupt(stage, row, epoch, **_):
-        if stage == "tree/joint" and epoch == 3:
+    def interrupt(stage=None, row=None, epoch=None, **_):
+        if row is not None and stage == "tree/joint" and epoch == 3:
             raise Stop
 
     def silent(**_):

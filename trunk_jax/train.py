@@ -14,9 +14,9 @@ from trunk_jax.machine import xla
 def main(arguments: list[str] | None = None) -> None:
     """Train as the flags say. UserError for anything a user can put right."""
     options = train_options("jax", arguments)
+    xla.set_flags(xla.flags(deterministic=options.deterministic, autotune=options.autotune))
     from trunk_jax.machine import backend  # after the flags are checked: JAX takes seconds to load
 
-    xla.set_flags(xla.flags(deterministic=options.deterministic, autotune=options.autotune))
     backend.start(distributed=options.distributed)
     from trunk_jax.framework import FRAMEWORK
     from trunk_jax.machine import compile_cache, devices, hosts
