@@ -43,13 +43,18 @@ def each(a: Arrays, b: Arrays) -> dict[str, float]:
     size that is usual in the set (root mean square). A bias in front of batch norm has the
     gradient 0, up to rounding; compared with itself it would always differ by everything.
     """
+    longest = scales(a, b)
+    return {key: _share(norm(_flat(a[key]) - _flat(b[key])), longest[key]) for key in b}
+
+
+def scales(a: Arrays, b: Arrays) -> dict[str, float]:
+    """The scale of each tensor: see `each`."""
     values = vector(b)
     usual = norm(values) / np.sqrt(max(1, values.size))
     return {
-        key: _share(norm(_flat(a[key]) - _flat(b[key])),
-                    max(norm(_flat(a[key])), norm(_flat(b[key])), usual * np.sqrt(b[key].size)))
+        key: max(norm(_flat(a[key])), norm(_flat(b[key])), usual * np.sqrt(b[key].size))
         for key in b
-    }  # fmt: skip
+    }
 
 
 def gap(a: float, b: float) -> float:

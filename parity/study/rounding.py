@@ -32,6 +32,7 @@ SAMPLES = 8  # steps with random errors; lengths of long vectors of errors hardl
 # A unit is undecided within so many standard deviations of its layer's errors: CONSTANT is what
 # the model may be too small by, and of 10^8 normal values the largest is at 5.6.
 EDGE = 6 * CONSTANT
+SMALL = 0.1  # of what is allowed: a jump that does not matter
 MOST = 200  # undecided units, the nearest to their edges, that are tried
 
 
@@ -59,10 +60,14 @@ Allowed = dict[str, dict[str, float]]
 
 @dataclass
 class _Sides:
-    """`taken`: by layer, the side of every unit, forced if given. `seen`: what was decided on."""
+    """`taken`: by layer, the side of every unit, forced if given. `seen`: what was decided on.
+
+    `moved`: by max pool, places and sides of the windows that are forced where `taken` is not.
+    """
 
     taken: dict[str, Tensor] = field(default_factory=dict)
     seen: dict[str, Tensor] = field(default_factory=dict)
+    moved: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
 
 
 class _Edge(nn.Module):
@@ -78,7 +83,9 @@ class _Edge(nn.Module):
             self._sides.taken[self._name] = (x > 0).long() + (x >= self._cap).long()
         side = self._sides.taken[self._name]
         cap = torch.where(side == 2, self._cap if np.isfinite(self._cap) else 0.0, 0.0).to(x)
-        return torch.where(side == 1, x, cap)
+        # one that lies below 0, but is passed: float32 has it above, so that a pool may choose it
+        value = torch.where(x < 0, x - 2 * x.detach(), x)
+        return torch.where(side == 1, value, cap)
 
 
 class _Pool(nn.Module):
@@ -94,7 +101,10 @@ class _Pool(nn.Module):
         four = four.permute(0, 1, 2, 4, 3, 5).reshape(b, c, h // 2, w // 2, 4)
         self._sides.seen[self._name] = four.detach()
         if self._name not in self._sides.taken:
-            self._sides.taken[self._name] = four.argmax(-1)
+            side = four.argmax(-1)
+            for place, other in self._sides.moved.get(self._name, ()):
+                side.view(-1)[place] = other
+            self._sides.taken[self._name] = side
         return four.gather(-1, self._sides.taken[self._name][..., None])[..., 0]
 
 
@@ -170,14 +180,28 @@ class Truth:
         self.sample = self._pass({})
         self._natural = {name: side.contiguous() for name, side in self._sides.taken.items()}
         self._seen = dict(self._sides.seen)
+        self._pools = {n for n, layer in module.named_modules() if isinstance(layer, _Pool)}
         self._reach()
 
     def on(self, units: list[Unit]) -> Sample:
-        """The step with these units on their other side."""
-        sides = {name: side.clone() for name, side in self._natural.items()}
+        """The step with these units on their other side.
+
+        All other activations stay on theirs. Pools choose anew, for a window whose largest values
+        were all 0 passes a unit that is on the other side of it.
+        """
+        pools = {unit.layer for unit in units if unit.layer in self._pools}
+        sides = {n: side.clone() for n, side in self._natural.items() if n not in self._pools}
+        moved: dict[str, list[tuple[int, int]]] = {name: [] for name in pools}
         for unit in units:
-            sides[unit.layer].view(-1)[unit.index] = unit.side
-        return self._pass(sides)
+            if unit.layer in pools:
+                moved[unit.layer].append((unit.index, unit.side))
+            else:
+                sides[unit.layer].view(-1)[unit.index] = unit.side
+        self._sides.moved = moved
+        try:
+            return self._pass(sides)
+        finally:
+            self._sides.moved = {}
 
     def allowances(self, plain: bool) -> Allowed:
         """How far rounding may take a float32 step: relative distances by kind and tensor.
@@ -208,14 +232,14 @@ class Truth:
         best = worst(there)
         if not self.units or best <= 1:
             return units, there
-        share = self._shares(gradients, allowed)
-        chosen = [unit for unit, one in zip(self.units, share, strict=True) if one > 0.5]
-        # jumps of two units are not quite the sum of theirs: the doubtful ones are tried once more
-        doubtful = [self.units[place] for place in np.argsort(np.abs(share - 0.5))[:20]]
-        for trial in (chosen, *([unit] for unit in doubtful)):
+        shares = self._shares(gradients, allowed)
+        chosen = [unit for unit, share in shares if share > 0.5]
+        # the jumps of two units are not quite the sum of theirs: try each, the doubtful first
+        doubtful = sorted(shares, key=lambda one: abs(one[1] - 0.5))
+        for trial in (chosen, *(unit for unit, _ in doubtful)):
             if best <= 1:
                 break
-            other = trial if trial is chosen else _toggled(units, trial[0])
+            other = _toggled(units, trial) if isinstance(trial, Unit) else trial
             found = self.on(other)
             if worst(found) < best:
                 units, there, best = other, found, worst(found)
@@ -225,18 +249,27 @@ class Truth:
                 units, there = _toggled(units, unit), found
         return units, there
 
-    def _shares(self, gradients: Arrays, allowed: Mapping[str, float]) -> np.ndarray:
-        """By unit, how much of its jump these gradients have: 0 to 1, by least squares."""
+    def _shares(self, gradients: Arrays, allowed: Mapping[str, float]) -> list[tuple[Unit, float]]:
+        """Units whose jump is beyond what is allowed, and how much of it these gradients have.
+
+        0 is none of it, 1 all; by least squares.
+        """
+        scales = distances.scales(gradients, self.sample.gradients)
 
         def scaled(of: Arrays) -> np.ndarray:
-            rows = []
-            for key, right in self.sample.gradients.items():
-                size = distances.norm(distances.vector({key: right})) or 1.0
-                rows.append((of[key] - right).ravel() / (size * allowed[key]))
+            rows = [
+                (of[key] - right).ravel() / (scales[key] * allowed[key])
+                for key, right in self.sample.gradients.items()
+            ]
             return np.concatenate(rows)
 
-        columns = np.stack([scaled(self.on([unit]).gradients) for unit in self.units], axis=1)
-        return lsq_linear(columns, scaled(gradients), bounds=(0, 1)).x
+        jumps = [(unit, scaled(self.on([unit]).gradients)) for unit in self.units]
+        jumps = [(unit, jump) for unit, jump in jumps if distances.norm(jump) > SMALL]
+        if not jumps:
+            return []
+        columns = np.stack([jump for _, jump in jumps], axis=1)
+        found = lsq_linear(columns, scaled(gradients), bounds=(0, 1), method="bvls").x
+        return [(unit, share) for (unit, _), share in zip(jumps, found.tolist(), strict=True)]
 
     def _reach(self) -> None:
         """`allowed`: by kind and tensor, a relative distance. `units`: the undecided ones."""
@@ -266,10 +299,11 @@ class Truth:
         seen, side = self._seen[name], self._natural[name]
         edge = self.deviation[name].reshape(1, -1, *[1] * (seen.ndim - 2))
         layer = dict(self._module.named_modules())[name]
-        if isinstance(layer, _Pool):
+        if name in self._pools:
             values, order = seen.topk(2, dim=-1)
             margin = (values[..., 0] - values[..., 1]) / edge[..., 0].clamp_min(1e-300)
-            # of two equal ones, both 0 say, either framework takes the first
+            # of two equal ones, both 0 say, either framework takes the first (where one of them is
+            # near 0, that is the unit of its ReLU)
             margin = torch.where(values[..., 0] == values[..., 1], torch.inf, margin)
             other = torch.where(order[..., 0] == side, order[..., 1], order[..., 0])
         else:
