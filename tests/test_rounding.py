@@ -147,6 +147,24 @@ def distances(gradients, sample):
     return rounding.distances.each(gradients, sample.gradients)
 
 
+def test_a_window_that_is_dead_but_for_a_unit_near_0_passes_it():
+    """The pool chose another of the zeros; above 0, where float32 has it, the unit is chosen."""
+    net, x = network(), images()
+    z = copy.deepcopy(net).features[:2](torch.tensor(x)).detach()[:, 0]
+    windows = z.reshape(8, 4, 2, 4, 2).permute(0, 1, 3, 2, 4).reshape(-1, 4)
+    best = windows.max(1).values
+    with torch.no_grad():  # the largest of the window is just below 0, by moving the channel
+        net.features[1].bias[0] -= best[best > 0].min() + 1e-9
+    truth = Truth(net, x, {"features.7": MASK}, LOSS)
+    (unit,) = [unit for unit in truth.units if unit.layer == "features.2"]
+    assert unit.side == 1
+    allowed = truth.allowances(plain=False)["gradient"]
+    there = truth.on([unit])
+    assert there.loss == pytest.approx(truth.sample.loss, rel=1e-8)
+    assert distances(there.gradients, truth.sample)["features.1.bias"] > allowed["features.1.bias"]
+    assert truth.fitted(there.gradients, allowed)[0] == [unit]
+
+
 def test_a_max_pool_whose_two_largest_are_one_may_pass_either():
     net, x = network(), images()
     net.features[2] = nn.Identity()
@@ -239,13 +257,13 @@ def test_float64_clears_every_step_of_a_training_without_a_fault(tmp_path, monke
     code, value = suspected(tmp_path, monkeypatch)
     (stage,) = value["coupled"][0]["stages"]
     assert (code, value["coupled"][0]["finding"]) == (0, None)
-    assert [jump["step"] for jump in stage["jumps"]] == [1, 2, 3]
+    assert [jump["step"] for jump in stage["jumps"]] == [1, 2]
     for jump in stage["jumps"]:
         truth = jump["truth"]
         assert truth["apart"] < 1e-12
         assert all(0 < truth["errors"][name] <= truth["allowed"][name] for name in ("jax", "torch"))
     text = (tmp_path / "summary.md").read_text()
-    assert "3 steps of this stage were cleared like that" in text
+    assert "2 steps of this stage were cleared like that" in text
     assert "No difference beyond rounding was found in float32" in text
 
 
