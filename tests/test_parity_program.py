@@ -12,6 +12,7 @@ from data.recipes.recipe import Phase
 from data.tree import hierarchy
 from parity.checks import faults, pixels, plain, program
 from parity.checks.program import Item
+from trunk_jax.training import fit, grow
 
 IMAGE = np.arange(9, dtype=np.uint8).reshape(1, 3, 3, 1) * 10
 
@@ -143,6 +144,22 @@ def test_a_fault_planted_in_pytorchs_program_is_caught(name):
     caught = faults.caught_by(name)
     assert caught
     assert caught.startswith("PyTorch's program")
+
+
+def test_every_fault_still_fits_the_code():
+    """The self-test runs all of them, and takes minutes; this only plants them."""
+    for fault in faults.faults():
+        with fault.plant():
+            pass
+
+
+def test_a_fault_is_planted_wherever_the_function_is_used():
+    """`grow` imports `fitting` by its name: there too it must be the changed one."""
+    planted = faults._words(fit, "fitting", "recipe.eval_augment)", "recipe.augment)")
+    before = fit.fitting
+    with planted():
+        assert fit.fitting is grow.fitting is not before
+    assert fit.fitting is grow.fitting is before
 
 
 def test_a_fault_that_no_longer_fits_the_code_says_so():
