@@ -12,6 +12,17 @@ from data.recipes.recipe import Phase
 from data.tree import hierarchy
 from parity.checks import faults, pixels, plain, program
 from parity.checks.program import Item
+from trunk_jax.training import fit, grow
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """As in the processes of the check: threads cost more than such small products."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 IMAGE = np.arange(9, dtype=np.uint8).reshape(1, 3, 3, 1) * 10
 
@@ -135,14 +146,37 @@ def test_jaxs_program_does_what_its_definition_says(case):
     assert "dropout keys" in {check.what for check in checks}
 
 
-IN_TORCH = [fault.name for fault in faults.faults() if fault.catch.__name__.endswith("_in_torch")]
+# `test_every_planted_fault_is_caught` (slow) has them all
+SOME = (
+    "training images not normalised, PyTorch's joint training",
+    "augmentation drawn by place in the batch, PyTorch's joint training",
+    "class balance ignored when PyTorch chooses an epoch",
+    "PyTorch's joint training in eval mode",
+    "label smoothing left out of PyTorch's joint training",
+)
 
 
-@pytest.mark.parametrize("name", IN_TORCH)
+@pytest.mark.parametrize("name", SOME)
 def test_a_fault_planted_in_pytorchs_program_is_caught(name):
     caught = faults.caught_by(name)
     assert caught
     assert caught.startswith("PyTorch's program")
+
+
+def test_every_fault_still_fits_the_code():
+    """The self-test runs all of them, and takes minutes; this only plants them."""
+    for fault in faults.faults():
+        with fault.plant():
+            pass
+
+
+def test_a_fault_is_planted_wherever_the_function_is_used():
+    """`grow` imports `fitting` by its name: there too it must be the changed one."""
+    planted = faults._words(fit, "fitting", "recipe.eval_augment)", "recipe.augment)")
+    before = fit.fitting
+    with planted():
+        assert fit.fitting is grow.fitting is not before
+    assert fit.fitting is grow.fitting is before
 
 
 def test_a_fault_that_no_longer_fits_the_code_says_so():

@@ -408,7 +408,8 @@ def _of_programs() -> list[Fault]:
             fit, "train_steps", "x = inputs(program, ",
             "x = inputs(replace(program, mean=(), std=()), "), one_node_in_jax),
         Fault(f"{images}, JAX's joint training", _words(
-            joint, "train_steps", "program.mean, program.std", plain), joint_in_jax),
+            joint, "train_steps", "x = inputs(program, ",
+            "x = inputs(replace(program, mean=(), std=()), "), joint_in_jax),
         Fault(f"{images}, PyTorch's fit", _words(
             torch_fit, "_train_epoch", "x = inputs(recipe, ", f"x = inputs({no_recipe}, "),
             one_node_in_torch),
@@ -422,7 +423,9 @@ def _of_programs() -> list[Fault]:
         Fault(f"{by_place}, JAX's fit", _words(
             fit, "inputs", "values[index]", "values[: len(index)]"), one_node_in_jax),
         Fault(f"{by_place}, JAX's joint training", _words(
-            joint, "train_steps", "values[rows]", "values[: len(rows)]"), joint_in_jax),
+            joint, "train_steps", "rows, steps.draws",
+            "rows, {k: v.at[rows].set(v[: len(rows)]) for k, v in steps.draws.items()}"),
+            joint_in_jax),
         Fault(f"{by_place}, PyTorch's fit", _words(
             torch_fit, "inputs", "values[index]", "values[: len(index)]"), one_node_in_torch),
         Fault(f"{by_place}, PyTorch's joint training", _words(

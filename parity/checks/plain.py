@@ -419,10 +419,11 @@ def evaluate(
 def likelihood(
     setting: Setting, course: Course, tree: Tree, node: Path, above: dict[Path, nn.Module]
 ) -> None:
-    """A node's ASL."""
-    recipe, name, train = setting.recipe, tree.names[node], setting.splits.train
-    targets = targets_of(tree, node, "class")[train.labels]
+    """A node's ASL: of its validation images, or with the release's fault of training ones."""
+    recipe, name = setting.recipe, tree.names[node]
     faulty = "train_mode_asl" in recipe.faults
+    examples = setting.splits.train if faulty else setting.splits.validation
+    targets = targets_of(tree, node, "class")[examples.labels]
     order, size, policy = np.arange(len(targets)), recipe.eval_batch_size, Augmentation()
     if faulty:
         order = stream(recipe.seed, name, "asl order").permutation(len(targets))
@@ -431,8 +432,8 @@ def likelihood(
     rows = batches(recipe, order, targets, size, subset=subset, last=not faulty)
     before = state_dict(above[node])
     scores = evaluate(
-        setting, course, above[node], node, above, train, rows, policy,
-        drawn(policy, recipe.seed, train, name, "asl augmentation"),
+        setting, course, above[node], node, above, examples, rows, policy,
+        drawn(policy, recipe.seed, examples, name, "asl augmentation"),
         integer(recipe.seed, name, "asl dropout"), faulty, name, "ASL",
     )  # fmt: skip
     load(above[node], before)  # its running statistics may have moved
