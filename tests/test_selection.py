@@ -118,6 +118,7 @@ def test_estimates_of_known_predictions():
     assert pair.accuracy == pytest.approx(4 / 8)
     assert pair.left == pytest.approx(2 / 8)
     assert pair.multiply_adds == pytest.approx(100 + 3 + 10 * 0.5)
+    assert pair.largest == pytest.approx(0.5)
     # {2,3} is summed: 0.53 + 0.45 and so on; the last image, 0.61 against 0.39, is lost
     assert both.node_accuracy == pytest.approx(7 / 8)
     assert both.accuracy == pytest.approx(4 / 8)
@@ -207,8 +208,9 @@ def test_a_root_always_gets_groups_and_another_node_none(kind):
     assert other.chosen is None
 
 
-def an_estimate(modularity, accuracy=0.9, node=0.95, cost=100.0):
-    return Estimate(Candidate(((0, 1), (2,)), 0.1, 0.2), node, accuracy, cost, modularity)
+def an_estimate(modularity, accuracy=0.9, node=0.95, cost=100.0, largest=0.5):
+    candidate = Candidate(((0, 1), (2,)), 0.1, 0.2)
+    return Estimate(candidate, node, accuracy, cost, modularity, largest)
 
 
 def test_accuracy_within_half_a_point_comes_before_modularity():
@@ -225,6 +227,15 @@ def test_the_budget_comes_before_all_and_ties_go_to_the_cheaper():
     assert selection.choose([dear, cheap, same], 0.9, is_root=True, budget=150) is cheap
     assert selection.choose([dear, same], 0.9, is_root=True, budget=10) is same
     assert selection.choose([dear, same], 0.9, is_root=False, budget=10) is None
+
+
+def test_no_group_of_nearly_everything_where_there_is_a_choice():
+    huge, even = an_estimate(0.4, largest=0.67), an_estimate(-0.1, largest=2 / 3)
+    poor = an_estimate(0.1, accuracy=0.8)
+    assert selection.choose([huge, even], 0.9, is_root=True) is even
+    assert selection.choose([huge, poor], 0.9, is_root=True) is huge  # accuracy comes first
+    assert selection.choose([huge], 0.9, is_root=True) is huge
+    assert selection.choose([huge, even], 0.9, is_root=False) is None
 
 
 def test_another_node_splits_only_where_it_pays():

@@ -20,6 +20,7 @@ from data.tree.hierarchy import Groups, as_groups
 TOLERATED = 0.005  # accuracy that a tree may be estimated to lose against the flat network
 CLEAR = 0.3  # modularity from which groups are taken for real (Newman and Girvan, 2004)
 
+LARGEST = 2 / 3  # of the images that one group may hold where there is a choice
 _ROUNDED = 1e-12  # what sums of weights may be off by
 
 
@@ -54,7 +55,7 @@ class Estimate:
     `node_accuracy`: share of images whose group has the largest summed probability.
     `accuracy`: share of those whose class has also the largest probability in its group.
     `multiply_adds`: of the mean path. `modularity`: the share of confusions that groups hold,
-    less the share that they would hold by chance.
+    less the share that they would hold by chance. `largest`: the largest group's share of images.
     """
 
     candidate: Candidate
@@ -62,6 +63,7 @@ class Estimate:
     accuracy: float
     multiply_adds: float
     modularity: float
+    largest: float
 
     @property
     def left(self) -> float:
@@ -170,6 +172,7 @@ def estimate(
                 float(weights[both].sum()),
                 cost(candidate.groups, shares.tolist()),
                 modularity(confusions, candidate.groups),
+                float(max(shares[list(g)].sum() for g in candidate.groups)),
             )
         )
     return tuple(result)
@@ -197,9 +200,11 @@ def choose(
 
     Of those whose mean path costs at most `budget` multiply-adds (0: any) and whose estimated
     accuracy is at most `TOLERATED` below `flat`, that of the highest modularity; of equal ones the
-    cheaper. The root always takes one if there is any: the cheapest if none is within the
-    budget, the most accurate if none is accurate enough. Any other node takes one only if its
-    modularity is `CLEAR` and its specialists have more than `TOLERATED` of the images to put right.
+    cheaper. Those with a group of more than `LARGEST` count only where there are no others.
+
+    The root always takes one if there is any: the cheapest if none is within the budget, the most
+    accurate if none is accurate enough. Any other node takes one only if its modularity is `CLEAR`
+    and its specialists have more than `TOLERATED` of the images to put right.
     """
 
     def affordable(each: Estimate) -> bool:
@@ -219,8 +224,9 @@ def choose(
     if is_root and within and not good:
         most = max(each.accuracy for each in within)
         good = [each for each in within if each.accuracy == most]
+    even = [each for each in good if each.largest <= LARGEST + _ROUNDED]
     return max(
-        (each for each in good if pays(each)),
+        (each for each in even or good if pays(each)),
         key=lambda each: (each.modularity, -each.multiply_adds),
         default=None,
     )
@@ -255,6 +261,7 @@ def to_json(selection: Selection) -> dict[str, Any]:
                 "accuracy": each.accuracy,
                 "multiply_adds": each.multiply_adds,
                 "modularity": each.modularity,
+                "largest": each.largest,
                 "chosen": each is selection.chosen,
             }
             for each in selection.estimates
