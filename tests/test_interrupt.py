@@ -260,7 +260,7 @@ def test_out_of_memory_is_one_line(capsys, error):
 SUBJECT = """
 import json, pathlib, random, sys, time
 from data.base.errors import run_command
-from data.run import runfolder
+from data.base import locking, writing
 out = pathlib.Path(sys.argv[1])
 def main():
     with locking.hold(out):

@@ -294,7 +294,9 @@ def test_a_worker_that_is_killed_is_one_line(tmp_path, monkeypatch):
 
 def test_ctrl_c_leaves_no_worker_and_one_word(tmp_path):
     """Python's resource tracker warns of what a pool that was left behind still holds."""
-    words = [*TINY, "--design", "coupled", "--dtype", "float64", "--out", str(tmp_path / "study")]
+    # enough seeds that work is left when the first epoch of the first is over
+    words = [*TINY, "--seeds", "8", "--design", "coupled", "--dtype", "float64"]
+    words += ["--out", str(tmp_path / "study")]
     line = [sys.executable, "-m", "parity.study", *words]
     with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
         said = process.stderr.readline()
