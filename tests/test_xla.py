@@ -68,7 +68,8 @@ def test_deterministic_and_autotune_are_not_asked_for_together():
 
 @pytest.fixture
 def unkept():
-    """JAX's settings of its cache put back afterwards."""
+    """No cache of JAX's, whatever a test before set; none afterwards."""
+    jax.config.update("jax_compilation_cache_dir", None)
     yield
     jax.config.update("jax_compilation_cache_dir", None)
 
