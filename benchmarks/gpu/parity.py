@@ -11,6 +11,7 @@ from dataclasses import asdict
 from benchmarks.gpu import answer
 from data.base.errors import run_command
 from parity import check
+from parity.checks import processes
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="after which no other kind of "
                         "check is begun; one always is (default: %(default)s)")  # fmt: skip
     options = parser.parse_args(arguments)
-    check.prepare_process()
+    processes.prepare_process()
     work = list(reversed(check.tasks(0)))  # that list has the longest first
     began, checks, done = time.monotonic(), [], []
     for task in work:

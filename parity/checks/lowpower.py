@@ -12,6 +12,7 @@ from torch import nn
 import trunk_jax.network.exchange
 import trunk_jax.network.network
 import trunk_jax.shrink.lowpower
+import trunk_torch_ref.measure.costs
 import trunk_torch_ref.network.exchange
 import trunk_torch_ref.network.network
 import trunk_torch_ref.shrink.lowpower
