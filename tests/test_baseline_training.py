@@ -214,7 +214,7 @@ BAD = {
     "--model vgg16_pruned --recipe scratch --speed-up 0.5": "--speed-up 0.5",
     "--model vgg16_pruned --recipe scratch --speed-up 0": "--speed-up 0",
     "--model vgg16 --recipe best": "no recipe 'best'",
-    "--model vgg16 --recipe published": "has none for vgg16 on digits, but scratch has; it has: cifar10",
+    "--model vgg16 --recipe published": "has none for vgg16 on digits, but scratch has",
     "--model vgg16 --dataset cifar10 --weights nowhere": "parity.pretrained vgg16",
     "--model vit_b_16 --recipe scratch --size 32": "--size 32: vit_b_16 takes 224",
     "--model dinov2_vitb14_reg --recipe scratch --size 32": "takes a multiple of 14",

@@ -58,7 +58,8 @@ def write(out: Path, target: Path, limit: int = LIMIT) -> list[str]:
             for file in unit.files:
                 archive.write(file, file.relative_to(out))
         text = "".join(f"left out: {name}\n" for name in left_out[:40])
-        archive.writestr(CONTENTS, text or "nothing was left out\n")
+        # without the time of now, so that the same files make the same archive
+        archive.writestr(zipfile.ZipInfo(CONTENTS), text or "nothing was left out\n")
     writing.save_bytes(target, content.getvalue())
     return left_out
 
