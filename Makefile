@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: demo test test-newest constraints clean
+.PHONY: demo test test-all test-newest constraints clean
 .NOTPARALLEL:
 
 # Train the default tree on scikit-learn's digits, then check that both frameworks agree on it.
@@ -18,6 +18,10 @@ test: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) -m pytest -n 2 -m "not slow"
+
+# With the slow ones too: self-tests, rehearsals, whole trainings. Before every release.
+test-all: $(VENV)/.installed-test
 	$(RUN) -m pytest -n 2
 
 # The JAX side's quick tests with the newest versions that pyproject.toml admits, without PyTorch
