@@ -260,12 +260,13 @@ def test_out_of_memory_is_one_line(capsys, error):
 SUBJECT = """
 import json, pathlib, random, sys, time
 from data.base.errors import run_command
-from data.base import locking, writing
+from data.base import writing
+from data.run import runfolder
 out = pathlib.Path(sys.argv[1])
 def main():
-    with locking.hold(out):
+    with runfolder.lock(out):  # which takes away what a killed process left half-written
         for k in range(8):
-            file = out / f"{k}.json"
+            file = out / ("config.json" if k == 0 else f"{k}.json")  # what a run folder has
             if not file.exists() or FORGETS:
                 time.sleep(0.05)
                 draw = random.random() if FORGETS else k
