@@ -18,8 +18,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,15 @@ runpy.run_module("{package}.train", run_name="__main__", alter_sys=True)
 
 @dataclass(frozen=True)
 class Subject:
-    """A command to disturb. `evaluate` is called with its folder after every kill."""
+    """A command to disturb, in the environment as it is now.
+
+    `evaluate` is called with its folder after every kill.
+    """
 
     name: str
     command: tuple[str, ...]
     evaluate: Callable[[Path], str] | None = None
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
 
 @dataclass(frozen=True)
@@ -196,7 +200,10 @@ def disturb(subject: Subject, moments: int, seed: int, folder: Path, tell: Calla
     def ended() -> None:
         mine = contents(run)
         differing.append(sorted(n for n in wanted | mine if wanted.get(n) != mine.get(n)))
-        shutil.rmtree(run)
+        if differing[-1]:
+            run.rename(folder / f"differs-{len(differing)}")  # to be looked at
+        else:
+            shutil.rmtree(run)
         same = f"DIFFERS: {', '.join(differing[-1])}" if differing[-1] else "the same bits"
         tell(f"{subject.name}: run {len(differing)} ended, {same}")
 
@@ -212,15 +219,13 @@ def disturb(subject: Subject, moments: int, seed: int, folder: Path, tell: Calla
             raise UserError(f"{subject.name}: it is over each time before {kind} comes")
         found.append(moment)
         tell(f"{subject.name}: {count + 1}/{moments} {_line(moment)}")
-    while True:
-        with _started(subject, run) as process:
-            code, said = _ended(process)
-        if code != 0:
-            found.append(Moment("none", 0.0, True, code, 0.0, said, None, f"exit code {code}"))
-            differing.append(["it did not end"])
-        else:
-            ended()
-        break
+    with _started(subject, run) as process:
+        code, said = _ended(process)
+    if code != 0:
+        found.append(Moment("none", 0.0, True, code, 0.0, said, None, f"exit code {code}"))
+        differing.append(["it did not end"])
+    else:
+        ended()
     good = not any(differing) and not any(moment.problem for moment in found)
     return {
         "passed": good,
@@ -280,7 +285,13 @@ def _live(
 
 def _started(subject: Subject, run: Path) -> subprocess.Popen:
     words = [word.replace(OUT, str(run)) for word in subject.command]
-    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        words,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=subject.environment,  # evaluating here may have changed our own
+    )
 
 
 def _await_write(process: subprocess.Popen, run: Path, since: float) -> None:

@@ -315,7 +315,10 @@ def test_a_run_that_ends_otherwise_is_exit_code_1(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     code, report = harness(tmp_path, True, "--moments", "1", "--kinds", "kill")
     assert (code, report["passed"]) == (1, False)
-    assert report["subjects"]["command"]["differing"][0] == [f"{k}.json" for k in range(8)]
+    assert report["subjects"]["command"]["differing"][0] == [
+        *(f"{k}.json" for k in range(1, 8)),
+        "config.json",
+    ]
 
 
 @pytest.mark.parametrize(

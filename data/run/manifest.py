@@ -25,6 +25,9 @@ VARIABLES = (
     "ATEN_", "CUBLAS_", "CUDNN_", "CUDA_", "NVIDIA_", "NCCL_", "HIP_", "ROCM_", "MIOPEN_",
     "ONEDNN_", "DNNL_", "MKL_", "OMP_", "GOMP_", "KMP_", "OPENBLAS_", "VECLIB_", "NPY_",
 )  # fmt: skip
+# scikit-learn sets the first two once it is imported, which a dataset read from the cache is spared;
+# the third is Terraform's.
+_FOREIGN = ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TF_CLI_CONFIG_FILE")
 # Where a process runs, and what it tells of itself: no number depends on these.
 _ELSEWHERE = (
     "system",
@@ -77,7 +80,11 @@ def manifest(
 
 def environment() -> dict[str, str]:
     """The variables that may change a result, if only its last bits (docs/determinism.md)."""
-    return {k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)}
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(VARIABLES) and name not in _FOREIGN
+    }
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
