@@ -140,7 +140,7 @@ def tree_of(case: Case) -> Tree:
     return tree
 
 
-def node_of(case: Case) -> hierarchy.Path:
+def node_of(case: Case) -> hierarchy.Node:
     """The node whose epoch is timed."""
     return {"node": hierarchy.ROOT, "deep": (0, 0)}.get(case.kind, (0,))
 

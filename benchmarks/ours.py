@@ -121,10 +121,10 @@ def _forward(case: Case, form: str, folder: Path) -> Round:
     return partial(_timed, lambda: run(network, x), case.images)
 
 
-def _grown(case: Case) -> dict[hierarchy.Path, Network]:
+def _grown(case: Case) -> dict[hierarchy.Node, Network]:
     tree, recipe = tree_of(case), recipe_of(case)
-    networks: dict[hierarchy.Path, Network] = {}
-    for node in hierarchy.nodes(tree):
+    networks: dict[hierarchy.Node, Network] = {}
+    for node in tree.nodes:
         networks[node] = initial_network(recipe, tree, node, "group", networks, shape_of(case))
     return networks
 
@@ -162,8 +162,8 @@ def _epoch(case: Case, form: str, folder: Path) -> Round:
     """Seconds an image of a child's epoch, its inputs kept or not."""
     tree, recipe, networks = tree_of(case), recipe_of(case), _grown(case)
     node, count = node_of(case), EPOCH_BATCHES * STEP_BATCH
-    mine = np.array(hierarchy.members(tree, node))
-    targets = np.resize(hierarchy.targets(tree, node)[mine], count)
+    mine = np.array(tree.members(node))
+    targets = np.resize(tree.targets(node)[mine], count)
     stage = Stage(tree, node, "group")
     phase = replace(stage.settings(recipe), epochs=2)
     above = tuple(networks[ancestor] for ancestor in hierarchy.ancestors(node))

@@ -177,18 +177,18 @@ def _image(case: Case, form: str, folder: Path) -> Round:
     networks = load_networks(folder, recipe, tree, shape_of(case))
     leaves = set(tree.paths)
     shapes = {ROOT: channel_first(shape_of(case))}
-    for node in hierarchy.nodes(tree):
+    for node in tree.nodes:
         torch.save(networks[node].state_dict(), folder / f"{tree.names[node]}.pt")
         with torch.inference_mode():
             features, _ = networks[node].eval()(torch.zeros(1, *shapes[node], device=where()))
-        shapes |= {child: tuple(features.shape[1:]) for child in hierarchy.children(tree, node)}
+        shapes |= {child: tuple(features.shape[1:]) for child in tree.children(node)}
 
-    def network(node: hierarchy.Path) -> torch.nn.Module:
+    def network(node: hierarchy.Node) -> torch.nn.Module:
         if form == "eager":
             return networks[node]
         name = tree.names[node]
         made = nodes.build(
-            case.dataset, case.backbone, name, shapes[node], hierarchy.width(tree, node),
+            case.dataset, case.backbone, name, shapes[node], tree.width(node),
             faults=recipe.faults,
         )  # fmt: skip
         made.load_state_dict(torch.load(folder / f"{name}.pt", weights_only=True))

@@ -27,7 +27,7 @@ def row(run: Path, monoliths: dict[tuple[Any, ...], float]) -> dict[str, Any]:
     """What a finished run of a tree grew. UserError if it is not finished."""
     recipe, tree = runfolder.read_recipe_of_tree(run), runfolder.read_tree(run)
     summary, config = results.read_summary(run), runfolder.read_config(run)
-    labels = hierarchy.members(tree, hierarchy.ROOT)
+    labels = tree.members(hierarchy.ROOT)
     groups = _root_groups(tree)
     accuracy = summary["accuracy"]["validation"]["accuracy"]
     alone = _class_phase(run)
@@ -40,8 +40,8 @@ def row(run: Path, monoliths: dict[tuple[Any, ...], float]) -> dict[str, Any]:
         "seed": recipe.seed,
         "epochs": config["flags"].get("epochs"),
         "limit": recipe.limit,
-        "nodes": len(hierarchy.nodes(tree)),
-        "depth": hierarchy.depth(tree),
+        "nodes": len(tree.nodes),
+        "depth": tree.depth,
         "groups": [list(group) for group in groups],
         "in_words": selection.in_words(groups, growth.class_names(recipe, labels)),
         "root_alone": alone,

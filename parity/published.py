@@ -33,8 +33,7 @@ from data.images.datasets import Examples
 from data.recipes import recipe
 from data.recipes.recipe import Recipe
 from data.tree import grouping, hierarchy
-from data.tree.hierarchy import ROOT, Groups, Tree
-from data.tree.hierarchy import Path as NodePath
+from data.tree.hierarchy import ROOT, Groups, Node, Tree
 from parity.pairs import published_files
 from parity.pairs.conversion import to_jax
 from parity.pairs.published_files import Layout
@@ -52,8 +51,8 @@ _FLAGS = "is it of another --dataset or --backbone?"
 class Networks:
     """Each node's network in both frameworks, with the same weights."""
 
-    jax: dict[NodePath, trunk_jax.network.network.Network]
-    torch: dict[NodePath, trunk_torch_ref.nodes.Node]
+    jax: dict[Node, trunk_jax.network.network.Network]
+    torch: dict[Node, trunk_torch_ref.nodes.NodeNetwork]
 
 
 def load_networks(folder: Path, recipe: Recipe, layout: Layout) -> Networks:
@@ -63,7 +62,7 @@ def load_networks(folder: Path, recipe: Recipe, layout: Layout) -> Networks:
     """
     tree, found = layout.tree, Networks({}, {})
     shapes = {ROOT: run.channel_first(specs.spec(recipe.dataset).image_shape)}
-    for node in hierarchy.nodes(tree):  # all shapes first: they tell a wrong flag best
+    for node in tree.nodes:  # all shapes first: they tell a wrong flag best
         name = tree.names[node]
         if node != ROOT:
             shapes[node] = feature_shape(found.torch[node[:-1]], shapes[node[:-1]])
@@ -74,7 +73,7 @@ def load_networks(folder: Path, recipe: Recipe, layout: Layout) -> Networks:
             )
         found.torch[node] = initial(
             lambda name=name, node=node: trunk_torch_ref.nodes.build(
-                recipe.dataset, recipe.backbone, name, shapes[node], hierarchy.width(tree, node),
+                recipe.dataset, recipe.backbone, name, shapes[node], tree.width(node),
                 faults=recipe.faults,
             ),
             seed=0,
@@ -84,14 +83,14 @@ def load_networks(folder: Path, recipe: Recipe, layout: Layout) -> Networks:
         _load(folder / "model_weights" / f"{name}.pt", module, folder, name)
         flax = trunk_jax.nodes.build(
             recipe.dataset, recipe.backbone, name, (height, width, channels),
-            hierarchy.width(tree, node), faults=recipe.faults, rng=np.random.default_rng(0),
+            tree.width(node), faults=recipe.faults, rng=np.random.default_rng(0),
         )  # fmt: skip
         found.jax[node] = to_jax(module, trunk_jax.network.network.split(flax))
         module.to(run.where()).eval()
     return found
 
 
-def _load(file: Path, module: trunk_torch_ref.nodes.Node, folder: Path, name: str) -> None:
+def _load(file: Path, module: trunk_torch_ref.nodes.NodeNetwork, folder: Path, name: str) -> None:
     """Fill in a node's weights from its file."""
     shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     weights = with_counters(shapes, published_files.read_weights(folder, name))
@@ -110,8 +109,8 @@ def _load(file: Path, module: trunk_torch_ref.nodes.Node, folder: Path, name: st
 def check_groups(folder: Path, recipe: Recipe, tree: Tree) -> dict[str, dict[str, Any]]:
     """By node: `classes` (labels), `volatility`, `groups` published, `from_asl` ours, `same`."""
     result = {}
-    for node in hierarchy.nodes(tree):
-        name, members = tree.names[node], hierarchy.members(tree, node)
+    for node in tree.nodes:
+        name, members = tree.names[node], tree.members(node)
         classes = len(members)
         volatility = recipe.node(node == ROOT).volatility
         published = published_files.read_groups(folder, name, classes)
@@ -126,20 +125,20 @@ def check_groups(folder: Path, recipe: Recipe, tree: Tree) -> dict[str, dict[str
     return result
 
 
-def regrouped(tree: Tree, groups: dict[NodePath, Groups]) -> tuple[bool, list[str] | None]:
+def regrouped(tree: Tree, groups: dict[Node, Groups]) -> tuple[bool, list[str] | None]:
     """Whether regrouping by `groups` gives the tree's paths, and in which order also its names.
 
     The order lists the nodes that were regrouped, by name; None if no order that was tried
     gives the published names (they depend on the order in which the release grew siblings).
     """
-    split = [node for node in hierarchy.nodes(tree) if grouping.splits(groups[node])]
+    split = [node for node in tree.nodes if grouping.splits(groups[node])]
     for order in itertools.islice(itertools.permutations(split), _MOST_ORDERS):
         places = {node: place for place, node in enumerate(order)}
         if any(places.get(up, -1) > places[n] for n in split for up in hierarchy.ancestors(n)):
             continue  # a node is regrouped before its children exist
         grown = hierarchy.bare(len(tree.paths))
         for node in order:
-            if len(hierarchy.members(grown, node)) != sum(map(len, groups[node])):
+            if len(grown.members(node)) != sum(map(len, groups[node])):
                 return False, None
             grown = hierarchy.regroup(grown, node, groups[node])
         if grown.paths != tree.paths:
@@ -184,7 +183,7 @@ def check(
         )
     networks = load_networks(folder, how, layout)
     nodes = check_groups(folder, how, tree)
-    groups = {node: nodes[tree.names[node]]["groups"] for node in hierarchy.nodes(tree)}
+    groups = {node: nodes[tree.names[node]]["groups"] for node in tree.nodes}
     follows, order = regrouped(tree, groups)
 
     images = datasets.load(dataset, data_dir)

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 from hypothesis import Phase, settings
 
-from data.tree import hierarchy
-
 # The same examples on every machine and in every run, however slow the machine is.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 # The same, but a failing example is not made smaller: mutation testing only asks whether one fails.
@@ -68,7 +66,7 @@ def by_name(tree):
 
 def group_paths(tree, node):
     """The groups of local class indices that `node`'s outputs stand for."""
-    labels = hierarchy.members(tree, node)
+    labels = tree.members(node)
     outputs = {}
     for index, label in enumerate(labels):
         outputs.setdefault(tree.paths[label][len(node)], []).append(index)

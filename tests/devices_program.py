@@ -16,7 +16,6 @@ from data.images.datasets import Examples
 from data.images.splits import Splits
 from data.recipes import recipe
 from data.recipes.recipe import Phase
-from data.tree import hierarchy
 from data.tree.hierarchy import Tree
 from trunk_jax import nodes
 from trunk_jax.inference import route
@@ -81,10 +80,10 @@ def tree(dtype):
     augment = recipe.load("published", "cifar10", "vgg").augment
     settings = dataclasses.replace(RECIPE, batch_size=22, augment=augment)
     networks, shapes = {}, {(): (8, 8, 1)}
-    for node in hierarchy.nodes(TREE):
+    for node in TREE.nodes:
         if node:
             shapes[node] = feature_shape(networks[node[:-1]], shapes[node[:-1]])
-        width = hierarchy.width(TREE, node)
+        width = TREE.width(node)
         networks[node] = network(TREE.names[node], shapes[node], width, dtype)
     rows, splits = [], Splits(examples(66, 5), examples(45, 5), examples(45, 5))
     trained = joint.fit_tree(

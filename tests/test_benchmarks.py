@@ -7,7 +7,6 @@ import pytest
 from benchmarks import run
 from benchmarks.cases import FORMS, PAIRS, Case, cases, recipe_of, tree_of
 from data.base.errors import UserError
-from data.tree import hierarchy
 
 CASE = Case("step", "svhn", "mobilenet", FORMS, 0.9)
 
@@ -57,7 +56,7 @@ def test_every_case_has_a_recipe_a_name_of_its_own_and_a_node_to_time():
             assert recipe_of(case).backbone == case.backbone
             if case.kind in ("epoch", "deep"):
                 deep = 2 if case.kind == "deep" else 1
-                assert max(len(node) for node in hierarchy.nodes(tree_of(case))) == deep
+                assert max(len(node) for node in tree_of(case).nodes) == deep
     assert [case.kind for case in every if case.limit_s] == ["grow"]
     assert [case.bar for case in every if case.theirs == ("compile",)] == [0.7] * len(PAIRS)
 

@@ -145,5 +145,5 @@ def test_a_card_and_what_is_handed_on_with_it_name_no_folder_of_the_machine(ship
 def test_titles():
     tree = hierarchy.regroup(hierarchy.bare(4), (), ((0, 1, 2), (3,)))
     names = ("cat", "dog", "cow", "car")
-    assert hierarchy.titles(tree, names) == {"root": "root", "sg1": "sg1 {cat dog cow}"}
-    assert hierarchy.titles(tree, names, most=2)["sg1"] == "sg1 {cat dog +1}"
+    assert tree.titles(names) == {"root": "root", "sg1": "sg1 {cat dog cow}"}
+    assert tree.titles(names, most=2)["sg1"] == "sg1 {cat dog +1}"

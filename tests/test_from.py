@@ -41,7 +41,7 @@ def flat(request, tmp_path_factory):
 
 def test_a_flat_run_says_why_and_how_to_go_on(flat):
     framework, folder, said = flat
-    assert hierarchy.depth(runfolder.read_tree(folder)) == 1
+    assert runfolder.read_tree(folder).depth == 1
     (line,) = [line for line in said if "no groups" in line]
     assert line.startswith("root: no groups: no two of 10 classes are alike at volatility 9.5; ")
     asl, _ = runfolder.read_asl(folder, "root", 10)
@@ -85,7 +85,7 @@ def test_auto_chooses_from_the_class_phase_of_a_flat_run(flat, tmp_path):
     assert contents(folder) == before
     asl, groups = runfolder.read_asl(tmp_path / "n", "root", 10)
     assert splits(groups)
-    assert hierarchy.depth(runfolder.read_tree(tmp_path / "n")) > 1
+    assert runfolder.read_tree(tmp_path / "n").depth > 1
     stored = runfolder.read_json(tmp_path / "n" / "asl" / "root.json")
     (chosen,) = [row for row in stored["auto"]["candidates"] if row["chosen"]]
     assert hierarchy.as_groups(chosen["groups"]) == groups == group(asl, stored["volatility"])

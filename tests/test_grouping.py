@@ -59,7 +59,7 @@ def test_the_published_tensors_give_the_published_tree(published):
     def decide(tree, node, take):
         name = tree.names[node]
         asl, _ = published[name]
-        assert len(asl) == len(hierarchy.members(tree, node))
+        assert len(asl) == len(tree.members(node))
         return group(asl, VOLATILITIES[name])
 
     tree = growth.grow(
@@ -243,17 +243,17 @@ def test_a_tree_is_grown_breadth_first_with_siblings_in_name_order():
         asl = take()
         assert asl == f"asl of {name}"
         done.append(f"decide {name}")
-        count = len(hierarchy.members(tree, node))
+        count = len(tree.members(node))
         return groups.get(name, tuple((k,) for k in range(count)))
 
     def fit(tree, node, phase):
-        outputs = len(hierarchy.members(tree, node))
+        outputs = len(tree.members(node))
         if phase == "group":
-            outputs = hierarchy.width(tree, node)
+            outputs = tree.width(node)
         done.append(f"{phase} {tree.names[node]} {outputs}")
 
     def finish(tree, node):
-        done.append(f"finish {tree.names[node]} {hierarchy.width(tree, node)}")
+        done.append(f"finish {tree.names[node]} {tree.width(node)}")
 
     tree = growth.grow(
         12,

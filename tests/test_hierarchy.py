@@ -32,8 +32,8 @@ def histories(draw):
     classes = draw(st.integers(2, 12))
     tree, steps = hierarchy.bare(classes), []
     for _ in range(draw(st.integers(0, 5))):
-        node = draw(st.sampled_from(hierarchy.nodes(tree)))
-        groups = draw(partitions(len(hierarchy.members(tree, node))))
+        node = draw(st.sampled_from(tree.nodes))
+        groups = draw(partitions(len(tree.members(node))))
         tree = hierarchy.regroup(tree, node, groups)
         steps.append((node, groups))
     return classes, steps
@@ -61,41 +61,41 @@ anything = st.recursive(
 
 @given(trees)
 def test_every_label_is_reached_by_following_the_targets(tree):
-    inner = set(hierarchy.nodes(tree))
+    inner = set(tree.nodes)
     for label, path in enumerate(tree.paths):
         node = ROOT
         while node in inner:
-            node = (*node, int(hierarchy.targets(tree, node)[label]))
+            node = (*node, int(tree.targets(node)[label]))
             assert len(node) <= len(path)
         assert node == path
-    assert hierarchy.depth(tree) == max(len(path) for path in tree.paths)
+    assert tree.depth == max(len(path) for path in tree.paths)
 
 
 @given(trees)
 def test_leaves_hold_one_class_and_nodes_several(tree):
-    assert all(hierarchy.members(tree, path) == (i,) for i, path in enumerate(tree.paths))
-    assert all(len(hierarchy.members(tree, node)) >= 2 for node in hierarchy.nodes(tree))
-    assert hierarchy.members(tree, ROOT) == tuple(range(len(tree.paths)))
+    assert all(tree.members(path) == (i,) for i, path in enumerate(tree.paths))
+    assert all(len(tree.members(node)) >= 2 for node in tree.nodes)
+    assert tree.members(ROOT) == tuple(range(len(tree.paths)))
 
 
 @given(trees)
 def test_children_are_numbered_from_0_and_partition_the_members(tree):
     leaves = set(tree.paths)
-    for node in hierarchy.nodes(tree):
-        width = hierarchy.width(tree, node)
-        parts = [hierarchy.members(tree, (*node, output)) for output in range(width)]
+    for node in tree.nodes:
+        width = tree.width(node)
+        parts = [tree.members((*node, output)) for output in range(width)]
         assert all(parts)
-        assert hierarchy.members(tree, (*node, width)) == ()
-        assert sorted(sum(parts, ())) == list(hierarchy.members(tree, node))
+        assert tree.members((*node, width)) == ()
+        assert sorted(sum(parts, ())) == list(tree.members(node))
         networks = [(*node, k) for k in range(width) if (*node, k) not in leaves]
-        assert list(hierarchy.children(tree, node)) == networks
+        assert list(tree.children(node)) == networks
 
 
 @given(trees)
 def test_targets_agree_with_members_and_paths(tree):
-    for node in hierarchy.nodes(tree):
-        members = hierarchy.members(tree, node)
-        targets, ranks = hierarchy.targets(tree, node), hierarchy.class_targets(tree, node)
+    for node in tree.nodes:
+        members = tree.members(node)
+        targets, ranks = tree.targets(node), tree.class_targets(node)
         assert targets.dtype == ranks.dtype == np.int32
         assert targets.shape == ranks.shape == (len(tree.paths),)
         for label, path in enumerate(tree.paths):
@@ -110,11 +110,11 @@ def test_targets_agree_with_members_and_paths(tree):
 
 @given(trees)
 def test_nodes_come_in_pre_order_after_their_ancestors(tree):
-    nodes = hierarchy.nodes(tree)
+    nodes = tree.nodes
 
     def visit(node):
         yield node
-        for child in hierarchy.children(tree, node):
+        for child in tree.children(node):
             yield from visit(child)
 
     assert list(visit(ROOT)) == list(nodes)
@@ -126,8 +126,8 @@ def test_nodes_come_in_pre_order_after_their_ancestors(tree):
 @given(trees)
 def test_names_are_unique_and_belong_to_nodes_with_classes(tree):
     assert len(set(tree.names.values())) == len(tree.names)
-    assert all(hierarchy.members(tree, path) for path in tree.names)
-    assert set(hierarchy.nodes(tree)) <= set(tree.names)
+    assert all(tree.members(path) for path in tree.names)
+    assert set(tree.nodes) <= set(tree.names)
     assert by_name(tree)["root"] == ROOT
     assert {tree.names[path]: path for path in tree.names} == by_name(tree)
 
@@ -141,7 +141,7 @@ def test_json_round_trip_is_the_identity(tree):
 @given(trees, st.integers(0, 2))
 def test_published_files_round_trip(tree, more):
     """The target map padded with -1, and names whose order alone tells where they belong."""
-    length = hierarchy.depth(tree) + 1 + more
+    length = tree.depth + 1 + more
     padded = {str(k): [*path, *[-1] * (length - len(path))] for k, path in enumerate(tree.paths)}
     models = {tree.names[path]: [[3, 32, 32], 1] for path in sorted(tree.names)}
     assert hierarchy.from_published(padded, models) == tree
@@ -153,8 +153,8 @@ def test_regrouping_changes_the_node_alone(history):
     before = replay((classes, steps[:-1]))
     node, groups = steps[-1]
     after = hierarchy.regroup(before, node, groups)
-    labels = hierarchy.members(before, node)
-    assert hierarchy.members(after, node) == labels
+    labels = before.members(node)
+    assert after.members(node) == labels
     assert group_paths(after, node) == groups
     for label, path in enumerate(after.paths):
         if label not in labels:
@@ -240,9 +240,9 @@ def test_cifar10_names():
     tree = cifar10()
     assert by_name(tree) == CIFAR10_NAMES
     assert tree.paths == CIFAR10_PATHS
-    names = [tree.names[node] for node in hierarchy.nodes(tree)]
+    names = [tree.names[node] for node in tree.nodes]
     assert names == ["root", "sg1", "sg3", "sg5", "sg7"]
-    assert [hierarchy.width(tree, node) for node in hierarchy.nodes(tree)] == [5, 2, 2, 3, 2]
+    assert [tree.width(node) for node in tree.nodes] == [5, 2, 2, 3, 2]
 
 
 def test_cifar10_published_files(shared):
@@ -280,8 +280,8 @@ def test_a_deeper_regrouping_by_hand():
         "sg3": (0, 1), "sg4": (0, 2),  # and sg5 holds no class any more
         "sg6": (1,), "sg7": (2,),
     }  # fmt: skip
-    assert hierarchy.depth(second) == 3
-    assert hierarchy.children(second, (0,)) == ((0, 0),)
+    assert second.depth == 3
+    assert second.children((0,)) == ((0, 0),)
 
 
 def test_a_second_regrouping_of_the_root():

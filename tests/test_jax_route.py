@@ -28,19 +28,19 @@ def images():
 def networks():
     """Random networks whose outputs are each the best of some images."""
     found, inputs = {}, {(): jnp.asarray(images(), jnp.float32) / 255}
-    for index, node in enumerate(hierarchy.nodes(TREE)):
+    for index, node in enumerate(TREE.nodes):
         x = inputs[node]
         network = split(
             nodes.build(
                 "digits", "vgg", TREE.names[node], x.shape[1:],
-                hierarchy.width(TREE, node), rng=np.random.default_rng(index),
+                TREE.width(node), rng=np.random.default_rng(index),
             )
         )  # fmt: skip
         (features, scores), _ = jax.jit(apply)(network, x)
         bias = network.params["classifier"][0]["bias"]
         network.params["classifier"][0]["bias"] = bias - scores.mean(0)
         found[node] = network
-        inputs |= dict.fromkeys(hierarchy.children(TREE, node), features)
+        inputs |= dict.fromkeys(TREE.children(node), features)
     return found
 
 

@@ -19,12 +19,12 @@ def grown():
     tree = hierarchy.regroup(tree, (), ((0, 1, 2, 3, 4, 5), (6,), (7, 8, 9)))
     tree = hierarchy.regroup(tree, (0,), ((0, 1, 2), (3, 4, 5)))
     networks = {}
-    for place, node in enumerate(hierarchy.nodes(tree)):
+    for place, node in enumerate(tree.nodes):
         shape = SHAPE
         for ancestor in hierarchy.ancestors(node):
             shape = feature_shape(networks[ancestor], shape)
         rng = np.random.default_rng(place)
-        outputs = hierarchy.width(tree, node)
+        outputs = tree.width(node)
         name = "root" if node == () else "sg1"
         networks[node] = split(nodes.build("digits", "vgg", name, shape, outputs, rng=rng))
     return tree, networks
@@ -32,7 +32,7 @@ def grown():
 
 def balanced(tree, networks, images):
     """The networks with biases that give each output about its share of the images."""
-    for node in hierarchy.nodes(tree):
+    for node in tree.nodes:
         x = images.astype(np.float32) / 255
         for ancestor in hierarchy.ancestors(node):
             x = features(networks[ancestor], x)

@@ -202,9 +202,9 @@ def test_resume_without_out_finds_the_default_folder(finished, tmp_path, monkeyp
 def test_a_run_grows_a_tree(finished):
     summary, tree = runfolder.read_json(finished / "summary.json"), runfolder.read_tree(finished)
     assert summary["framework"] == "jax"
-    assert summary["depth"] == hierarchy.depth(tree) >= 2
+    assert summary["depth"] == tree.depth >= 2
     assert summary["accuracy"]["test"]["accuracy"] > 0.4  # chance is 0.1
-    names = [tree.names[node] for node in hierarchy.nodes(tree)]
+    names = [tree.names[node] for node in tree.nodes]
     assert {file.stem for file in (finished / "weights").iterdir()} == set(names)
     assert {file.stem for file in (finished / "asl").iterdir()} == set(names)
     rows = [(row["node"], row["phase"], row["epoch"]) for row in runfolder.read_metrics(finished)]
@@ -234,7 +234,7 @@ def test_weights_on_disk_are_those_of_the_networks(finished):
         again = to_state_dict(network)
         assert stored.keys() == again.keys()
         assert all(np.array_equal(stored[key], again[key]) for key in stored)
-        assert stored["classifier.0.weight"].shape[0] == hierarchy.width(tree, node)
+        assert stored["classifier.0.weight"].shape[0] == tree.width(node)
     costs = run.costs(tree, networks, specs.spec("digits").image_shape)
     summary = runfolder.read_json(finished / "summary.json")
     for name, cost in costs.items():

@@ -94,10 +94,10 @@ def test_flat_tree_is_one_group():
 def _networks(build, shape, transform):
     shapes = {(): shape}
     result = {}
-    for node in hierarchy.nodes(TREE):
+    for node in TREE.nodes:
         if node:
             shapes[node] = transform(result[node[:-1]], shapes[node[:-1]])
-        result[node] = build(TREE.names[node], shapes[node], hierarchy.width(TREE, node))
+        result[node] = build(TREE.names[node], shapes[node], TREE.width(node))
     return result
 
 
@@ -202,7 +202,7 @@ def test_interrupted_joint_training_ends_with_the_same_weights(framework, tmp_pa
         grow.grow(recipe, splits, 10, tmp_path / "cut", interrupt)
     grow.grow(recipe, splits, 10, tmp_path / "cut", silent)
     assert len(whole.networks) == 4
-    for node in hierarchy.nodes(whole.tree):
+    for node in whole.tree.nodes:
         name = whole.tree.names[node]
         one, other = (runfolder.read_weights(tmp_path / run, name) for run in ("whole", "cut"))
         assert all(np.array_equal(one[key], other[key]) for key in one)

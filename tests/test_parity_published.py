@@ -74,7 +74,7 @@ def asl_for(groups, volatility):
 
 def write_folder(folder, dataset, tree, named, volatility, images):
     """A folder in the release's layout; the trained-looking networks by node."""
-    depth = hierarchy.depth(tree) + 1  # counted in nodes, root included
+    depth = tree.depth + 1  # counted in nodes, root included
     target_map = {
         str(label): [*path, *[-1] * (depth - len(path))] for label, path in enumerate(tree.paths)
     }
@@ -85,10 +85,10 @@ def write_folder(folder, dataset, tree, named, volatility, images):
     shapes, networks, models = {(): (channels, height, width)}, {}, {}
     (folder / "model_weights").mkdir(parents=True)
     (folder / "model_softmax").mkdir()
-    inner = hierarchy.nodes(tree)
+    inner = tree.nodes
     with network.seeded(3), torch.no_grad():
         for node in inner:
-            name, outputs = tree.names[node], hierarchy.width(tree, node)
+            name, outputs = tree.names[node], tree.width(node)
             if node:
                 shapes[node] = network.feature_shape(networks[node[:-1]], shapes[node[:-1]])
                 x[node] = network.features(networks[node[:-1]], x[node[:-1]])
@@ -107,7 +107,7 @@ def write_folder(folder, dataset, tree, named, volatility, images):
             )
             module.classifier[0].bias[4:] -= 1000  # or few images would come to the children
             networks[node] = module
-            count = len(hierarchy.members(tree, node))
+            count = len(tree.members(node))
             groups = named.get(name, tuple((k,) for k in range(count)))
             (folder / f"{name}_supergroups.json").write_text(
                 json.dumps({f"Group {k + 1}": list(g) for k, g in enumerate(groups)}, indent=4)
@@ -117,7 +117,7 @@ def write_folder(folder, dataset, tree, named, volatility, images):
             )
     for path in sorted(tree.names):
         if path in networks:
-            models[tree.names[path]] = [list(shapes[path]), hierarchy.width(tree, path)]
+            models[tree.names[path]] = [list(shapes[path]), tree.width(path)]
         else:  # the children of the node trained last are []
             known = path[:-1] != inner[-1]
             shape = network.feature_shape(networks[path[:-1]], shapes[path[:-1]]) if known else []
@@ -202,7 +202,7 @@ def test_folders_of_the_release_are_classified_by_both(made, tmp_path, monkeypat
     assert value["total"] == value["agree"] == IMAGES
     assert value["correct"] == {"jax": IMAGES - 3, "torch": IMAGES - 3}
     assert all(node["same"] for node in value["nodes"].values())
-    assert list(value["nodes"]) == [tree.names[node] for node in hierarchy.nodes(tree)]
+    assert list(value["nodes"]) == [tree.names[node] for node in tree.nodes]
     order = {"svhn": ["root"], "emnist": ["root", "sg6", "sg1"]}[dataset]
     assert value["tree"] == {"follows_from_groups": True, "names_follow_in_order": order}
     assert (code, value["passed"]) == (0, True)
@@ -258,8 +258,8 @@ def test_what_differs_is_exit_code_1(made, tmp_path, monkeypatch, capsys):
 def test_names_of_another_order_of_growth():
     tree, named = emnist_tree()
     groups = {node: named.get(tree.names[node], tuple((k,) for k in range(count)))
-              for node in hierarchy.nodes(tree)
-              for count in [len(hierarchy.members(tree, node))]}  # fmt: skip
+              for node in tree.nodes
+              for count in [len(tree.members(node))]}  # fmt: skip
     assert regrouped(tree, groups) == (True, ["root", "sg6", "sg1"])
     renamed = dict(tree.names)
     renamed[(0,)] = "sg99"

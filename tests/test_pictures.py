@@ -209,8 +209,7 @@ def finished(tmp_path, monkeypatch):
     test = dataset.test
     guess = np.where(np.arange(len(test.labels)) % 9 == 0, (test.labels + 1) % 10, test.labels)
     costs = {
-        tree.names[node]: {"parameters": 1000, "multiply_adds": 2_500_000}
-        for node in hierarchy.nodes(tree)
+        tree.names[node]: {"parameters": 1000, "multiply_adds": 2_500_000} for node in tree.nodes
     }
     folder = tmp_path / "runs" / "run <b>"
     config = {"format": 1, "framework": "torch", "flags": {}, "recipe": to_json(chosen)}

@@ -280,7 +280,7 @@ def test_equal_networks_are_counted_once():
     asked = []
 
     def cost(tree, node):
-        asked.append((node, hierarchy.width(tree, node)))
+        asked.append((node, tree.width(node)))
         return 1
 
     known = growth.remembered(recipe, cost)

@@ -10,7 +10,6 @@ import pytest
 
 from data.base.errors import UserError
 from data.training import growth
-from data.tree import hierarchy
 from tests.test_jax_fit import CHECKED, COUNT, RECIPE, SHORT, node, same, source
 from trunk_jax.machine import memory
 from trunk_jax.network.exchange import to_state_dict
@@ -93,9 +92,7 @@ def test_a_tree_grown_side_by_side_is_the_tree_grown_one_by_one():
             10,
             fit=lambda tree, node, phase: trained.append((tree.names[node], phase)),
             likelihood=lambda tree, node: None,
-            decide=lambda tree, node, take: groups.get(
-                len(hierarchy.members(tree, node)), ((0, 1),)
-            ),
+            decide=lambda tree, node, take: groups.get(len(tree.members(node)), ((0, 1),)),
             finish=lambda tree, node: None,
             **more,
         )

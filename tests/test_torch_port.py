@@ -429,7 +429,7 @@ def test_a_run_grows_a_tree(finished):
     assert summary["framework"] == "torch"
     assert summary["depth"] >= 2
     assert summary["accuracy"]["test"]["accuracy"] > 0.4  # chance is 0.1
-    names = [tree.names[node] for node in hierarchy.nodes(tree)]
+    names = [tree.names[node] for node in tree.nodes]
     assert {file.stem for file in (finished / "weights").iterdir()} == set(names)
     assert {file.stem for file in (finished / "asl").iterdir()} == set(names)
     rows = [(row["node"], row["phase"], row["epoch"]) for row in runfolder.read_metrics(finished)]
@@ -437,7 +437,7 @@ def test_a_run_grows_a_tree(finished):
     assert {node for node, _, _ in rows} == set(names)
     weights = runfolder.read_weights(finished, "root")
     assert weights["features.1.num_batches_tracked"].dtype == np.int64
-    assert weights["classifier.0.weight"].shape[0] == hierarchy.width(tree, ())
+    assert weights["classifier.0.weight"].shape[0] == tree.width(())
     manifest = runfolder.read_json(finished / "manifest.json")
     assert manifest["device"]["threads"] == torch.get_num_threads()
 

@@ -134,7 +134,7 @@ def test_the_command(finished, capsys, tmp_path):
     assert not (finished / "measurements.json").exists()
     assert max(map(len, shown.splitlines())) <= 100 + len(str(tmp_path)) * 2
     assert not any(line.endswith(" ") for line in shown.splitlines())
-    titles = hierarchy.titles(runfolder.read_tree(finished), tuple("0123456789"))
+    titles = runfolder.read_tree(finished).titles(tuple("0123456789"))
     assert len(titles) > 1
     for title in titles.values():  # in the table of nodes, where there is room for it
         assert any(line.startswith(title) for line in shown.splitlines()), title

@@ -19,7 +19,6 @@ from data.recipes.recipe import Recipe
 from data.run import compression, derived, results, runfolder
 from data.run.compression import Compression
 from data.run.dataset import load_of_run
-from data.tree import hierarchy
 from trunk_jax.inference.load import load_networks
 
 _CARRIED = ("tree.json", "metrics.jsonl", "asl/*.json")
@@ -40,7 +39,7 @@ def smaller_weights(folder: Path, recipe: Recipe, how: Compression) -> dict[str,
         if how.method == "int8":
             result[tree.names[node]] = to_state_dict(quantize(network))
             continue
-        plan = prune.chains(network, shapes[node], bool(hierarchy.children(tree, node)))
+        plan = prune.chains(network, shapes[node], bool(tree.children(node)))
         result[tree.names[node]] = prune.removed(to_state_dict(network), plan, how.share)
     return result
 

@@ -13,8 +13,7 @@ from data.recipes.baselines import models as recipes
 from data.recipes.recipe import Recipe, image_shape
 from data.training.framework import Framework, Predictions
 from data.tree import hierarchy
-from data.tree.hierarchy import Path as NodePath
-from data.tree.hierarchy import Tree
+from data.tree.hierarchy import Node, Tree
 from trunk_jax import nodes
 from trunk_jax.baselines import int8
 from trunk_jax.baselines.layers import Resize
@@ -40,7 +39,7 @@ def device() -> dict[str, Any]:
 
 
 def predict(
-    recipe: Recipe, tree: Tree, networks: dict[NodePath, Network], images: np.ndarray
+    recipe: Recipe, tree: Tree, networks: dict[Node, Network], images: np.ndarray
 ) -> Predictions:
     """`route.predict`; a monolith's batches are its recipe's, for its maps are large."""
     images = as_images(images, image_shape(recipe))
@@ -50,7 +49,7 @@ def predict(
 
 
 def as_int8(
-    recipe: Recipe, networks: dict[NodePath, Network], images: np.ndarray
+    recipe: Recipe, networks: dict[Node, Network], images: np.ndarray
 ) -> tuple[np.ndarray, int]:
     """(labels that the int8 form of a quantisation-aware baseline predicts, its bytes)."""
     images = as_images(images, image_shape(recipe))
@@ -66,12 +65,12 @@ def as_int8(
 
 
 def costs(
-    tree: Tree, networks: dict[NodePath, Network], image_shape: nodes.Shape
+    tree: Tree, networks: dict[Node, Network], image_shape: nodes.Shape
 ) -> dict[str, dict[str, int]]:
     """Parameters and multiply-adds of each node, by name."""
     shapes = {hierarchy.ROOT: image_shape}
     result = {}
-    for node in hierarchy.nodes(tree):
+    for node in tree.nodes:
         if node != hierarchy.ROOT:
             shapes[node] = feature_shape(networks[node[:-1]], shapes[node[:-1]])
         result[tree.names[node]] = cost(networks[node], shapes[node])

@@ -293,7 +293,7 @@ def main(arguments: list[str] | None = None) -> None:
     writing.write_json(out / FILE, value)
     heat_maps = asl_pictures(folder, runfolder.read_tree(folder), names, value["root"]["untrained"])
     style.write(heat_maps["asl-root"], out / "figures", "asl-root")
-    show(value, hierarchy.titles(runfolder.read_tree(folder), names), of)
+    show(value, runfolder.read_tree(folder).titles(names), of)
     print(f"written: {out / FILE}, {out / 'figures' / 'asl-root.png'}")
     if options.json:
         save_json(options.json, value)

@@ -15,15 +15,13 @@ from data.images import files, fitting, specs
 from data.images.specs import Spec
 from data.recipes.recipe import Recipe
 from data.run import runfolder
-from data.tree import hierarchy
-from data.tree.hierarchy import ROOT, Tree
-from data.tree.hierarchy import Path as NodePath
+from data.tree.hierarchy import ROOT, Node, Tree
 
 
 def follow(
     recipe: Recipe,
     tree: Tree,
-    networks: dict[NodePath, Any],
+    networks: dict[Node, Any],
     image: UInt8[np.ndarray, "h w c"],
     spec: Spec,
 ) -> dict[str, Any]:
@@ -111,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
     spec = specs.spec(recipe.dataset)
     names = files.files(options.images)
     how = fitting.Options(options.invert, options.fit, options.as_stored)
-    titles = hierarchy.titles(tree, spec.class_names)
+    titles = tree.titles(spec.class_names)
     rows: list[dict[str, Any]] = []
     networks, bad = None, 0
     for name in names:
@@ -138,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if bad else 0
 
 
-def _networks(run: Path, recipe: Recipe, tree: Tree, spec: Spec) -> dict[NodePath, Any]:
+def _networks(run: Path, recipe: Recipe, tree: Tree, spec: Spec) -> dict[Node, Any]:
     """The run's networks, with programs that are kept for the next time."""
     from trunk_jax.machine import backend  # after the flags: JAX takes seconds to load
 

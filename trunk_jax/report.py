@@ -17,7 +17,6 @@ from data.base.parser import Parser, target
 from data.base.writing import save_bytes, write_bytes
 from data.images import specs
 from data.run import derived, results, runfolder
-from data.tree import hierarchy
 from trunk_jax.pictures.run import drawings
 from trunk_jax.pictures.style import inline
 
@@ -71,7 +70,7 @@ def content(folder: Path, parity: Path | None, data_dir: str | None) -> dict[str
         "config": json.dumps(config, indent=1),
         "recipe": recipe,
         "licence": about.licence,
-        "titles": hierarchy.titles(runfolder.read_tree(folder), about.class_names),
+        "titles": runfolder.read_tree(folder).titles(about.class_names),
         "pictures": pictures,
         "others": [name for name in pictures if name.startswith("asl-") and name != "asl-root"],
         "parity": _parity(

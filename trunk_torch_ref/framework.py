@@ -15,8 +15,7 @@ from data.images.splits import Splits
 from data.recipes.recipe import Recipe, image_shape
 from data.training.framework import Framework, Grown, Predictions
 from data.tree import hierarchy
-from data.tree.hierarchy import Path as NodePath
-from data.tree.hierarchy import Tree
+from data.tree.hierarchy import Node, Tree
 from trunk_torch_ref.baselines import qat
 from trunk_torch_ref.inference import route
 from trunk_torch_ref.inference.load import channel_first, load_networks
@@ -24,7 +23,7 @@ from trunk_torch_ref.machine.devices import where
 from trunk_torch_ref.measure.costs import cost
 from trunk_torch_ref.network.augment import prepare
 from trunk_torch_ref.network.network import feature_shape
-from trunk_torch_ref.nodes import Node
+from trunk_torch_ref.nodes import NodeNetwork
 from trunk_torch_ref.training import grow
 
 
@@ -72,7 +71,7 @@ def exact() -> Iterator[None]:
 
 
 def predict(
-    recipe: Recipe, tree: Tree, networks: dict[NodePath, Node], images: np.ndarray
+    recipe: Recipe, tree: Tree, networks: dict[Node, NodeNetwork], images: np.ndarray
 ) -> Predictions:
     """`route.predict`; a monolith's batches are its recipe's, for its maps are large."""
     batch = recipe.eval_batch_size if recipe.monolith is not None else route.BATCH
@@ -81,7 +80,7 @@ def predict(
 
 @torch.no_grad()
 def as_int8(
-    recipe: Recipe, networks: dict[NodePath, Node], images: np.ndarray
+    recipe: Recipe, networks: dict[Node, NodeNetwork], images: np.ndarray
 ) -> tuple[np.ndarray, int]:
     """(labels that the int8 form of a quantisation-aware baseline predicts, its bytes on disk)."""
     images = as_images(images, image_shape(recipe))
@@ -97,12 +96,12 @@ def as_int8(
 
 
 def costs(
-    tree: Tree, networks: dict[NodePath, Node], image_shape: tuple[int, int, int]
+    tree: Tree, networks: dict[Node, NodeNetwork], image_shape: tuple[int, int, int]
 ) -> dict[str, dict[str, int]]:
     """Parameters and multiply-adds of each node, by name."""
     shapes = {hierarchy.ROOT: channel_first(image_shape)}
     result = {}
-    for node in hierarchy.nodes(tree):
+    for node in tree.nodes:
         if node != hierarchy.ROOT:
             shapes[node] = feature_shape(networks[node[:-1]], shapes[node[:-1]])
         result[tree.names[node]] = cost(networks[node], shapes[node])

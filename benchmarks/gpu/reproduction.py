@@ -13,7 +13,7 @@ from benchmarks.gpu import answer
 from data.base.errors import UserError, run_command
 from data.base.tables import print_table
 from data.run import results, runfolder
-from data.tree import grouping, hierarchy
+from data.tree import grouping
 
 FILE = Path(__file__).parent / "published.toml"
 
@@ -31,8 +31,8 @@ def of_run(run: Path) -> dict[str, Any]:
     groups = {}
     if (run / "tree.json").exists():
         tree = runfolder.read_tree(run)
-        for node in hierarchy.nodes(tree):
-            mine = hierarchy.members(tree, node)
+        for node in tree.nodes:
+            mine = tree.members(node)
             asl = runfolder.read_asl(run, tree.names[node], len(mine))
             if asl is not None and grouping.splits(asl[1]):
                 groups[tree.names[node]] = [[mine[i] for i in group] for group in asl[1]]

@@ -25,7 +25,7 @@ VARIABLES = (
     "ATEN_", "CUBLAS_", "CUDNN_", "CUDA_", "NVIDIA_", "NCCL_", "HIP_", "ROCM_", "MIOPEN_",
     "ONEDNN_", "DNNL_", "MKL_", "OMP_", "GOMP_", "KMP_", "OPENBLAS_", "VECLIB_", "NPY_",
 )  # fmt: skip
-# scikit-learn sets the first two once it is imported, which a dataset read from the cache is spared;
+# scikit-learn sets the first two once imported, and a dataset from the cache never imports it;
 # the third is Terraform's.
 _FOREIGN = ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TF_CLI_CONFIG_FILE")
 # Where a process runs, and what it tells of itself: no number depends on these.

@@ -13,7 +13,7 @@ from data.base.errors import UserError
 from data.images.datasets import Dataset, Examples
 from data.recipes.recipe import Recipe
 from data.run import derived
-from data.tree import hierarchy, metrics
+from data.tree import metrics
 from data.tree.hierarchy import Tree
 
 Costs = dict[str, dict[str, int]]
@@ -86,7 +86,7 @@ def summary(
             name: costs[name] | {"test": accuracy}
             for name, accuracy in metrics.node_accuracy(tree, examples.labels, predicted).items()
         },
-        "depth": hierarchy.depth(tree),
+        "depth": tree.depth,
         "paths": metrics.path_costs(tree, costs, examples.labels),
     }
 
@@ -165,7 +165,7 @@ def read_predictions(folder: Path, split: str, classes: int) -> tuple[np.ndarray
 
 
 def lines(value: dict[str, Any], titles: Mapping[str, str] | None = None) -> list[str]:
-    """A summary for people. `titles`: what each node is called (`hierarchy.titles`)."""
+    """A summary for people. `titles`: what each node is called (`Tree.titles`)."""
     titles = titles or {}
     how = "selected on TEST (protocol published)"
     if value["selected_on"] == "nothing":

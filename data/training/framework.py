@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,9 @@ from data.base.errors import UserError, out_of_memory
 from data.images.splits import Splits
 from data.recipes.recipe import Recipe
 from data.run.results import Costs
-from data.tree.hierarchy import Path, Tree
+from data.tree.hierarchy import Node, Tree
 
-Networks = dict[Path, Any]  # of each node; their type is the framework's own
+Networks = dict[Node, Any]  # of each node; their type is the framework's own
 ImageShape = tuple[int, int, int]  # height, width, channels
 
 
@@ -56,8 +56,8 @@ class Framework:
 
     name: str
     device: Callable[[], dict[str, Any]]
-    grow: Callable[[Recipe, Splits, int, FilePath, Callable[..., None]], Grown]
-    load_networks: Callable[[FilePath, Recipe, Tree, ImageShape], Networks]
+    grow: Callable[[Recipe, Splits, int, Path, Callable[..., None]], Grown]
+    load_networks: Callable[[Path, Recipe, Tree, ImageShape], Networks]
     predict: Callable[[Recipe, Tree, Networks, UInt8[np.ndarray, "n h w c"]], Predictions]
     costs: Callable[[Tree, Networks, ImageShape], Costs]
     out_of_memory: Callable[[RuntimeError], bool]

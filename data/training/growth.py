@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from data.run import runfolder
 from data.training.stages import Stage, row_of
 from data.tree import grouping, hierarchy, selection
 from data.tree.grouping import splits
-from data.tree.hierarchy import ROOT, Groups, Path, Tree
+from data.tree.hierarchy import ROOT, Groups, Node, Tree
 from data.tree.selection import HeldOut, Selection
 
 Ahead = Callable[[Sequence[Stage]], None]
@@ -24,10 +24,10 @@ Ahead = Callable[[Sequence[Stage]], None]
 def grow(
     classes: int,
     *,
-    fit: Callable[[Tree, Path, str], None],
-    likelihood: Callable[[Tree, Path], np.ndarray],
-    decide: Callable[[Tree, Path, Callable[[], np.ndarray]], Groups],
-    finish: Callable[[Tree, Path], None],
+    fit: Callable[[Tree, Node, str], None],
+    likelihood: Callable[[Tree, Node], np.ndarray],
+    decide: Callable[[Tree, Node, Callable[[], np.ndarray]], Groups],
+    finish: Callable[[Tree, Node], None],
     ahead: Ahead | None = None,
 ) -> Tree:
     """Grow a tree breadth first, siblings in name order.
@@ -58,7 +58,7 @@ def grow(
             ahead([Stage(tree, node, "group") for node in regrouped])
         for node in regrouped:
             fit(tree, node, "group")
-            paths = {tree.names[child]: child for child in hierarchy.children(tree, node)}
+            paths = {tree.names[child]: child for child in tree.children(node)}
             children = [paths[name] for name in hierarchy.name_order(paths)]
             waiting += [children] if ahead else [[child] for child in children]
         for node in nodes:
@@ -67,15 +67,15 @@ def grow(
 
 
 def grow_into(
-    folder: FilePath,
+    folder: Path,
     recipe: Recipe,
     classes: int,
     *,
     fit: Callable[[Stage], None],
     likelihood: Callable[[Stage], np.ndarray],
     held_out: Callable[[Stage], HeldOut],
-    cost: Callable[[Tree, Path], int],
-    weights: Callable[[Path], dict[str, np.ndarray]],
+    cost: Callable[[Tree, Node], int],
+    weights: Callable[[Node], dict[str, np.ndarray]],
     joint: Callable[[Stage], None],
     report: Callable[..., None],
     program: str,
@@ -96,8 +96,8 @@ def grow_into(
 
     """
 
-    def decide(tree: Tree, node: Path, take: Callable[[], np.ndarray]) -> Groups:
-        mine = hierarchy.members(tree, node)
+    def decide(tree: Tree, node: Node, take: Callable[[], np.ndarray]) -> Groups:
+        mine = tree.members(node)
         if recipe.monolith is not None:
             return (tuple(range(len(mine))),)  # one group: no children
         name = tree.names[node]
@@ -112,7 +112,7 @@ def grow_into(
         keep(folder, name, decision)
         return decision.groups
 
-    def finish(tree: Tree, node: Path) -> None:
+    def finish(tree: Tree, node: Node) -> None:
         runfolder.write_tree(folder, tree)
         runfolder.write_weights(folder, tree.names[node], weights(node))
 
@@ -126,7 +126,7 @@ def grow_into(
     )
     if recipe.joint is not None:
         joint(Stage(tree, ROOT, "joint"))
-        for node in hierarchy.nodes(tree):
+        for node in tree.nodes:
             runfolder.write_weights(folder, tree.names[node], weights(node))
     return tree
 
@@ -147,10 +147,10 @@ class Decision:
 def decision_of(
     recipe: Recipe,
     tree: Tree,
-    node: Path,
+    node: Node,
     asl: np.ndarray,
     held_out: Callable[[], HeldOut],
-    cost: Callable[[Tree, Path], int],
+    cost: Callable[[Tree, Node], int],
 ) -> Decision:
     """The groups of a node after its class phase. For the arguments see `grow_into`."""
     given = row_of(recipe, node).volatility
@@ -174,22 +174,22 @@ def decision_of(
 
 
 def mean_cost(
-    tree: Tree, node: Path, shares: Sequence[float], cost: Callable[[Tree, Path], int]
+    tree: Tree, node: Node, shares: Sequence[float], cost: Callable[[Tree, Node], int]
 ) -> float:
     """Multiply-adds of the mean path of a node's images, from the root to its children.
 
     `shares`: of those images, by the node's classes; they add up to 1.
     """
     above = sum(cost(tree, each) for each in (*hierarchy.ancestors(node), node))
-    mine = dict(zip(hierarchy.members(tree, node), shares, strict=True))
+    mine = dict(zip(tree.members(node), shares, strict=True))
     below = (
-        cost(tree, child) * sum(mine[label] for label in hierarchy.members(tree, child))
-        for child in hierarchy.children(tree, node)
+        cost(tree, child) * sum(mine[label] for label in tree.members(child))
+        for child in tree.children(node)
     )
     return above + sum(below)
 
 
-def keep(folder: FilePath, name: str, decision: Decision) -> None:
+def keep(folder: Path, name: str, decision: Decision) -> None:
     """Store a node's decision in its run's folder."""
     found = selection.to_json(decision.selection) if decision.selection else None
     runfolder.write_asl(folder, name, decision.asl, decision.volatility, decision.groups, found)
@@ -201,13 +201,13 @@ def class_names(recipe: Recipe, labels: Sequence[int]) -> list[str]:
     return [names[label] for label in labels]
 
 
-def remembered(recipe: Recipe, cost: Callable[[Tree, Path], int]) -> Callable[[Tree, Path], int]:
+def remembered(recipe: Recipe, cost: Callable[[Tree, Node], int]) -> Callable[[Tree, Node], int]:
     """`cost`, computed once for nodes that have one network, number of outputs and place."""
     known: dict[Any, int] = {}
 
-    def of(tree: Tree, node: Path) -> int:
+    def of(tree: Tree, node: Node) -> int:
         words = networks.network(recipe.dataset, recipe.backbone, tree.names[node])
-        key = (words, hierarchy.width(tree, node), node[:-1])
+        key = (words, tree.width(node), node[:-1])
         if key not in known:
             known[key] = cost(tree, node)
         return known[key]
@@ -216,19 +216,19 @@ def remembered(recipe: Recipe, cost: Callable[[Tree, Path], int]) -> Callable[[T
 
 
 def _notes(
-    recipe: Recipe, tree: Tree, node: Path, decision: Decision, folder: FilePath, program: str
+    recipe: Recipe, tree: Tree, node: Node, decision: Decision, folder: Path, program: str
 ) -> list[str]:
     """What is said of a node's decision: what it was chosen from, or why there are no groups."""
     if decision.selection is None:
         return _why_flat(recipe, node, decision, folder, program)
     if node != ROOT and not decision.selection.estimates:
         return []  # two classes: nothing to choose
-    names = class_names(recipe, hierarchy.members(tree, node))
+    names = class_names(recipe, tree.members(node))
     return selection.lines(decision.selection, names)
 
 
 def _why_flat(
-    recipe: Recipe, node: Path, decision: Decision, folder: FilePath, program: str
+    recipe: Recipe, node: Node, decision: Decision, folder: Path, program: str
 ) -> list[str]:
     """A line if a given volatility has left a node without groups, and what to do about it."""
     single = recipe.backbone == "monolith"  # which is not meant to have children

@@ -15,8 +15,7 @@ from data.base.errors import UserError
 from data.base.streams import stream
 from data.recipes.recipe import Recipe
 from data.training.batches import Plan
-from data.tree import hierarchy
-from data.tree.hierarchy import ROOT, Path, Tree
+from data.tree.hierarchy import ROOT, Node, Tree
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Share:
     """
 
     name: str
-    path: Path
+    path: Node
     parent: int
     start: int
     stop: int
@@ -59,7 +58,7 @@ def layout(
     With `balanced`, the groups' shares of the classes that `labels` has. UserError if a batch
     is too small for that.
     """
-    order = hierarchy.nodes(tree)
+    order = tree.nodes
     groups = [own_labels(tree, node) for node in order]
     counted = np.unique(labels) if balanced else labels
     totals = np.array([np.isin(counted, group).sum() for group in groups])
@@ -71,13 +70,13 @@ def layout(
     for place, node in enumerate(order):
         below = [other for other in order if other[: len(node)] == node]
         parent = -1 if node == ROOT else order.index(node[:-1])
-        targets = tuple(int(target) for target in hierarchy.targets(tree, node))
+        targets = tuple(int(target) for target in tree.targets(node))
         start, stop = int(places[place]), int(places[place + len(below)])
         shares.append(Share(tree.names[node], node, parent, start, stop, targets))
     return Layout(tuple(shares), tuple(int(count) for count in counts))
 
 
-def own_labels(tree: Tree, node: Path) -> tuple[int, ...]:
+def own_labels(tree: Tree, node: Node) -> tuple[int, ...]:
     """The labels that leave the tree at `node`: those of its outputs that are leaves."""
     return tuple(label for label, path in enumerate(tree.paths) if path[:-1] == node)
 

@@ -9,7 +9,7 @@ checkpoints and likelihoods; it then finds them as it would its own.
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from data.run import runfolder
 from data.training import growth
 from data.training.stages import Stage, checkpoint_folder, row_of
 from data.tree import hierarchy
-from data.tree.hierarchy import Groups, Path, Tree
+from data.tree.hierarchy import Groups, Node, Tree
 
 Key = tuple[Any, ...]  # a stage, by all that decides it but the recipe
 
@@ -31,18 +31,16 @@ class _Unknown(Exception):
     """No finished run has trained this stage."""
 
 
-def share(
-    folder: FilePath, recipe: Recipe, classes: int, finished: Iterable[FilePath]
-) -> list[str]:
+def share(folder: Path, recipe: Recipe, classes: int, finished: Iterable[Path]) -> list[str]:
     """Give a run folder what `finished` runs have trained of it. The names of those stages.
 
     The runs stay as they are. Of one that was stopped, what it has is taken.
 
     The finished runs must be of the same framework, dataset and recipe, volatility aside.
     """
-    pool: dict[Key, FilePath] = {}
+    pool: dict[Key, Path] = {}
 
-    def own(key: Key, stage: Stage, run: FilePath) -> None:
+    def own(key: Key, stage: Stage, run: Path) -> None:
         if checkpoint_folder(run, stage).is_dir():
             pool.setdefault(key, run)
 
@@ -59,8 +57,8 @@ def share(
         shared.append(str(stage))
         sources[stage.node] = pool[key]
 
-    def decide(tree: Tree, node: Path) -> Groups:
-        name, count = tree.names[node], len(hierarchy.members(tree, node))
+    def decide(tree: Tree, node: Node) -> Groups:
+        name, count = tree.names[node], len(tree.members(node))
         mine = runfolder.read_asl(folder, name, count)
         if mine is not None:
             return mine[1]
@@ -71,19 +69,19 @@ def share(
         growth.keep(folder, name, decision)
         return decision.groups
 
-    sources: dict[Path, FilePath] = {}
+    sources: dict[Node, Path] = {}
     with suppress(_Unknown):  # from there on it is trained
         _walk(classes, take, decide)
     return shared
 
 
 def _walk(
-    classes: int, visit: Callable[[Key, Stage], Any], decide: Callable[[Tree, Path], Groups]
+    classes: int, visit: Callable[[Key, Stage], Any], decide: Callable[[Tree, Node], Groups]
 ) -> None:
     """Go through the stages of a tree in the order in which it is grown."""
-    keys: dict[Path, Key] = {}
+    keys: dict[Node, Key] = {}
 
-    def fit(tree: Tree, node: Path, phase: str) -> None:
+    def fit(tree: Tree, node: Node, phase: str) -> None:
         stage = Stage(tree, node, phase)
         targets = tuple(stage.targets(np.arange(classes)).tolist())
         keys[node] = (str(stage), targets, tuple(keys[up] for up in hierarchy.ancestors(node)))
@@ -98,7 +96,7 @@ def _walk(
     )
 
 
-def check_source(run: FilePath, classes: int, config: dict[str, Any]) -> None:
+def check_source(run: Path, classes: int, config: dict[str, Any]) -> None:
     """UserError if a run has no class phase of the root to take, or one of another kind.
 
     `config`: that of the run which is to take it; data and settings must be the same.
@@ -128,9 +126,9 @@ def _not_here(*_: Any) -> Any:
     raise NotImplementedError("a volatility that is given needs no network")
 
 
-def _recorded(run: FilePath) -> Callable[[Tree, Path], Groups]:
-    def decide(tree: Tree, node: Path) -> Groups:
-        found = runfolder.read_asl(run, tree.names[node], len(hierarchy.members(tree, node)))
+def _recorded(run: Path) -> Callable[[Tree, Node], Groups]:
+    def decide(tree: Tree, node: Node) -> Groups:
+        found = runfolder.read_asl(run, tree.names[node], len(tree.members(node)))
         if found is None:
             raise _Unknown
         return found[1]
@@ -138,7 +136,7 @@ def _recorded(run: FilePath) -> Callable[[Tree, Path], Groups]:
     return decide
 
 
-def _copy(source: FilePath, folder: FilePath, stage: Stage) -> None:
+def _copy(source: Path, folder: Path, stage: Stage) -> None:
     """A stage's metrics and checkpoint; the latter last, whole or not at all."""
     runfolder.forget_metrics(folder, stage.name, stage.phase, 0)
     for row in runfolder.read_metrics(source):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from data.base import interrupts
 from data.recipes.recipe import NodeRecipe, Phase, Recipe
 from data.run import runfolder
 from data.tree import hierarchy
-from data.tree.hierarchy import Path, Tree
+from data.tree.hierarchy import Node, Tree
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Stage:
     """
 
     tree: Tree
-    node: Path
+    node: Node
     phase: str
 
     def __str__(self) -> str:
@@ -40,13 +40,13 @@ class Stage:
     def outputs(self) -> int:
         """The number of the node's outputs."""
         if self.phase == "class":
-            return len(hierarchy.members(self.tree, self.node))
-        return hierarchy.width(self.tree, self.node)
+            return len(self.tree.members(self.node))
+        return self.tree.width(self.node)
 
     def targets(self, labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """The right output for images of these labels; -1 for those that are not the node's."""
-        of = hierarchy.class_targets if self.phase == "class" else hierarchy.targets
-        return of(self.tree, self.node)[labels]
+        of = self.tree.class_targets if self.phase == "class" else self.tree.targets
+        return of(self.node)[labels]
 
     def settings(self, recipe: Recipe) -> Phase:
         """How a recipe trains it."""
@@ -56,17 +56,17 @@ class Stage:
         return row.class_phase if self.phase == "class" else row.group_phase
 
 
-def row_of(recipe: Recipe, node: Path) -> NodeRecipe:
+def row_of(recipe: Recipe, node: Node) -> NodeRecipe:
     """The row of a recipe that applies to a node."""
     return recipe.node(node == hierarchy.ROOT)
 
 
-def checkpoint_folder(folder: FilePath, stage: Stage) -> FilePath:
+def checkpoint_folder(folder: Path, stage: Stage) -> Path:
     """Where a run keeps the stage's checkpoints."""
     return folder / "checkpoints" / stage.name / stage.phase
 
 
-def reporter(folder: FilePath, stage: Stage, report: Callable[..., None]) -> Callable[..., None]:
+def reporter(folder: Path, stage: Stage, report: Callable[..., None]) -> Callable[..., None]:
     """`report` for one stage, which also keeps the numbers of each epoch in `metrics.jsonl`.
 
     The first epoch after an interruption replaces its old line, and drops later ones.

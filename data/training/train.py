@@ -18,7 +18,6 @@ from data.run.manifest import changes, manifest
 from data.run.options import TrainOptions
 from data.training import sharing
 from data.training.framework import Framework, Grown, within_memory
-from data.tree import hierarchy
 
 
 def train(framework: Framework, options: TrainOptions) -> None:
@@ -48,7 +47,7 @@ def train(framework: Framework, options: TrainOptions) -> None:
                                "goes on with what is saved"):  # fmt: skip
                 _grow_and_evaluate(framework, options, dataset, splits)
         summary = results.read_summary(folder)
-    names = hierarchy.titles(runfolder.read_tree(folder), dataset.spec.class_names)
+    names = runfolder.read_tree(folder).titles(dataset.spec.class_names)
     print(*results.lines(summary, names), f"  run folder {folder}", sep="\n")
     if options.json:
         save_json(options.json, summary)

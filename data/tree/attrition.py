@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from data.tree.hierarchy import Path, Tree, nodes
+from data.tree.hierarchy import Node, Tree
 from data.tree.metrics import node_accuracy
 
 Labels = Int[np.ndarray, " n"]
@@ -56,15 +56,15 @@ def common(tree: Tree, labels: Labels, predicted: Labels) -> Int[np.ndarray, " n
     return table[labels, predicted]
 
 
-def _shared(a: Path, b: Path) -> int:
+def _shared(a: Node, b: Node) -> int:
     return next(
         (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(map(len, (a, b)))
     )
 
 
-def traffic(tree: Tree, predicted: Labels) -> dict[Path, int]:
+def traffic(tree: Tree, predicted: Labels) -> dict[Node, int]:
     """How many images each node and leaf received, rightly or not."""
-    count: dict[Path, int] = {}
+    count: dict[Node, int] = {}
     for path, images in zip(
         tree.paths, np.bincount(predicted, minlength=len(tree.paths)), strict=True
     ):
@@ -73,14 +73,14 @@ def traffic(tree: Tree, predicted: Labels) -> dict[Path, int]:
     return count
 
 
-def sequences(tree: Tree) -> dict[tuple[Path, ...], tuple[int, ...]]:
+def sequences(tree: Tree) -> dict[tuple[Node, ...], tuple[int, ...]]:
     """The paths through networks, as nodes from the root down, and the labels that take each.
 
     In depth-first order of their last node.
     """
-    result: dict[tuple[Path, ...], list[int]] = {}
+    result: dict[tuple[Node, ...], list[int]] = {}
     for label, path in enumerate(tree.paths):
         walked = tuple(path[:length] for length in range(len(path)))
         result.setdefault(walked, []).append(label)
-    order = {node: place for place, node in enumerate(nodes(tree))}
+    order = {node: place for place, node in enumerate(tree.nodes)}
     return {key: tuple(result[key]) for key in sorted(result, key=lambda k: order[k[-1]])}

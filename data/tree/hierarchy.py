@@ -1,6 +1,6 @@
 """The tree of labels: an immutable value, and pure functions on it.
 
-A node is known by its path: the tuple of child indices from the root, () for the root.
+A `Node` is known by its path: the tuple of child indices from the root, () for the root.
 A label's path ends in its leaf. Names (`root`, `sg1`, ...) are those of the published files.
 """
 
@@ -14,10 +14,10 @@ import numpy as np
 
 from data.base.errors import UserError
 
-Path = tuple[int, ...]
+Node = tuple[int, ...]
 Groups = tuple[tuple[int, ...], ...]
 
-ROOT: Path = ()
+ROOT: Node = ()
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _MOST_CLASSES = 100_000
 
@@ -30,8 +30,8 @@ class Tree:
     named leaves.
     """
 
-    paths: tuple[Path, ...]
-    names: Mapping[Path, str]
+    paths: tuple[Node, ...]
+    names: Mapping[Node, str]
 
     def __post_init__(self):
         object.__setattr__(self, "names", MappingProxyType(dict(self.names)))
@@ -39,73 +39,66 @@ class Tree:
         if problem:
             raise UserError(f"not a tree: {problem}")
 
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The nodes that hold a network, that is all but the leaves, in depth-first pre-order."""
+        return tuple(sorted({path[:depth] for path in self.paths for depth in range(len(path))}))
+
+    @property
+    def depth(self) -> int:
+        """The number of networks on the longest path; 1 for a flat tree."""
+        return max(map(len, self.paths))
+
+    def members(self, node: Node) -> tuple[int, ...]:
+        """The labels whose path passes through `node` (or ends there), in order."""
+        return tuple(label for label, path in enumerate(self.paths) if path[: len(node)] == node)
+
+    def width(self, node: Node) -> int:
+        """The number of outputs of `node`: one a child."""
+        return len({self.paths[label][len(node)] for label in self.members(node)})
+
+    def children(self, node: Node) -> tuple[Node, ...]:
+        """The children of `node` that hold a network, in index order."""
+        return tuple(child for child in self.nodes if child != ROOT and child[:-1] == node)
+
+    def targets(self, node: Node) -> np.ndarray:
+        """For each label the right output of `node`, int32 [classes]; -1 for non-members."""
+        result = np.full(len(self.paths), -1, np.int32)
+        for label in self.members(node):
+            result[label] = self.paths[label][len(node)]
+        return result
+
+    def class_targets(self, node: Node) -> np.ndarray:
+        """As `targets` with one output a class (the class phase): rank by label among members."""
+        result = np.full(len(self.paths), -1, np.int32)
+        for rank, label in enumerate(self.members(node)):
+            result[label] = rank
+        return result
+
+    def titles(self, class_names: Sequence[str], most: int = 12) -> dict[str, str]:
+        """What to call each node for people, by its name: a supergroup by its classes.
+
+        `most`: classes that are listed; of more the first ones, and how many are left out.
+
+        Example: `{"root": "root", "sg1": "sg1 {cat dog}"}`.
+        """
+        result = {}
+        for node in self.nodes:
+            mine = [class_names[label] for label in self.members(node)]
+            shown = mine if len(mine) <= most else [*mine[:most], f"+{len(mine) - most}"]
+            name = self.names[node]
+            result[name] = name if node == ROOT else f"{name} {{{' '.join(shown)}}}"
+        return result
+
 
 def bare(classes: int) -> Tree:
     """The tree before any grouping: a root with one output a class."""
     return Tree(tuple((label,) for label in range(classes)), {ROOT: "root"})
 
 
-def members(tree: Tree, node: Path) -> tuple[int, ...]:
-    """The labels whose path passes through `node` (or ends there), in order."""
-    return tuple(label for label, path in enumerate(tree.paths) if path[: len(node)] == node)
-
-
-def width(tree: Tree, node: Path) -> int:
-    """The number of outputs of `node`: one a child."""
-    return len({tree.paths[label][len(node)] for label in members(tree, node)})
-
-
-def nodes(tree: Tree) -> tuple[Path, ...]:
-    """The nodes that hold a network, that is all but the leaves, in depth-first pre-order."""
-    inner = {path[:depth] for path in tree.paths for depth in range(len(path))}
-    return tuple(sorted(inner))
-
-
-def children(tree: Tree, node: Path) -> tuple[Path, ...]:
-    """The children of `node` that hold a network, in index order."""
-    return tuple(path for path in nodes(tree) if path[:-1] == node and path != ROOT)
-
-
-def ancestors(node: Path) -> tuple[Path, ...]:
+def ancestors(node: Node) -> tuple[Node, ...]:
     """The nodes above `node`, from the root down."""
     return tuple(node[:depth] for depth in range(len(node)))
-
-
-def titles(tree: Tree, class_names: Sequence[str], most: int = 12) -> dict[str, str]:
-    """What to call each node for people, by its name: a supergroup by its classes.
-
-    `most`: classes that are listed; of more the first ones, and how many are left out.
-
-    Example: `{"root": "root", "sg1": "sg1 {cat dog}"}`.
-    """
-    result = {}
-    for node in nodes(tree):
-        mine = [class_names[label] for label in members(tree, node)]
-        shown = mine if len(mine) <= most else [*mine[:most], f"+{len(mine) - most}"]
-        name = tree.names[node]
-        result[name] = name if node == ROOT else f"{name} {{{' '.join(shown)}}}"
-    return result
-
-
-def depth(tree: Tree) -> int:
-    """The number of networks on the longest path; 1 for a flat tree."""
-    return max(map(len, tree.paths))
-
-
-def targets(tree: Tree, node: Path) -> np.ndarray:
-    """For each label the output of `node` that is right, int32 [classes]; -1 for non-members."""
-    result = np.full(len(tree.paths), -1, np.int32)
-    for label in members(tree, node):
-        result[label] = tree.paths[label][len(node)]
-    return result
-
-
-def class_targets(tree: Tree, node: Path) -> np.ndarray:
-    """As `targets` with one output a class (the class phase): rank by label among members."""
-    result = np.full(len(tree.paths), -1, np.int32)
-    for rank, label in enumerate(members(tree, node)):
-        result[label] = rank
-    return result
 
 
 def name_order(names: Iterable[str]) -> list[str]:
@@ -114,7 +107,7 @@ def name_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: [(len(p), p) for p in parts.split(name)])
 
 
-def regroup(tree: Tree, node: Path, groups: Groups) -> Tree:
+def regroup(tree: Tree, node: Node, groups: Groups) -> Tree:
     """The tree after the members of `node` are put into `groups` of local class indices.
 
     A group of one class becomes a leaf; a larger one a child with a leaf a class. Names
@@ -122,7 +115,7 @@ def regroup(tree: Tree, node: Path, groups: Groups) -> Tree:
     path is walked from the root, a slot that exists keeps its name, and a new one is
     `sg{k+1}` for the parent's k children if that is free, else one above the highest.
     """
-    labels = members(tree, node)
+    labels = tree.members(node)
     if sorted(index for group in groups for index in group) != list(range(len(labels))):
         raise ValueError(f"groups {groups} do not partition {len(labels)} classes")
     paths = list(tree.paths)
@@ -139,7 +132,7 @@ def regroup(tree: Tree, node: Path, groups: Groups) -> Tree:
     return Tree(tuple(paths), {path: name for path, name in names.items() if path in used})
 
 
-def _fresh_name(names: Mapping[Path, str], parent: Path) -> str:
+def _fresh_name(names: Mapping[Node, str], parent: Node) -> str:
     siblings = sum(1 for path in names if path and path[:-1] == parent)
     taken = set(names.values())
     candidate = f"sg{siblings + 1}"
@@ -199,7 +192,7 @@ def from_published(target_map: Any, models: Any) -> Tree:
     return Tree(paths, dict(zip(order, models, strict=True)))
 
 
-def _paths_by_label(targets: Mapping[str, Any]) -> tuple[Path, ...]:
+def _paths_by_label(targets: Mapping[str, Any]) -> tuple[Node, ...]:
     if len(targets) > _MOST_CLASSES:
         raise UserError(f"not a tree: more than {_MOST_CLASSES} labels")
     if set(targets) != {str(label) for label in range(len(targets))}:
@@ -207,7 +200,7 @@ def _paths_by_label(targets: Mapping[str, Any]) -> tuple[Path, ...]:
     return tuple(_path(targets[str(label)], f"label {label}") for label in range(len(targets)))
 
 
-def _path(value: Any, what: str) -> Path:
+def _path(value: Any, what: str) -> Node:
     good = isinstance(value, list) and len(value) <= 1000
     if not good or not all(type(step) is int and 0 <= step <= _MOST_CLASSES for step in value):
         raise UserError(f"not a tree: the path of {what} must be a list of child indices")
@@ -224,7 +217,7 @@ def _problem(tree: Tree) -> str | None:
     for label, path in enumerate(tree.paths):
         if path in inner:
             return f"label {label} ends at a node that has children"
-    outputs: dict[Path, set[int]] = {}
+    outputs: dict[Node, set[int]] = {}
     for path in sorted(inner | set(tree.paths)):
         if path:
             outputs.setdefault(path[:-1], set()).add(path[-1])

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from data.tree.hierarchy import Tree, members, nodes
+from data.tree.hierarchy import Tree
 
 Labels = Int[np.ndarray, " n"]
 
@@ -28,8 +28,8 @@ def accuracy(labels: Labels, predicted: Labels, balanced: bool = False) -> float
 def node_accuracy(tree: Tree, labels: Labels, predicted: Labels) -> dict[str, dict[str, Any]]:
     """For each node: of the images that belong to it and reached it, those it sent on rightly."""
     result = {}
-    for node in nodes(tree):
-        belongs = set(members(tree, node))
+    for node in tree.nodes:
+        belongs = set(tree.members(node))
         output = np.array(
             [path[len(node)] if label in belongs else -1 for label, path in enumerate(tree.paths)]
         )

@@ -12,7 +12,6 @@ from data.images.splits import split
 from data.run import runfolder
 from data.run.dataset import load_of_run
 from data.training.framework import Grown
-from data.tree import hierarchy
 from parity.checks import tolerance as compare
 from parity.checks.routing import check_routing
 from parity.checks.tolerance import Check
@@ -37,7 +36,7 @@ def check_checkpoint(folder: Path, data_dir: str | None) -> list[Check]:
     theirs = trunk_torch_ref.inference.load.load_networks(folder, recipe, tree, shape)
     dataset = load_of_run(folder, recipe.dataset, data_dir)
     test = split(dataset, recipe.protocol, recipe.seed, recipe.limit).test
-    checks, titles = [], hierarchy.titles(tree, dataset.spec.class_names)
+    checks, titles = [], tree.titles(dataset.spec.class_names)
     for node, network in ours.items():
         left = exchange.to_state_dict(network)
         right = torch_exchange.to_state_dict(theirs[node])

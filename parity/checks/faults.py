@@ -108,10 +108,10 @@ def routing() -> list[Check]:
     tree = hierarchy.regroup(hierarchy.bare(10), hierarchy.ROOT, ((0, 1, 2, 3, 4), (5, 6, 7, 8, 9)))
     ours: dict = {}
     theirs: dict = {}
-    for node in hierarchy.nodes(tree):
+    for node in tree.nodes:
         name = tree.names[node]
         shape = (8, 8, 1) if node == hierarchy.ROOT else (4, 4, 24)
-        family = Family("digits", "mobilenet", name, shape, hierarchy.width(tree, node))
+        family = Family("digits", "mobilenet", name, shape, tree.width(node))
         both = build(family, SEED + len(ours))
         ours[node] = both.jax
         template = torch_grow.initial_network(recipe, tree, node, "group", theirs, (1, 8, 8))

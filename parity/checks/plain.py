@@ -25,7 +25,7 @@ from data.images.splits import Splits
 from data.recipes import networks
 from data.recipes.recipe import Phase, Recipe
 from data.tree import hierarchy
-from data.tree.hierarchy import ROOT, Groups, Path, Tree
+from data.tree.hierarchy import ROOT, Groups, Node, Tree
 from parity.checks import pixels
 from trunk_torch_ref.training import grow as torch_grow
 
@@ -172,7 +172,7 @@ class Setting:
     together: bool = False
     nudge: bool = False  # the last bit of one weight of each start is changed
 
-    def network(self, tree: Tree, node: Path, phase: str, above: dict[Path, nn.Module]):
+    def network(self, tree: Tree, node: Node, phase: str, above: dict[Node, nn.Module]):
         """A node's network before it is trained."""
         recipe, name = self.recipe, tree.names[node]
         height, width, channels = self.splits.train.images.shape[1:]
@@ -298,9 +298,9 @@ def fit(
     setting: Setting,
     course: Course,
     tree: Tree,
-    node: Path,
+    node: Node,
     phase_name: str,
-    above: dict[Path, nn.Module],
+    above: dict[Node, nn.Module],
 ) -> Iterator[None]:
     """Train a node for a phase; it stops after each epoch's training, before the validation."""
     recipe, name = setting.recipe, tree.names[node]
@@ -376,7 +376,7 @@ def _call(where, what, node, x, scores, keys=None, place=0, train=True) -> Call:
     return Call(where, what, node == ROOT, train, x, scores, keys, place)
 
 
-def targets_of(tree: Tree, node: Path, phase: str) -> np.ndarray:
+def targets_of(tree: Tree, node: Node, phase: str) -> np.ndarray:
     """A node's right output for each label, -1 for labels that are not its own."""
     found, rank = [], 0
     for path in tree.paths:
@@ -392,7 +392,7 @@ def drawn(policy: Augmentation, seed: int, examples: Examples, *names: str | int
 
 
 @torch.no_grad()
-def through(above: dict[Path, nn.Module], node: Path, x: Tensor) -> Tensor:
+def through(above: dict[Node, nn.Module], node: Node, x: Tensor) -> Tensor:
     """Feature maps of a node's frozen ancestors."""
     for depth in range(len(node)):
         x = above[node[:depth]].eval().features(x)
@@ -417,7 +417,7 @@ def evaluate(
 
 
 def likelihood(
-    setting: Setting, course: Course, tree: Tree, node: Path, above: dict[Path, nn.Module]
+    setting: Setting, course: Course, tree: Tree, node: Node, above: dict[Node, nn.Module]
 ) -> None:
     """A node's ASL: of its validation images, or with the release's fault of training ones."""
     recipe, name = setting.recipe, tree.names[node]
@@ -450,9 +450,9 @@ def grown(setting: Setting) -> Course:
     """The course of growing a tree, each node in its turn, or the children of one side by side."""
     course, above = Course(), {}
     tree = hierarchy.bare(int(setting.splits.train.labels.max()) + 1)
-    waiting: list[list[Path]] = [[ROOT]]
+    waiting: list[list[Node]] = [[ROOT]]
 
-    def side_by_side(nodes: list[Path], phase: str) -> None:
+    def side_by_side(nodes: list[Node], phase: str) -> None:
         fits = [fit(setting, course, tree, node, phase, above) for node in nodes]
         while fits:
             fits = [each for each in fits if next(each, "done") is None]
@@ -463,13 +463,13 @@ def grown(setting: Setting) -> Course:
         split = []
         for node in nodes:
             likelihood(setting, course, tree, node, above)
-            groups = setting.groups[len(hierarchy.members(tree, node))]
+            groups = setting.groups[len(tree.members(node))]
             if 1 < len(groups) < sum(map(len, groups)):
                 tree = hierarchy.regroup(tree, node, groups)
                 split.append(node)
         side_by_side(split, "group")
         for node in split:
-            children = sorted(hierarchy.children(tree, node), key=lambda path: tree.names[path])
+            children = sorted(tree.children(node), key=lambda path: tree.names[path])
             waiting += [children] if setting.together else [[child] for child in children]
     return course
 
@@ -478,7 +478,7 @@ def joint(setting: Setting, tree: Tree) -> Course:
     """The course of training all nodes together, balanced: two images of each class in a batch."""
     recipe, train, phase = setting.recipe, setting.splits.train, setting.recipe.joint
     course, modules = Course(), {}
-    order = hierarchy.nodes(tree)
+    order = tree.nodes
     for node in order:
         modules[node] = setting.network(tree, node, "group", modules)
     by_name = {tree.names[node]: modules[node] for node in order}
@@ -536,8 +536,8 @@ def _whole(setting, course, tree, modules, x, labels, number, where) -> tuple[Te
     """(loss of a batch, how many images no node on their path gets wrong)."""
     phase = setting.recipe.joint
     total, right = torch.zeros((), dtype=x.dtype), torch.ones(len(labels), dtype=torch.bool)
-    features: dict[Path, tuple[np.ndarray, Tensor]] = {}
-    for place, node in enumerate(hierarchy.nodes(tree)):
+    features: dict[Node, tuple[np.ndarray, Tensor]] = {}
+    for place, node in enumerate(tree.nodes):
         targets = targets_of(tree, node, "group")[labels]
         mine = np.flatnonzero(targets >= 0)
         given = x
@@ -570,12 +570,12 @@ def _balanced(recipe, epoch, name, own, labels, steps) -> np.ndarray:
 
 
 @torch.no_grad()
-def _reach(recipe: Recipe, tree: Tree, modules: dict[Path, nn.Module], examples: Examples) -> float:
+def _reach(recipe: Recipe, tree: Tree, modules: dict[Node, nn.Module], examples: Examples) -> float:
     """The mean over classes of the share of images that reach their own leaf."""
     x = images_of(recipe, examples, np.arange(len(examples.labels)), {}, Augmentation())
     hits = []
     for image in x.split(1):
-        node: Path = ()
+        node: Node = ()
         while node in modules:
             image, scores = modules[node].eval()(image)
             node = (*node, int(scores.argmax()))

@@ -211,7 +211,7 @@ def _torch_grow(case: Case, splits: Splits) -> tuple[Course, Start]:
 
 def _jax_joint(case: Case, splits: Splits) -> tuple[Course, Start]:
     networks, start = {}, {}
-    for node in hierarchy.nodes(TREE):
+    for node in TREE.nodes:
         network = grow.initial_network(
             case.recipe, TREE, node, "group", networks, splits.train.images.shape[1:]
         )
@@ -230,7 +230,7 @@ def _jax_joint(case: Case, splits: Splits) -> tuple[Course, Start]:
 def _torch_joint(case: Case, splits: Splits) -> tuple[Course, Start]:
     networks, start = {}, {}
     train = torch_grow.as_images(splits.train.images)
-    for node in hierarchy.nodes(TREE):
+    for node in TREE.nodes:
         networks[node] = torch_grow.initial_network(
             case.recipe, TREE, node, "group", networks, tuple(train.shape[1:])
         ).double()

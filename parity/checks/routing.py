@@ -10,7 +10,7 @@ import torch
 from data.images.augmentation import Augmentation
 from data.recipes.recipe import Recipe
 from data.training.framework import Grown
-from data.tree.hierarchy import ROOT, Path, ancestors
+from data.tree.hierarchy import ROOT, Node, ancestors
 from parity.checks import tolerance as compare
 from parity.checks.tolerance import Check
 from trunk_jax.inference import route
@@ -75,7 +75,7 @@ def check_routing(
 def _growth(grown: Grown) -> float:
     """The root of the accumulation length, summed over the layers of the deepest path."""
 
-    def of(node: Path) -> float:
+    def of(node: Node) -> float:
         layers = [m for m in grown.networks[node].modules() if not list(m.children())]
         return sum(float(np.sqrt(m.weight[0].numel())) if hasattr(m, "weight") else 1.0
                    for m in layers)  # fmt: skip
@@ -105,7 +105,7 @@ def truth_of(
     # a baseline's maps may be large
     batch = recipe.eval_batch_size if recipe.monolith else BATCH
 
-    def visit(node: Path, x64, x32, ours_x, places: np.ndarray) -> None:
+    def visit(node: Node, x64, x32, ours_x, places: np.ndarray) -> None:
         with torch.no_grad():
             f64, s64 = exact[node](x64)
             f32, s32 = theirs.networks[node].eval()(x32)

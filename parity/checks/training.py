@@ -185,7 +185,7 @@ def check_tree(recipe: Recipe, name: str) -> list[Check]:
         curves = {which: _curve(folder / which) for which in ("jax", "torch", "control")}
     checks = [
         compare.equal(name, "trees", list(ours.tree.paths) == list(theirs.tree.paths), True,
-                      note=f"{len(ours.networks)} nodes, depth {hierarchy.depth(ours.tree)}"),
+                      note=f"{len(ours.networks)} nodes, depth {ours.tree.depth}"),
         compare.equal(name, "control's tree", ours.tree.paths == control.tree.paths, True),
     ]  # fmt: skip
     if not all(check.passed for check in checks):
@@ -202,7 +202,7 @@ def check_tree(recipe: Recipe, name: str) -> list[Check]:
         checks.append(compare.close(name, f"{column} of {len(a)} epochs", a, b, compare.VALUE_64))
     plain = _in_float32(recipe, ours)
     checks += check_routing(name, recipe, *plain, parts.test.images, parts.test.labels)
-    for node in hierarchy.nodes(ours.tree):
+    for node in ours.tree.nodes:
         a, c = (_vector(exchange.to_state_dict(g.networks[node])) for g in (ours, control))
         b = _vector(torch_exchange.to_state_dict(theirs.networks[node]))
         checks.append(_within_control(name, f"final weights of {ours.tree.names[node]}", a, b, c))
@@ -213,7 +213,7 @@ def _in_float32(recipe: Recipe, grown: Grown) -> tuple[Grown, Grown]:
     """A grown tree in both frameworks, its weights rounded to float32."""
     ours = {node: cast(network, "float32") for node, network in grown.networks.items()}
     theirs: dict = {}
-    for node in hierarchy.nodes(grown.tree):
+    for node in grown.tree.nodes:
         shape = (specs.spec(recipe.dataset).image_shape[i] for i in (2, 0, 1))
         template = torch_grow.initial_network(
             recipe, grown.tree, node, "group", theirs, tuple(shape)

@@ -17,7 +17,6 @@ from data.base.errors import UserError
 from data.base.writing import new_folder
 from data.images import specs
 from data.run import results, runfolder
-from data.tree import hierarchy
 from trunk_jax.network.network import Network
 
 _LOAD = {
@@ -124,4 +123,4 @@ def convert_run(folder: Path, to: str, out: Path) -> dict[str, int]:
             for file in sorted(folder.glob(pattern)):
                 writing.write_bytes(aside / file.relative_to(folder), file.read_bytes())
     values = sum(array.size for state in states.values() for array in state.values())
-    return {"nodes": len(hierarchy.nodes(tree)), "values": values}
+    return {"nodes": len(tree.nodes), "values": values}

@@ -54,8 +54,8 @@ def read_layout(folder: Path) -> Layout:
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
     inputs = {}
-    for node in hierarchy.nodes(tree):
-        name, width = tree.names[node], hierarchy.width(tree, node)
+    for node in tree.nodes:
+        name, width = tree.names[node], tree.width(node)
         match models[name]:
             case [[int(c), int(h), int(w)], int(outputs)] if min(c, h, w, outputs) > 0:
                 inputs[name] = (c, h, w)

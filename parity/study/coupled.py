@@ -20,8 +20,8 @@ from data.training import epochs, growth
 from data.training.epochs import Position
 from data.training.growth import Decision, decision_of
 from data.training.stages import Stage
-from data.tree import hierarchy, metrics
-from data.tree.hierarchy import Groups, Path, Tree, ancestors
+from data.tree import metrics
+from data.tree.hierarchy import Groups, Node, Tree, ancestors
 from data.tree.selection import HeldOut
 from parity.checks.tolerance import UNIT
 from parity.pairs.passes import Pair, activations
@@ -364,7 +364,7 @@ def kappa(a: np.ndarray, b: np.ndarray) -> float | None:
     return digits(float(cohen_kappa_score(a, b)))
 
 
-def _decide(study: Study, tree: Tree, node: Path, nodes: str) -> Groups:
+def _decide(study: Study, tree: Tree, node: Node, nodes: str) -> Groups:
     """The node's groups as each run sees them; the tree goes on where the frameworks agree.
 
     A control whose own groups are others goes on with the frameworks': it is there for their steps.
@@ -392,7 +392,7 @@ def _decide(study: Study, tree: Tree, node: Path, nodes: str) -> Groups:
         "margin": digits(trees.margin(likelihoods[1], volatility)),
         "asl": [[digits(v) for v in line] for line in likelihoods[1].tolist()],
     }
-    whole = (tuple(range(len(hierarchy.members(tree, node)))),)
+    whole = (tuple(range(len(tree.members(node)))),)
     if nodes == "root" or found[0] != found[1]:
         return whole
     return found[0]

@@ -18,8 +18,7 @@ from data.training import growth
 from data.training.framework import Framework
 from data.training.stages import Stage
 from data.tree import hierarchy
-from data.tree.hierarchy import ROOT, Tree
-from data.tree.hierarchy import Path as NodePath
+from data.tree.hierarchy import ROOT, Node, Tree
 from data.tree.selection import HeldOut
 from parity.study import trees
 from parity.study.trace import digits
@@ -90,7 +89,7 @@ def _decision(
         source = fit.Source(torch_grow.as_images(images), torch.tensor(targets).long(), ())
         return torch_grow.held_out(chosen, network, source, "root")
 
-    def cost(tree: Tree, node: NodePath) -> int:
+    def cost(tree: Tree, node: Node) -> int:
         height, width, channels = images.shape[1:]
         if framework == "jax":
             return jax_grow.multiply_adds(chosen, tree, node, known, (height, width, channels))

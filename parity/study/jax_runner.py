@@ -17,7 +17,7 @@ from data.recipes.recipe import Recipe
 from data.training.batches import pad
 from data.training.epochs import Pass, likelihood_part
 from data.training.stages import Stage
-from data.tree.hierarchy import Path, Tree, ancestors
+from data.tree.hierarchy import Node, Tree, ancestors
 from data.tree.selection import HeldOut
 from parity.pairs.passes import by_stream, cast
 from parity.study.step import Arrays, Step, weights
@@ -80,7 +80,7 @@ class JaxRunner:
     ):
         self.recipe, self.parts, self.dtype = recipe, parts, dtype
         self.images, self.compiled = images, compiled
-        self.networks: dict[Path, Network] = {}
+        self.networks: dict[Node, Network] = {}
 
     def begin(self, stage: Stage, state: Arrays, steps: int) -> None:
         """Start a stage from these weights; its longest epoch has `steps` batches."""
@@ -181,7 +181,7 @@ class JaxRunner:
         source = self._source("validation", stage)
         return grow.held_out(self.recipe, program, network, source, stage.name)
 
-    def multiply_adds(self, tree: Tree, node: Path) -> int:
+    def multiply_adds(self, tree: Tree, node: Node) -> int:
         """Of one image in a node's network of a tree that is thought of."""
         shape = self.parts.train.images.shape[1:]
         return grow.multiply_adds(self.recipe, tree, node, self.networks, shape)
@@ -190,7 +190,7 @@ class JaxRunner:
         """The labels that the whole tree predicts."""
         return route.predict(self.recipe, tree, self.networks, images).labels
 
-    def weights(self, node: Path) -> Arrays:
+    def weights(self, node: Node) -> Arrays:
         """A finished node's state_dict."""
         return exchange.to_state_dict(self.networks[node])
 

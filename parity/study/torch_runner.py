@@ -12,7 +12,7 @@ from data.recipes.recipe import Recipe
 from data.training.batches import Plan
 from data.training.epochs import Pass, likelihood_part
 from data.training.stages import Stage
-from data.tree.hierarchy import Path, Tree, ancestors
+from data.tree.hierarchy import Node, Tree, ancestors
 from data.tree.selection import HeldOut
 from parity.pairs.passes import DTYPES, recorded_masks
 from parity.study.step import Arrays, Step
@@ -42,7 +42,7 @@ class TorchRunner:
 
     def __init__(self, recipe: Recipe, parts: Splits, dtype: str, images: dict[str, torch.Tensor]):
         self.recipe, self.parts, self.dtype, self.images = recipe, parts, dtype, images
-        self.networks: dict[Path, torch.nn.Module] = {}
+        self.networks: dict[Node, torch.nn.Module] = {}
 
     def initial(self, stage: Stage) -> Arrays:
         """PyTorch's own initial weights of a stage, as a state_dict of the runner's type."""
@@ -112,7 +112,7 @@ class TorchRunner:
         self.optimizer.step()
         return exchange.to_state_dict(self.network)
 
-    def converted(self, node: Path, state: Arrays) -> torch.nn.Module:
+    def converted(self, node: Node, state: Arrays) -> torch.nn.Module:
         """A finished node's network with these weights, of their type."""
         network = copy.deepcopy(self.networks[node])
         dtype = next(torch.tensor(value).dtype for value in state.values())
@@ -144,7 +144,7 @@ class TorchRunner:
         source = self._source("validation", stage)
         return grow.held_out(self.recipe, self.networks[stage.node], source, stage.name)
 
-    def multiply_adds(self, tree: Tree, node: Path) -> int:
+    def multiply_adds(self, tree: Tree, node: Node) -> int:
         """Of one image in a node's network of a tree that is thought of."""
         shape = tuple(self.images["train"].shape[1:])
         return grow.multiply_adds(self.recipe, tree, node, self.networks, shape)
@@ -153,7 +153,7 @@ class TorchRunner:
         """The labels that the whole tree predicts."""
         return route.predict(self.recipe, tree, self.networks, images).labels
 
-    def weights(self, node: Path) -> Arrays:
+    def weights(self, node: Node) -> Arrays:
         """A finished node's state_dict."""
         return exchange.to_state_dict(self.networks[node])
 

@@ -10,8 +10,7 @@ from data.recipes.recipe import Recipe
 from data.run import compression, runfolder
 from data.run.compression import Compression
 from data.tree import hierarchy
-from data.tree.hierarchy import Path as NodePath
-from data.tree.hierarchy import Tree
+from data.tree.hierarchy import Node, Tree
 from trunk_jax import nodes
 from trunk_jax.baselines import start as baselines
 from trunk_jax.network.exchange import from_state_dict
@@ -22,17 +21,17 @@ from trunk_jax.shrink.quantized import quantize
 
 def load_networks(
     folder: Path, recipe: Recipe, tree: Tree, image_shape: nodes.Shape
-) -> dict[NodePath, Network]:
+) -> dict[Node, Network]:
     """The network of every node of a run, from `weights/`. UserError if any does not fit."""
-    networks: dict[NodePath, Network] = {}
+    networks: dict[Node, Network] = {}
     how = compression.read(folder)
     shapes = {hierarchy.ROOT: image_shape}
-    for node in hierarchy.nodes(tree):
+    for node in tree.nodes:
         name = tree.names[node]
         if node != hierarchy.ROOT:
             shapes[node] = feature_shape(networks[node[:-1]], shapes[node[:-1]])
         weights = runfolder.read_weights(folder, name)
-        template = _template(recipe, name, shapes[node], hierarchy.width(tree, node))
+        template = _template(recipe, name, shapes[node], tree.width(node))
         try:
             network = compressed(template, how, shapes[node], weights)
             networks[node] = from_state_dict(network, weights)

@@ -12,7 +12,7 @@ from data.images.arrays import as_images
 from data.images.augmentation import Augmentation
 from data.recipes.recipe import Recipe, image_shape
 from data.training.framework import Predictions
-from data.tree.hierarchy import ROOT, Path, Tree
+from data.tree.hierarchy import ROOT, Node, Tree
 from trunk_jax.inference.microbatched import infer
 from trunk_jax.network.augment import prepare
 from trunk_jax.network.network import Network, apply, dtype_of
@@ -37,7 +37,7 @@ def _visit(network: Network, x: Array, rows: Int[Array, " b"]) -> tuple[Array, A
 def predict(
     recipe: Recipe,
     tree: Tree,
-    networks: dict[Path, Network],
+    networks: dict[Node, Network],
     images: np.ndarray,
     batch: int = BATCH,
 ) -> Predictions:
@@ -55,7 +55,7 @@ def predict(
     batch = max(1, min(batch, len(images)))
     dtype = str(dtype_of(networks[ROOT]))
 
-    def visit(node: Path, x: Array, rows: np.ndarray, places: np.ndarray) -> None:
+    def visit(node: Node, x: Array, rows: np.ndarray, places: np.ndarray) -> None:
         """`rows` of `x` are the images at `places`."""
         padded = np.full(bucket(len(rows), batch), rows[0], np.int32)
         padded[: len(rows)] = rows
@@ -80,7 +80,7 @@ def predict(
     return Predictions(labels, np.exp(confidence))
 
 
-def first_input(recipe: Recipe, networks: dict[Path, Network], image: np.ndarray):
+def first_input(recipe: Recipe, networks: dict[Node, Network], image: np.ndarray):
     """One image, of what `as_images` takes, as the root is given it, [1, h, w, c]."""
     image = as_images(image, image_shape(recipe))
     return _normalise(image, recipe.mean, recipe.std, str(dtype_of(networks[ROOT])))

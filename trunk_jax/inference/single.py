@@ -10,8 +10,7 @@ from jaxtyping import Float, Int, UInt8
 
 from data.images.augmentation import Augmentation
 from data.recipes.recipe import Recipe
-from data.tree import hierarchy
-from data.tree.hierarchy import ROOT, Path, Tree
+from data.tree.hierarchy import ROOT, Node, Tree
 from trunk_jax.machine.memory import compile_for_one_image
 from trunk_jax.network.augment import prepare
 from trunk_jax.network.network import Network, apply, dtype_of
@@ -20,7 +19,7 @@ Answer = tuple[Int[Array, ""], Float[Array, ""], Int[Array, " depth"]]
 
 
 def compile_single(
-    recipe: Recipe, tree: Tree, networks: dict[Path, Network], shape: tuple[int, int, int]
+    recipe: Recipe, tree: Tree, networks: dict[Node, Network], shape: tuple[int, int, int]
 ) -> Callable[[UInt8[Array, "h w c"]], Answer]:
     """A function of one image, uint8 [h, w, c], compiled ahead of its first call.
 
@@ -34,14 +33,14 @@ def compile_single(
 
 
 def program_of(
-    recipe: Recipe, tree: Tree, networks: dict[Path, Network]
+    recipe: Recipe, tree: Tree, networks: dict[Node, Network]
 ) -> Callable[[UInt8[Array, "h w c"]], Answer]:
     """That function, not yet compiled.
 
     Weights that are arguments, hundreds of small arrays, would have to be looked at in each
     call, which takes a tenth of a mobilenet tree's time for an image.
     """
-    weights = {tree.names[node]: networks[node] for node in hierarchy.nodes(tree)}
+    weights = {tree.names[node]: networks[node] for node in tree.nodes}
     dtype = str(dtype_of(networks[ROOT]))
     return partial(_follow, tree, recipe.mean, recipe.std, dtype, weights)
 
@@ -57,7 +56,7 @@ def _follow(
     leaves = {path: label for label, path in enumerate(tree.paths)}
     depth = max(map(len, leaves))
 
-    def visit(node: Path, likelihood: Array, path: Array, x: Array) -> Answer:
+    def visit(node: Node, likelihood: Array, path: Array, x: Array) -> Answer:
         """The answer below a node for its input `x`."""
         (features, scores), _ = apply(networks[tree.names[node]], x)
         likelihoods = jax.nn.log_softmax(scores[0])
@@ -67,7 +66,7 @@ def _follow(
             return jnp.int32(label), jnp.exp(likelihood), path
 
         branches = []
-        for output in range(hierarchy.width(tree, node)):
+        for output in range(tree.width(node)):
             child = (*node, output)
             branches.append(
                 partial(leaf, leaves[child]) if child in leaves else partial(visit, child)

@@ -9,7 +9,6 @@ from pathlib import Path
 from data.base import tables
 from data.recipes.recipe import FOLDER, Recipe
 from data.run import results
-from data.tree import hierarchy
 from data.tree.hierarchy import Tree
 
 TREES, MONOLITHS, BASELINES, UNTRAINED = (
@@ -76,7 +75,7 @@ def identity(folder: Path, recipe: Recipe, tree: Tree) -> tuple[str, str]:
     if (folder.parent / "ablation.csv").exists():
         name = f"{recipe.backbone}, volatility {recipe.root.volatility:g}"
         return name, f"ablation {folder.parent.name.removeprefix('ablation-')}"
-    count = len(hierarchy.nodes(tree))
+    count = len(tree.nodes)
     if recipe.backbone == "monolith":
         return "monolith", MONOLITHS
     if count == 1:

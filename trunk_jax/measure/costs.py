@@ -1,13 +1,13 @@
 """What each node and each path of a tree costs: arithmetic, weights, memory."""
 
 from collections.abc import Sequence
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from data.tree.hierarchy import ROOT, Path, Tree, nodes
+from data.tree.hierarchy import ROOT, Node, Tree
 from trunk_jax.measure.program import peak_bytes, work
 from trunk_jax.network.network import Network, apply, cost, dtype_of, feature_shape
 from trunk_jax.nodes import Shape
@@ -17,19 +17,19 @@ COSTS = (*SUMS, "peak_activation_bytes")
 
 
 def input_shapes(
-    tree: Tree, networks: dict[Path, Network], image_shape: Shape
-) -> dict[Path, Shape]:
+    tree: Tree, networks: dict[Node, Network], image_shape: Shape
+) -> dict[Node, Shape]:
     """Height, width and channels of what each node is given."""
     shapes = {ROOT: image_shape}
-    for node in nodes(tree):
+    for node in tree.nodes:
         if node != ROOT:
             shapes[node] = feature_shape(networks[node[:-1]], shapes[node[:-1]])
     return shapes
 
 
 def node_costs(
-    tree: Tree, networks: dict[Path, Network], image_shape: Shape, folder: FilePath
-) -> dict[Path, dict[str, int]]:
+    tree: Tree, networks: dict[Node, Network], image_shape: Shape, folder: Path
+) -> dict[Node, dict[str, int]]:
     """Of each node, for one image: `COSTS`.
 
     `weight_bytes`: of parameters and running statistics in memory; `file_bytes`: of the file
@@ -39,7 +39,7 @@ def node_costs(
     return {
         node: network_costs(networks[node], shapes[node])
         | {"file_bytes": (folder / "weights" / f"{tree.names[node]}.safetensors").stat().st_size}
-        for node in nodes(tree)
+        for node in tree.nodes
     }
 
 
@@ -64,7 +64,7 @@ def network_costs(network: Network, in_shape: Shape) -> dict[str, int]:
     }
 
 
-def path_costs(of: dict[Path, dict[str, int]], path: Sequence[Path]) -> dict[str, int]:
+def path_costs(of: dict[Node, dict[str, int]], path: Sequence[Node]) -> dict[str, int]:
     """Of a path: the sums over its nodes, and the largest of their activations."""
     total = {key: sum(of[node][key] for node in path) for key in SUMS}
     return total | {"peak_activation_bytes": max(of[n]["peak_activation_bytes"] for n in path)}

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from data.images.augmentation import Augmentation
 from data.recipes.recipe import Recipe
-from data.tree.hierarchy import ROOT, Path
+from data.tree.hierarchy import ROOT, Node
 from trunk_jax.inference.microbatched import infer
 from trunk_jax.measure.energy import Counter
 from trunk_jax.network.augment import prepare
@@ -36,8 +36,8 @@ def _decide(network: Network, x: Array) -> tuple[Array, Array]:
 
 def walk(
     recipe: Recipe,
-    networks: dict[Path, Network],
-    path: Sequence[Path],
+    networks: dict[Node, Network],
+    path: Sequence[Node],
     images: UInt8[np.ndarray, "b h w c"],
 ) -> np.ndarray:
     """Take images from pixels through all nodes of one path; the last node's choices.
@@ -72,8 +72,8 @@ def percentiles(taken: Sequence[float]) -> tuple[float, float, float]:
 
 def path_times(
     recipe: Recipe,
-    networks: dict[Path, Network],
-    path: Sequence[Path],
+    networks: dict[Node, Network],
+    path: Sequence[Node],
     images: UInt8[np.ndarray, "n h w c"],
     repeats: int,
 ) -> dict[str, float]:

@@ -7,7 +7,7 @@ from trunk_jax.nodes.mobilenet import MobileNetNode
 from trunk_jax.nodes.resnet import ResNetNode
 from trunk_jax.nodes.vgg import VggNode
 
-Node = MobileNetNode | VggNode | ResNetNode
+NodeNetwork = MobileNetNode | VggNode | ResNetNode
 Shape = tuple[int, int, int]
 
 
@@ -20,7 +20,7 @@ def build(
     *,
     faults: tuple[str, ...] = (),
     rng: np.random.Generator,
-) -> Node:
+) -> NodeNetwork:
     """The node called `name`, with PyTorch's default initialisation.
 
     Args:
@@ -39,4 +39,4 @@ def build(
     return VggNode(spec, in_shape, outputs, rng=rng)
 
 
-__all__ = ["MobileNetNode", "Node", "ResNetNode", "Shape", "VggNode", "build"]
+__all__ = ["MobileNetNode", "NodeNetwork", "ResNetNode", "Shape", "VggNode", "build"]

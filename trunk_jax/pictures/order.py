@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from data.tree.hierarchy import ROOT, Groups, Tree, members, nodes
+from data.tree.hierarchy import ROOT, Groups, Tree
 from trunk_jax.pictures.style import INK
 
 
@@ -17,9 +17,9 @@ def tree_order(tree: Tree) -> list[int]:
 def spans(tree: Tree) -> Iterator[tuple[int, int, int]]:
     """(first place, number of classes, depth) of each node below the root, in `tree_order`."""
     place = {label: k for k, label in enumerate(tree_order(tree))}
-    for node in nodes(tree):
+    for node in tree.nodes:
         if node != ROOT:
-            mine = [place[label] for label in members(tree, node)]
+            mine = [place[label] for label in tree.members(node)]
             yield min(mine), len(mine), len(node)
 
 

@@ -13,7 +13,7 @@ from data.images import specs
 from data.images.datasets import Examples
 from data.run import derived, results, runfolder
 from data.run.dataset import load_of_run
-from data.tree import hierarchy, metrics
+from data.tree import metrics
 from data.tree.hierarchy import ROOT, Tree
 from trunk_jax.pictures.confusion import confusion_matrix
 from trunk_jax.pictures.curves import training_curves
@@ -57,7 +57,7 @@ def drawings(
         raise UserError(f"{folder / 'metrics.jsonl'} has other lines than ours ({error})") from None
     if rows:
         result["curves"] = training_curves(
-            rows, recipe.ties, f"{what}: training", hierarchy.titles(tree, names, most=6)
+            rows, recipe.ties, f"{what}: training", tree.titles(names, most=6)
         )
     return result | asl_pictures(folder, tree, names)
 
@@ -67,9 +67,9 @@ def asl_pictures(
 ) -> dict[str, Figure]:
     """A heat map for each node with an ASL; the root's beside its `untrained` one if measured."""
     result = {}
-    titles = hierarchy.titles(tree, names, most=6)
-    for node in hierarchy.nodes(tree):
-        members = hierarchy.members(tree, node)
+    titles = tree.titles(names, most=6)
+    for node in tree.nodes:
+        members = tree.members(node)
         name, title = tree.names[node], titles[tree.names[node]]
         recorded = runfolder.read_asl(folder, name, len(members))
         if recorded is None:

@@ -14,7 +14,7 @@ from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path as Curve
 
 from data.tree.attrition import by_node, traffic
-from data.tree.hierarchy import ROOT, Path, Tree, depth, nodes
+from data.tree.hierarchy import ROOT, Node, Tree
 from trunk_jax.pictures.order import tree_order
 from trunk_jax.pictures.style import ACCURACY, BLUE, figure, over, styled
 
@@ -28,8 +28,8 @@ _WIDEST = 24.0  # points, of the edge that all images would take
 class _Place:
     """Where everything is, in inches from the left and from the top."""
 
-    x: dict[Path, float]
-    y: dict[Path, float]
+    x: dict[Node, float]
+    y: dict[Node, float]
     width: float
     height: float
 
@@ -54,7 +54,7 @@ def tree_picture(
     axes.set_ylim(place.height, 0)
     axes.axis("off")
 
-    inner, flow = nodes(tree), traffic(tree, predicted)
+    inner, flow = tree.nodes, traffic(tree, predicted)
     rows = by_node(tree, labels, predicted)
     recall = [
         float((predicted[labels == k] == k).mean()) if (labels == k).any() else None
@@ -81,18 +81,18 @@ def _layout(tree: Tree, names: Sequence[str], samples: Mapping | None) -> _Place
     row = _ROW if samples is None else 0.42
     top = 1.0
     y = {tree.paths[label]: top + row * (k + 0.5) for k, label in enumerate(tree_order(tree))}
-    for node in reversed(nodes(tree)):  # children before their parents
+    for node in reversed(tree.nodes):  # children before their parents
         below = {path[: len(node) + 1] for path in tree.paths if path[: len(node)] == node}
         y[node] = float(np.mean([y[child] for child in below]))
-    levels = depth(tree)
+    levels = tree.depth
     leaves = 0.15 + _BOX[0] / 2 + _COLUMN * levels - 0.25
-    x = {node: 0.15 + _BOX[0] / 2 + _COLUMN * len(node) for node in nodes(tree)}
+    x = {node: 0.15 + _BOX[0] / 2 + _COLUMN * len(node) for node in tree.nodes}
     x |= dict.fromkeys(tree.paths, leaves)
     right = 0.95 + 0.09 * max(map(len, names)) + (0.45 if samples else 0)
     return _Place(x, y, max(leaves + right, 5.4), top + row * len(tree.paths) + 0.2)
 
 
-def _edges(axes: Axes, place: _Place, tree: Tree, node: Path, flow: Mapping[Path, int]) -> None:
+def _edges(axes: Axes, place: _Place, tree: Tree, node: Node, flow: Mapping[Node, int]) -> None:
     """The edges to a node's children: side by side at the parent, bending, then straight."""
     below = sorted({path[: len(node) + 1] for path in tree.paths if path[: len(node)] == node})
     widths = [_WIDEST * flow[child] / max(flow[ROOT], 1) for child in below]  # points
@@ -115,7 +115,7 @@ def _edges(axes: Axes, place: _Place, tree: Tree, node: Path, flow: Mapping[Path
 
 
 def _node(
-    axes: Axes, place: _Place, node: Path, name: str, accuracy: float | None, images: int,
+    axes: Axes, place: _Place, node: Node, name: str, accuracy: float | None, images: int,
     scale: ScalarMappable,
 ) -> None:  # fmt: skip
     x, y = place.x[node], place.y[node]
@@ -136,7 +136,7 @@ def _node(
 
 
 def _leaf(
-    axes: Axes, place: _Place, path: Path, name: str, recall: float | None,
+    axes: Axes, place: _Place, path: Node, name: str, recall: float | None,
     sample: np.ndarray | None, scale: ScalarMappable,
 ) -> None:  # fmt: skip
     x, y = place.x[path] + 0.08, place.y[path]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from pathlib import Path as FilePath
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from data.training import epochs, growth, stages
 from data.training.framework import Grown
 from data.training.stages import Stage
 from data.tree import grouping, hierarchy, metrics
-from data.tree.hierarchy import Path, Tree
+from data.tree.hierarchy import Node, Tree
 from data.tree.selection import HeldOut
 from trunk_jax import nodes
 from trunk_jax.baselines import start as baselines
@@ -34,7 +34,7 @@ def grow(
     recipe: Recipe,
     splits: Splits,
     classes: int,
-    folder: FilePath,
+    folder: Path,
     report: Callable[..., None],
     *,
     start: Callable[..., Network] | None = None,
@@ -49,7 +49,7 @@ def grow(
     start = start or initial_network
     if recipe.others.class_phase.precision == "bfloat16" and jax.default_backend() == "cpu":
         report(stage="training", note="bfloat16 is for GPUs; on a CPU it is slower than float32")
-    networks: dict[Path, Network] = {}
+    networks: dict[Node, Network] = {}
     train = jnp.asarray(splits.train.images)
     validation = jnp.asarray(splits.validation.images)
     image_shape = splits.train.images.shape[1:]
@@ -147,9 +147,9 @@ def grow(
 def initial_network(
     recipe: Recipe,
     tree: Tree,
-    node: Path,
+    node: Node,
     phase: str,
-    networks: dict[Path, Network],
+    networks: dict[Node, Network],
     image_shape: nodes.Shape,
 ) -> Network:
     """A node's network before it is trained for `phase`."""
@@ -196,8 +196,8 @@ def held_out(
 def multiply_adds(
     recipe: Recipe,
     tree: Tree,
-    node: Path,
-    networks: dict[Path, Network],
+    node: Node,
+    networks: dict[Node, Network],
     image_shape: nodes.Shape,
 ) -> int:
     """Multiply-adds of one image in a node's network; its ancestors are in `networks`."""
@@ -206,7 +206,7 @@ def multiply_adds(
         shape = feature_shape(networks[ancestor], shape)
     where, outputs = (
         (recipe.dataset, recipe.backbone, tree.names[node]),
-        hierarchy.width(tree, node),
+        tree.width(node),
     )
     with jax.enable_x64(False):  # a network as it is built has float32 parameters
         rng = np.random.default_rng(0)

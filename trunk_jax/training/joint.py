@@ -21,7 +21,7 @@ from data.training.course import epochs_left, finish
 from data.training.epochs import Pass, Position
 from data.training.joint import Layout
 from data.tree import metrics
-from data.tree.hierarchy import Path, Tree
+from data.tree.hierarchy import Node, Tree
 from trunk_jax.inference import route
 from trunk_jax.layers.basic import Mode
 from trunk_jax.machine import devices, memory
@@ -133,13 +133,13 @@ def fit_tree(
     phase: Phase,
     stage: str,
     tree: Tree,
-    networks: dict[Path, Network],
+    networks: dict[Node, Network],
     splits: Splits,
     *,
     restore: Callable[[State, Networks], tuple[State, Networks, Position] | None],
     save: Callable[[State, Networks, Position, bool], None],
     report: Callable[..., None],
-) -> dict[Path, Network]:
+) -> dict[Node, Network]:
     """Train all networks of a tree together and return those of the best epoch.
 
     An epoch is chosen by the tree's accuracy on the validation images, each following its
@@ -202,7 +202,7 @@ def _train_epoch(
     return state, (float(sums[0]), int(sums[1]), run.batches.images)
 
 
-def _accuracy(recipe: Recipe, tree: Tree, networks: dict[Path, Network], splits: Splits) -> float:
+def _accuracy(recipe: Recipe, tree: Tree, networks: dict[Node, Network], splits: Splits) -> float:
     """The share of validation images that reach their own leaf, as the recipe counts them."""
     follow = partial(route.predict, recipe, tree)
     found = devices.predict(follow, networks, splits.validation.images, route.BATCH).labels

@@ -10,14 +10,13 @@ from data.recipes.recipe import Recipe
 from data.run import compression, runfolder
 from data.run.compression import Compression
 from data.tree import hierarchy
-from data.tree.hierarchy import Path as NodePath
-from data.tree.hierarchy import Tree
+from data.tree.hierarchy import Node, Tree
 from trunk_torch_ref import nodes
 from trunk_torch_ref.baselines import start as baselines
 from trunk_torch_ref.machine.devices import where
 from trunk_torch_ref.network.exchange import from_state_dict
 from trunk_torch_ref.network.network import feature_shape, initial
-from trunk_torch_ref.nodes import Node
+from trunk_torch_ref.nodes import NodeNetwork
 from trunk_torch_ref.shrink.prune import resized
 from trunk_torch_ref.shrink.quantized import quantize
 
@@ -30,19 +29,19 @@ def channel_first(image_shape: tuple[int, int, int]) -> nodes.Shape:
 
 def load_networks(
     folder: Path, recipe: Recipe, tree: Tree, image_shape: tuple[int, int, int]
-) -> dict[NodePath, Node]:
+) -> dict[Node, NodeNetwork]:
     """The network of every node of a run, from `weights/`. UserError if any does not fit.
 
     `image_shape`: height, width and channels.
     """
-    networks: dict[NodePath, Node] = {}
+    networks: dict[Node, NodeNetwork] = {}
     how = compression.read(folder)
     shapes = {hierarchy.ROOT: channel_first(image_shape)}
-    for node in hierarchy.nodes(tree):
+    for node in tree.nodes:
         name = tree.names[node]
         if node != hierarchy.ROOT:
             shapes[node] = feature_shape(networks[node[:-1]], shapes[node[:-1]])
-        template = _template(recipe, name, shapes[node], hierarchy.width(tree, node))
+        template = _template(recipe, name, shapes[node], tree.width(node))
         weights = runfolder.read_weights(folder, name)
         try:
             template = compressed(template, how, shapes[node], weights)
@@ -54,11 +53,11 @@ def load_networks(
 
 
 def compressed(
-    network: Node,
+    network: NodeNetwork,
     how: Compression | None,
     in_shape: nodes.Shape,
     weights: Mapping[str, np.ndarray],
-) -> Node:
+) -> NodeNetwork:
     """The network as a compressed run has it, still with values of its own.
 
     UserError if pruned layers do not fit together.
@@ -70,7 +69,7 @@ def compressed(
     return initial(lambda: resized(network, in_shape, weights), seed=0)
 
 
-def _template(recipe: Recipe, name: str, shape: nodes.Shape, outputs: int) -> Node:
+def _template(recipe: Recipe, name: str, shape: nodes.Shape, outputs: int) -> NodeNetwork:
     """A node's network, whose weights are about to be set."""
     if recipe.monolith is not None:
         return baselines.empty(recipe, shape, outputs)

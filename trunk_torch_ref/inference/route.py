@@ -8,10 +8,10 @@ from data.images.arrays import as_images
 from data.images.augmentation import Augmentation
 from data.recipes.recipe import Recipe, image_shape
 from data.training.framework import Predictions
-from data.tree.hierarchy import ROOT, Path, Tree
+from data.tree.hierarchy import ROOT, Node, Tree
 from trunk_torch_ref.network.augment import prepare
 from trunk_torch_ref.network.network import location
-from trunk_torch_ref.nodes import Node
+from trunk_torch_ref.nodes import NodeNetwork
 
 BATCH = 256
 
@@ -20,7 +20,7 @@ BATCH = 256
 def predict(
     recipe: Recipe,
     tree: Tree,
-    networks: dict[Path, Node],
+    networks: dict[Node, NodeNetwork],
     images: np.ndarray,
     batch: int = BATCH,
 ) -> Predictions:
@@ -34,7 +34,7 @@ def predict(
     labels = np.full(len(images), -1, np.int32)
     likelihood = np.zeros(len(images))
 
-    def visit(node: Path, x: Tensor, places: np.ndarray) -> None:
+    def visit(node: Node, x: Tensor, places: np.ndarray) -> None:
         """`x` are the inputs of the images at `places`."""
         features, scores = networks[node].eval()(x)
         best = scores.log_softmax(1).max(1)

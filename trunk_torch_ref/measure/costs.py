@@ -5,12 +5,12 @@ from torch import Tensor, nn
 
 from trunk_torch_ref.baselines.layers import ScaledDotProduct, SelfAttention
 from trunk_torch_ref.network.network import blank
-from trunk_torch_ref.nodes import Node, Shape
+from trunk_torch_ref.nodes import NodeNetwork, Shape
 from trunk_torch_ref.shrink.quantized import QuantizedConv2d, QuantizedLinear
 
 
 @torch.no_grad()
-def cost(network: Node, in_shape: Shape) -> dict[str, int]:
+def cost(network: NodeNetwork, in_shape: Shape) -> dict[str, int]:
     """Parameters, and multiply-adds for one image, of convolutions, linear layers and attention.
 
     Counted from a pass: every layer's own output shape, padding included, as the published

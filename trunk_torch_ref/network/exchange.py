@@ -6,15 +6,15 @@ import numpy as np
 import torch
 
 from data.base.weights import check_fit, with_counters
-from trunk_torch_ref.nodes import Node
+from trunk_torch_ref.nodes import NodeNetwork
 
 
-def to_state_dict(network: Node) -> dict[str, np.ndarray]:
+def to_state_dict(network: NodeNetwork) -> dict[str, np.ndarray]:
     """A copy of the network's arrays under their names, of unchanged type."""
     return {key: value.cpu().numpy().copy() for key, value in network.state_dict().items()}
 
 
-def from_state_dict(network: Node, weights: Mapping[str, np.ndarray]) -> Node:
+def from_state_dict(network: NodeNetwork, weights: Mapping[str, np.ndarray]) -> NodeNetwork:
     """The network, its arrays overwritten by those of a state_dict.
 
     Batch counters that it leaves out start at zero. UserError listing every missing, extra or

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from trunk_torch_ref.nodes import Node, Shape
+from trunk_torch_ref.nodes import NodeNetwork, Shape
 
 
 @contextmanager
@@ -18,7 +18,7 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def initial(build: Callable[[], Node], seed: int) -> Node:
+def initial(build: Callable[[], NodeNetwork], seed: int) -> NodeNetwork:
     """What `build` makes with parameters drawn from `seed`, on the CPU, the same everywhere."""
     with seeded(seed):
         return build()
@@ -31,17 +31,17 @@ def location(network: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 
 @torch.no_grad()
-def features(network: Node, x: Tensor) -> Tensor:
+def features(network: NodeNetwork, x: Tensor) -> Tensor:
     """What the children are given, in eval mode, [B, C, H, W]."""
     return network.eval().features(x)
 
 
-def feature_shape(network: Node, in_shape: Shape) -> Shape:
+def feature_shape(network: NodeNetwork, in_shape: Shape) -> Shape:
     """Channels, height and width of what the children are given."""
     return tuple(features(network, blank(network, in_shape)).shape[1:])
 
 
-def blank(network: Node, shape: Shape) -> Tensor:
+def blank(network: NodeNetwork, shape: Shape) -> Tensor:
     """One image of zeros, [1, C, H, W], where and in what the network computes."""
     device, dtype = location(network)
     return torch.zeros(1, *shape, device=device, dtype=dtype)

@@ -7,7 +7,7 @@ from trunk_torch_ref.nodes.mobilenet import MobileNetNode
 from trunk_torch_ref.nodes.resnet import ResNetNode
 from trunk_torch_ref.nodes.vgg import VggNode
 
-Node = MobileNetNode | VggNode | ResNetNode
+NodeNetwork = MobileNetNode | VggNode | ResNetNode
 Shape = tuple[int, int, int]
 
 
@@ -19,7 +19,7 @@ def build(
     outputs: int,
     *,
     faults: tuple[str, ...] = (),
-) -> Node:
+) -> NodeNetwork:
     """The node called `name`, initialised by PyTorch from its global generator.
 
     Args:
@@ -42,4 +42,4 @@ def build(
     return node
 
 
-__all__ = ["MobileNetNode", "Node", "ResNetNode", "Shape", "VggNode", "build"]
+__all__ = ["MobileNetNode", "NodeNetwork", "ResNetNode", "Shape", "VggNode", "build"]

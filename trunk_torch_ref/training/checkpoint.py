@@ -15,7 +15,7 @@ from torch import Tensor
 from data.base import interrupts, reading, writing
 from data.base.errors import UserError
 from data.training.epochs import Position, position_from_json
-from trunk_torch_ref.nodes import Node
+from trunk_torch_ref.nodes import NodeNetwork
 from trunk_torch_ref.training.fit import State
 
 SECONDS_BETWEEN = 10.0  # short epochs share a checkpoint
@@ -41,7 +41,7 @@ class Checkpoints:
         if isinstance(value, interrupts.STOPPED) and self._unsaved is not None:
             self._write(self._unsaved)
 
-    def save(self, last: State, best: Node, position: Position, final: bool) -> None:
+    def save(self, last: State, best: NodeNetwork, position: Position, final: bool) -> None:
         """Store a stage's state after an epoch; skipped when the previous save is recent."""
         content = {
             "last": last.state_dict(),
@@ -60,7 +60,7 @@ class Checkpoints:
             writing.write_bytes(self.file, buffer.getvalue())
             self._saved, self._unsaved = time.monotonic(), None
 
-    def restore(self, last: State, best: Node) -> Position | None:
+    def restore(self, last: State, best: NodeNetwork) -> Position | None:
         """Load what was saved into `last` and `best`; the position, or None if none was saved.
 
         UserError if the file is damaged or of another network.

@@ -19,7 +19,7 @@ from data.training.epochs import Pass, Position
 from data.tree import metrics
 from trunk_torch_ref.network.augment import prepare
 from trunk_torch_ref.network.network import features, location, seeded
-from trunk_torch_ref.nodes import Node
+from trunk_torch_ref.nodes import NodeNetwork
 from trunk_torch_ref.training.objective import each_step, loss, optimizer, scheduler
 
 Draws = dict[str, np.ndarray]
@@ -36,14 +36,14 @@ class Source:
 
     images: Tensor
     targets: Tensor
-    above: tuple[Node, ...]
+    above: tuple[NodeNetwork, ...]
 
 
 @dataclass(frozen=True)
 class State:
     """What training changes, in place."""
 
-    network: Node
+    network: NodeNetwork
     optimizer: Optimizer
     scheduler: LRScheduler
 
@@ -61,7 +61,7 @@ class State:
 class Result:
     """A trained node: the best epoch's network, its validation accuracy and number."""
 
-    network: Node
+    network: NodeNetwork
     accuracy: float
     epoch: int
 
@@ -90,7 +90,7 @@ def inputs(
 
 
 def train_step(
-    network: Node,
+    network: NodeNetwork,
     optimizer: Optimizer,
     x: Tensor,
     targets: Tensor,
@@ -112,7 +112,7 @@ def train_step(
 
 @torch.no_grad()
 def evaluate(
-    recipe: Recipe, network: Node, source: Source, run: Pass
+    recipe: Recipe, network: NodeNetwork, source: Source, run: Pass
 ) -> tuple[np.ndarray, np.ndarray]:
     """(scores [n, outputs], targets [n]) over the images of a pass, in its order.
 
@@ -133,12 +133,12 @@ def fit(
     recipe: Recipe,
     phase: Phase,
     stage: str,
-    network: Node,
+    network: NodeNetwork,
     train: Source,
     validation: Source,
     *,
-    restore: Callable[[State, Node], Position | None],
-    save: Callable[[State, Node, Position, bool], None],
+    restore: Callable[[State, NodeNetwork], Position | None],
+    save: Callable[[State, NodeNetwork, Position, bool], None],
     report: Callable[..., None],
 ) -> Result:
     """Train `network`, in place, for a phase and return its best epoch.

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from pathlib import Path as FilePath
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,14 +16,14 @@ from data.training import epochs, growth, stages
 from data.training.framework import Grown
 from data.training.stages import Stage
 from data.tree import grouping, hierarchy, metrics
-from data.tree.hierarchy import Path, Tree
+from data.tree.hierarchy import Node, Tree
 from data.tree.selection import HeldOut
 from trunk_torch_ref import nodes
 from trunk_torch_ref.baselines import start as baselines
 from trunk_torch_ref.measure.costs import cost
 from trunk_torch_ref.network.exchange import to_state_dict
 from trunk_torch_ref.network.network import feature_shape, initial
-from trunk_torch_ref.nodes import Node
+from trunk_torch_ref.nodes import NodeNetwork
 from trunk_torch_ref.training import joint
 from trunk_torch_ref.training.checkpoint import Checkpoints
 from trunk_torch_ref.training.fit import Source, evaluate, fit
@@ -32,11 +32,11 @@ from trunk_torch_ref.training.fit import Source, evaluate, fit
 def initial_network(
     recipe: Recipe,
     tree: Tree,
-    node: Path,
+    node: Node,
     phase: str,
-    networks: dict[Path, Node],
+    networks: dict[Node, NodeNetwork],
     image_shape: nodes.Shape,
-) -> Node:
+) -> NodeNetwork:
     """A node's network before it is trained for `phase`."""
     stage = Stage(tree, node, phase)
     if recipe.monolith is not None:
@@ -45,7 +45,7 @@ def initial_network(
     for ancestor in hierarchy.ancestors(node):
         shape = feature_shape(networks[ancestor], shape)
 
-    def build() -> Node:
+    def build() -> NodeNetwork:
         dataset, backbone, faults = recipe.dataset, recipe.backbone, recipe.faults
         return nodes.build(dataset, backbone, stage.name, shape, stage.outputs, faults=faults)
 
@@ -56,11 +56,11 @@ def grow(
     recipe: Recipe,
     splits: Splits,
     classes: int,
-    folder: FilePath,
+    folder: Path,
     report: Callable[..., None],
     *,
     device: torch.device | str = "cpu",
-    start: Callable[..., Node] = initial_network,
+    start: Callable[..., NodeNetwork] = initial_network,
 ) -> Grown:
     """Grow and train a tree; what the folder already holds is taken from there.
 
@@ -73,7 +73,7 @@ def grow(
               for kind in ("class_phase", "group_phase"))  # fmt: skip
     if any(phase.precision != "float32" for phase in phases):
         raise UserError("PyTorch's nodes train in float32 here; bfloat16 is for joint training")
-    networks: dict[Path, Node] = {}
+    networks: dict[Node, NodeNetwork] = {}
     train = as_images(splits.train.images, device)
     validation = as_images(splits.validation.images, device)
     image_shape = tuple(train.shape[1:])
@@ -143,7 +143,9 @@ def grow(
     return Grown(tree, networks)
 
 
-def average_likelihood(recipe: Recipe, network: Node, source: Source, name: str) -> np.ndarray:
+def average_likelihood(
+    recipe: Recipe, network: NodeNetwork, source: Source, name: str
+) -> np.ndarray:
     """ASL of a node over its images of `epochs.likelihood_part`, float64 [classes, classes].
 
     The network itself stays as it is.
@@ -156,7 +158,7 @@ def average_likelihood(recipe: Recipe, network: Node, source: Source, name: str)
     return grouping.average_softmax(metrics.softmax(scores), truth)
 
 
-def held_out(recipe: Recipe, network: Node, source: Source, name: str) -> HeldOut:
+def held_out(recipe: Recipe, network: NodeNetwork, source: Source, name: str) -> HeldOut:
     """What a node, one output a class, says of the images of `source` that are its own."""
     targets = source.targets.cpu().numpy()
     run = epochs.held_out(recipe, name, targets, tuple(source.images.shape[2:]))
@@ -165,7 +167,11 @@ def held_out(recipe: Recipe, network: Node, source: Source, name: str) -> HeldOu
 
 
 def multiply_adds(
-    recipe: Recipe, tree: Tree, node: Path, networks: dict[Path, Node], image_shape: nodes.Shape
+    recipe: Recipe,
+    tree: Tree,
+    node: Node,
+    networks: dict[Node, NodeNetwork],
+    image_shape: nodes.Shape,
 ) -> int:
     """Multiply-adds of one image in a node's network; its ancestors are in `networks`."""
     shape = image_shape
@@ -173,7 +179,7 @@ def multiply_adds(
         shape = feature_shape(networks[ancestor], shape)
     where, outputs = (
         (recipe.dataset, recipe.backbone, tree.names[node]),
-        hierarchy.width(tree, node),
+        tree.width(node),
     )
     network = initial(lambda: nodes.build(*where, shape, outputs, faults=recipe.faults), seed=0)
     return cost(network, shape)["multiply_adds"]

@@ -20,11 +20,11 @@ from data.training.course import epochs_left, finish
 from data.training.epochs import Pass, Position
 from data.training.joint import Layout
 from data.tree import metrics
-from data.tree.hierarchy import Path, Tree
+from data.tree.hierarchy import Node, Tree
 from trunk_torch_ref.inference import route
 from trunk_torch_ref.network.augment import prepare
 from trunk_torch_ref.network.network import location, seeded
-from trunk_torch_ref.nodes import Node
+from trunk_torch_ref.nodes import NodeNetwork
 from trunk_torch_ref.training.objective import each_step, loss, optimizer, scheduler
 
 
@@ -97,14 +97,14 @@ def fit_tree(
     phase: Phase,
     stage: str,
     tree: Tree,
-    networks: dict[Path, Node],
+    networks: dict[Node, NodeNetwork],
     images: Tensor,
     splits: Splits,
     *,
     restore: Callable[[State, nn.Module], Position | None],
     save: Callable[[State, nn.Module, Position, bool], None],
     report: Callable[..., None],
-) -> dict[Path, Node]:
+) -> dict[Node, NodeNetwork]:
     """Train all networks of a tree together, in place, and return those of the best epoch.
 
     An epoch is chosen by the tree's accuracy on the validation images, each following its
@@ -141,7 +141,7 @@ def fit_tree(
     return _by_path(best.eval(), names)
 
 
-def _by_path(modules: nn.ModuleDict, names: dict[str, Path]) -> dict[Path, Node]:
+def _by_path(modules: nn.ModuleDict, names: dict[str, Node]) -> dict[Node, NodeNetwork]:
     return {names[name]: module for name, module in modules.items()}
 
 
@@ -175,7 +175,9 @@ def _train_epoch(
     return total, right, run.batches.images
 
 
-def _accuracy(recipe: Recipe, tree: Tree, networks: dict[Path, Node], splits: Splits) -> float:
+def _accuracy(
+    recipe: Recipe, tree: Tree, networks: dict[Node, NodeNetwork], splits: Splits
+) -> float:
     """The share of validation images that reach their own leaf, as the recipe counts them."""
     found = route.predict(recipe, tree, networks, splits.validation.images).labels
     return metrics.accuracy(splits.validation.labels, found, recipe.balanced)
