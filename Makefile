@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: demo test test-all test-newest constraints clean
+.PHONY: demo docs test test-all test-newest constraints clean
 .NOTPARALLEL:
 
 # Train the default tree on scikit-learn's digits, then check that both frameworks agree on it.
@@ -19,6 +19,10 @@ test: $(VENV)/.installed-test
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) -m pytest -n 2 -m "not slow"
+
+# The documentation as a site in build/site; a broken link is an error.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 # With the slow ones too: self-tests, rehearsals, whole trainings. Before every release.
 test-all: $(VENV)/.installed-test
@@ -50,6 +54,10 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(INSTALL) --constraint constraints.txt --editable ".[test]"
 	@touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	$(INSTALL) --constraint constraints.txt --editable ".[docs]"
+	@touch $@
+
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
 
@@ -58,9 +66,9 @@ $(VENV)/bin/pip:
 constraints:
 	rm -rf $(VENV)-fresh
 	$(PYTHON) -m venv $(VENV)-fresh
-	$(VENV)-fresh/bin/pip install --quiet --disable-pip-version-check --editable ".[test]"
-	@{ echo "# The standard environment: what Python 3.11 gets for pyproject.toml with the extra"; \
-	   echo "# \"test\". Written by \`make constraints PYTHON=python3.11\`; do not edit by hand."; \
+	$(VENV)-fresh/bin/pip install --quiet --disable-pip-version-check --editable ".[test,docs]"
+	@{ echo "# The standard environment: what Python 3.11 gets for pyproject.toml with the extras"; \
+	   echo "# \"test\" and \"docs\". Written by \`make constraints PYTHON=python3.11\`; do not edit by hand."; \
 	   $(VENV)-fresh/bin/pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//'; } > constraints.new
 	mv constraints.new constraints.txt
 	rm -rf $(VENV)-fresh

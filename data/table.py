@@ -4,39 +4,70 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data.base import tables
+from data.base import reading, tables
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
 from data.base.writing import save_bytes
-from data.run import results
+from data.run import results, runfolder
 from data.tree.interval import interval
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 COLUMNS = (
-    "data", "network", "nodes", "test accuracy, % (95 % interval)", "right",
-    "multiply-adds, mean path", "parameters, mean path",
+    "data", "network", "test accuracy, % (95 % interval)", "right",
+    "multiply-adds of an image", "parameters an image meets",
 )  # fmt: skip
+_PUBLISHED: reading.Form = {
+    "data": str, "network": str, "correct": int, "total": int, "multiply_adds": float,
+    "parameters": float,
+}  # fmt: skip
 
 
 def row(summary: dict[str, Any]) -> tuple[str, ...]:
     """A line of the table, from a run's `summary.json`."""
     counts, mean = summary["accuracy"]["test"], summary["paths"]["mean"]
-    low, high = interval(counts["correct"], counts["total"])
+    nodes, recipe = len(summary["nodes"]), f"{summary['recipe']}, {summary['backbone']}"
     chosen = ", selected on TEST" if summary["selected_on"] == "test" else ""
+    kind = f"our tree, {nodes} nodes" if nodes > 1 else "one network"
+    return _row(summary["dataset_title"], f"{kind} ({recipe}{chosen})", counts, mean)
+
+
+def _row(data: str, network: str, counts: Any, mean: Any) -> tuple[str, ...]:
+    low, high = interval(counts["correct"], counts["total"])
     return (
-        summary["dataset_title"],
-        f"{summary['recipe']} {summary['backbone']}{chosen}",
-        f"{len(summary['nodes'])}",
-        f"{100 * counts['accuracy']:.2f} ({100 * low:.2f} to {100 * high:.2f})",
+        data,
+        network,
+        f"{100 * counts['correct'] / counts['total']:.2f} ({100 * low:.2f} to {100 * high:.2f})",
         f"{counts['correct']:,} of {counts['total']:,}",
         f"{mean['multiply_adds'] / 1e6:.1f} M",
         f"{mean['parameters'] / 1e6:.3f} M",
     )
 
 
-def table(runs: list[Path]) -> str:
-    """The table of the runs. UserError for one that is not finished."""
-    return tables.markdown(COLUMNS, [row(results.read_summary(run)) for run in runs])
+def table(runs: list[Path], published: Path | None = None) -> str:
+    """The table of the runs. UserError for one that is not finished.
+
+    `published`: a JSON list of published classifiers (docs/published.json). Those of a dataset
+    stand above its first run; those of datasets without a run are left out.
+    """
+    rows = [row(results.read_summary(run)) for run in runs]
+    others = [_row(one["data"], one["network"], one, one) for one in _published(published)]
+    result = []
+    for number, mine in enumerate(rows):
+        if mine[0] not in (before[0] for before in rows[:number]):
+            result += [other for other in others if other[0] == mine[0]]
+        result.append(mine)
+    return tables.markdown(COLUMNS, result)
+
+
+def _published(file: Path | None) -> list[dict[str, Any]]:
+    if file is None:
+        return []
+    found = runfolder.read_json(file)
+    try:
+        reading.need(found, [_PUBLISHED])
+    except ValueError as error:
+        raise UserError(f"{file} has another form than docs/published.json ({error})") from None
+    return found
 
 
 def insert(file: Path, text: str) -> None:
@@ -62,8 +93,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--write", type=target, metavar="FILE", help="put it into a "
                         "Markdown file, between the "
                         f"lines {BEGIN} and {END} (default: print it)")  # fmt: skip
+    parser.add_argument("--published", type=Path, metavar="FILE", help="a JSON list of published "
+                        "classifiers to put beside the runs, such as docs/published.json")  # fmt: skip
     options = parser.parse_args(arguments)
-    text = table([Path(run) for run in options.runs])
+    text = table([Path(run) for run in options.runs], options.published)
     if options.write:
         insert(options.write, text)
     else:

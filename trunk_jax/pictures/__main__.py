@@ -1,11 +1,12 @@
-"""`python -m trunk_jax.pictures RUN`: PNG and SVG pictures of a finished run."""
+"""`python -m trunk_jax.pictures RUN...`: PNG and SVG pictures of a run, or of several in one."""
 
 import sys
 from pathlib import Path
 
-from data.base.errors import run_command
+from data.base.errors import UserError, run_command
 from data.base.parser import Parser
 from data.run import derived
+from trunk_jax.pictures.accuracy_cost import accuracy_cost, point, published
 from trunk_jax.pictures.run import drawings
 from trunk_jax.pictures.style import write
 
@@ -15,19 +16,31 @@ def main(arguments: list[str] | None = None) -> None:
     parser = Parser(
         prog="python -m trunk_jax.pictures",
         description="Draw a finished run of either framework: its tree, confusion matrix, training "
-        "curves and likelihoods. Confusions are those of the last evaluate.",
+        "curves and likelihoods. Confusions are those of the last evaluate. Of several runs draw "
+        "one picture: accuracy against multiply-adds.",
     )
     add = parser.add_argument
-    add("run", metavar="RUN", help="the run folder")
+    add("runs", metavar="RUN", nargs="+", help="a run folder, or several to compare")
     add("--split", choices=("train", "validation", "test"), default="test",
         help="the predictions to show; evaluate writes them (default: %(default)s)")  # fmt: skip
     add("--leaves", choices=("images", "names"), default="images", help="what stands at the "
         "tree's leaves beside the classes' names (default: %(default)s)")  # fmt: skip
     add("--data-dir", help="folder of prepared TFDS datasets, for --leaves images (default: the "
         "run's own)")  # fmt: skip
-    add("--out", metavar="DIR", help="where they go (default: runs/<the run's name>/figures)")
+    add("--published", metavar="FILE", help="with several runs: a JSON list of published points "
+        "to draw beside them, such as docs/published.json")  # fmt: skip
+    add("--out", metavar="DIR", help="where they go (default: runs/<the run's name>/figures; of "
+        "several runs: runs/figures)")  # fmt: skip
     options = parser.parse_args(arguments)
-    folder = Path(options.run)
+    if len(options.runs) > 1:
+        points = published(Path(options.published)) if options.published else []
+        points += [point(Path(run)) for run in options.runs]
+        drawing = accuracy_cost(points, "What accuracy costs")
+        print(*write(drawing, Path(options.out or "runs/figures"), "accuracy-cost"), sep="\n")
+        return
+    if options.published:
+        raise UserError("--published draws points beside several runs; name two or more RUNs")
+    folder = Path(options.runs[0])
     out = Path(options.out) if options.out else derived.place(folder) / "figures"
     made = drawings(folder, options.split, options.leaves == "images", options.data_dir)
     if not options.out:
