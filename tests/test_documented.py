@@ -1,0 +1,227 @@
+"""Every command that README, docs and cards print: its flags exist, and it runs as it is printed.
+
+`documented.toml` says of each how it is run. A command that it does not name fails the test, so
+none is left out without a word.
+"""
+
+import argparse
+import itertools
+import os
+import re
+import runpy
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    {ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")}
+    | set((ROOT / "checkpoints").glob("*/README.md"))
+)
+RULES = tomllib.loads((ROOT / "tests" / "documented.toml").read_text())
+KINDS = ("run", "begin", "elsewhere")
+OURS = re.compile(r"python3? -m ((?:data|parity|trunk_jax|trunk_torch_ref|benchmarks)\b[\w.]*)(.*)")
+DATA = ROOT.parent / "shared" / "tfds-standin"
+_BEGUN_S = 300.0  # within which a long training has ended its first epoch
+_LONGEST_S = 3600.0
+
+
+def commands(text):
+    """The command lines of ours in a Markdown text, without comments, each once."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
+    spans = [span for span in spans if " -m " in span and len(span.split()) > 3]  # not mere names
+    lines = [line for block in blocks for line in block.replace("\\\n", "").splitlines()]
+    found = []
+    for line in [line.split(" #")[0] for line in lines] + spans:
+        match = OURS.search(line)
+        if match and "..." not in match[2].replace("IMAGE...", ""):
+            words = f"python -m {match[1]}{match[2]}".removesuffix("&&").rstrip()
+            found.append(words.replace("IMAGE...", "IMAGE"))
+    return list(dict.fromkeys(found))
+
+
+def documented():
+    """All commands with the page that shows each first."""
+    found = {}
+    for page in PAGES:
+        for command in commands(page.read_text()):
+            found.setdefault(command, page.relative_to(ROOT))
+    return found
+
+
+def kinds(command):
+    """(kind, reason) of each rule that covers a command."""
+    return [
+        (kind, rule.get("why"))
+        for kind in KINDS
+        for rule in RULES[kind]
+        if re.fullmatch(rule["command"], command)
+    ]
+
+
+ALL = documented()
+
+
+def of_kind(kind):
+    return [command for command in ALL if kinds(command) and kinds(command)[0][0] == kind]
+
+
+def test_commands_are_found():
+    text = "`python -m data.table A\n--b` and\n```sh\nx python -m parity.check \\\n --c  # d\n```\n"
+    assert commands(text) == ["python -m parity.check  --c", "python -m data.table A --b"]
+    assert commands("`python -m data.table`") == []
+    assert len(ALL) > 60
+    assert "python -m trunk_jax.train --dataset svhn" in ALL
+
+
+@pytest.mark.parametrize("command", ALL, ids=str)
+def test_each_has_one_rule(command):
+    found = kinds(command)
+    assert len(found) == 1, f"{command} ({ALL[command]}): {found}; see tests/documented.toml"
+    assert found[0][0] == "run" or found[0][1], "what is not run to its end needs a reason"
+
+
+def test_no_rule_is_stale():
+    for rule in itertools.chain(*RULES.values()):
+        assert any(re.fullmatch(rule["command"], command) for command in ALL), rule
+
+
+class Parsed(BaseException):
+    """The flags were right."""
+
+
+@pytest.mark.filterwarnings("ignore:.* found in sys.modules:RuntimeWarning")  # of runpy
+@pytest.mark.parametrize("command", ALL, ids=str)
+def test_its_flags_exist(command, tmp_path, monkeypatch):
+    for name in ("gpu.zip", "piece.zip"):
+        (tmp_path / name).touch()
+    words = [word for one in itertools.islice(filled(command, tmp_path), 1) for word in one]
+    parse = argparse.ArgumentParser.parse_args
+
+    def parsed(self, *arguments, **more):
+        parse(self, *arguments, **more)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+    monkeypatch.setattr(sys, "argv", ["x", *words[3:]])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs" / "studies").mkdir(parents=True)
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "BACK").mkdir()
+    listing = words[2] in ("trunk_jax", "parity", "data")
+    with pytest.raises(SystemExit if listing else Parsed) as left:
+        runpy.run_module(words[2], run_name="__main__", alter_sys=False)
+    assert not listing or left.value.code in (None, 0)
+
+
+def filled(command, folder):
+    """The command as words, with things of this machine for what a page leaves to the reader.
+
+    A variable of a loop in a shell gives one line for each of its first two values.
+    """
+    fill = {
+        "RUN": "runs/demo", "TREE": "checkpoints/cifar10-efficient",
+        "MONOLITH": "checkpoints/cifar10-efficient-monolith", "DIR": str(DATA), "NEW": "runs/new",
+        "FOLDER": "runs/handed-on", "IMAGE": "image.png", "FILE.pth": "file.pth", "FILE": "file",
+        "FILE.zip": "file.zip", "VARIANT": "plain", "LEVEL": "1", "{out}": "out",
+        "NAME": "resnet50", "COMMAND": "true",
+    }  # fmt: skip
+    loops = {
+        "$v": ["plain"], "$seed": ["0"], "$network": ["resnet", "monolith"],
+        "resnet|monolith": ["resnet"],
+    }  # fmt: skip
+    used = [name for name in loops if name in command]
+    for values in itertools.product(*(loops[name] for name in used)):
+        text = command
+        for name, value in zip(used, values, strict=True):
+            text = text.replace(name, value)
+        words = [fill.get(word, word) for word in shlex.split(text)]
+        words = [os.path.expanduser(word) for word in words]
+        yield [match for word in words for match in expand(word, folder)]
+
+
+def expand(word, folder):
+    """As a shell does with a `*`."""
+    if "*" not in word:
+        return [word]
+    return sorted(str(path.relative_to(folder)) for path in folder.glob(word)) or [word]
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory):
+    """A copy of what the commands read and write beside their data, with a finished run."""
+    folder = tmp_path_factory.mktemp("documented")
+    for name in ("checkpoints", "docs", "benchmarks", "README.md"):
+        source = ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, folder / name)
+    Image.new("RGB", (32, 32), (90, 120, 40)).save(folder / "image.png")
+    train = [sys.executable, "-m", "trunk_jax.train", "--out", "runs/demo"]
+    subprocess.run(train, cwd=folder, env=environment(), check=True, capture_output=True)
+    return folder
+
+
+def environment():
+    return os.environ | {"PYTHONPATH": str(ROOT), "TRUNK_CACHE_DIR": os.environ.get(
+        "TRUNK_CACHE_DIR", str(Path("~/.cache/trunk").expanduser())
+    )}  # fmt: skip
+
+
+def need_data(command):
+    """Skip a command whose data this machine lacks."""
+    if "DIR" in command or re.search(r"svhn|emnist", command):
+        if not DATA.is_dir():
+            pytest.skip("the stand-ins of SVHN and EMNIST are not at hand")
+        return {"TFDS_DATA_DIR": str(DATA)}
+    if "cifar10" in command and not Path("~/tensorflow_datasets/cifar10").expanduser().is_dir():
+        pytest.skip("CIFAR-10 is not prepared in ~/tensorflow_datasets")
+    return {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", of_kind("run"), ids=str)
+def test_it_runs_to_its_end(command, workplace):
+    more = need_data(command)
+    for words in filled(command, workplace):
+        done = subprocess.run(
+            [sys.executable, *words[1:]], cwd=workplace, env=environment() | more, text=True,
+            capture_output=True, timeout=_LONGEST_S, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", of_kind("begin"), ids=str)
+def test_a_long_training_begins(command, workplace, tmp_path):
+    """It ends its first epoch, and Ctrl-C then ends it as it should."""
+    more = need_data(command)
+    for words in filled(command, workplace):
+        words = words if "--out" in words else [*words, "--out", str(tmp_path / "out")]
+        with (
+            open(tmp_path / "said", "w+") as said,
+            subprocess.Popen(
+                [sys.executable, *words[1:]], cwd=workplace, env=environment() | more,
+                stdout=said, stderr=said, text=True,
+            ) as process,
+        ):  # fmt: skip
+            until = time.monotonic() + _BEGUN_S
+            while process.poll() is None and time.monotonic() < until:
+                if re.search(r"epoch +\d+/\d+|\d+ of \d+|\d+ %", (tmp_path / "said").read_text()):
+                    break
+                time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            code = process.wait(120)
+        text = (tmp_path / "said").read_text()
+        assert code == 130, text[-3000:]
+        assert "Traceback" not in text
