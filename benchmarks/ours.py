@@ -33,6 +33,7 @@ from data.tree import hierarchy
 from trunk_jax import nodes
 from trunk_jax.inference import route
 from trunk_jax.inference.microbatched import infer
+from trunk_jax.inference.model import Model
 from trunk_jax.inference.single import compile_single
 from trunk_jax.layers.basic import Mode
 from trunk_jax.network.exchange import to_state_dict
@@ -233,14 +234,14 @@ def _tree(case: Case, form: str, folder: Path) -> Round:
         _grown(case),
         images(case, 1024),
     )
-    run = partial(route.predict, recipe, tree, networks, pixels, TREE_BATCH)
+    run = partial(route.predict, Model(recipe, tree, networks), pixels, TREE_BATCH)
     return partial(_timed, lambda: run().labels, len(pixels))
 
 
 def _image(case: Case, form: str, folder: Path) -> Round:
     """Seconds an image, one at a time."""
     pixels = images(case, 50)
-    run = compile_single(recipe_of(case), tree_of(case), _grown(case), shape_of(case))
+    run = compile_single(Model(recipe_of(case), tree_of(case), _grown(case)))
     return partial(_timed, lambda: [jax.block_until_ready(run(image)) for image in pixels], 50)
 
 

@@ -31,6 +31,7 @@ from data.tree.hierarchy import ROOT
 from trunk_torch_ref import nodes
 from trunk_torch_ref.inference import route
 from trunk_torch_ref.inference.load import channel_first, load_networks
+from trunk_torch_ref.inference.model import Model
 from trunk_torch_ref.machine.devices import where
 from trunk_torch_ref.network.augment import prepare as prepare_images
 from trunk_torch_ref.network.network import seeded
@@ -167,7 +168,7 @@ def _one_epoch(case: Case, recipe: Recipe, train: Source, check: Source) -> None
 def _tree(case: Case, form: str, folder: Path) -> Round:
     tree, recipe, pixels = tree_of(case), recipe_of(case), images(case, 1024)
     networks = load_networks(folder, recipe, tree, shape_of(case))
-    run = partial(route.predict, recipe, tree, networks, pixels, TREE_BATCH)
+    run = partial(route.predict, Model(recipe, tree, networks), pixels, TREE_BATCH)
     return partial(_timed, run, len(pixels))
 
 

@@ -41,7 +41,7 @@ from trunk_jax.machine import backend
 from trunk_torch_ref import framework as run
 from trunk_torch_ref.machine import settings as torch_settings
 from trunk_torch_ref.network.exchange import from_state_dict
-from trunk_torch_ref.network.network import feature_shape, initial
+from trunk_torch_ref.network.network import initial, input_shape
 
 _MOST_ORDERS = 5040  # of regrouping, tried to find the one that gives the published names
 _FLAGS = "is it of another --dataset or --backbone?"
@@ -61,11 +61,10 @@ def load_networks(folder: Path, recipe: Recipe, layout: Layout) -> Networks:
     UserError if a shape differs, or a file is missing, damaged, not finite or of another network.
     """
     tree, found = layout.tree, Networks({}, {})
-    shapes = {ROOT: run.channel_first(specs.spec(recipe.dataset).image_shape)}
+    image_shape, shapes = run.channel_first(specs.spec(recipe.dataset).image_shape), {}
     for node in tree.nodes:  # all shapes first: they tell a wrong flag best
         name = tree.names[node]
-        if node != ROOT:
-            shapes[node] = feature_shape(found.torch[node[:-1]], shapes[node[:-1]])
+        input_shape(found.torch, node, image_shape, shapes)
         if layout.inputs[name] != shapes[node]:
             raise UserError(
                 f"{folder}: {_FLAGS} {name} takes {_times(layout.inputs[name])} inputs, but "
@@ -153,12 +152,15 @@ def classify(
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Predicted labels, int32 [images], and seconds taken, by framework."""
     labels, seconds = {}, {}
+    models = {
+        "jax": trunk_jax.inference.model.Model(recipe, tree, networks.jax),
+        "torch": trunk_torch_ref.inference.model.Model(recipe, tree, networks.torch),
+    }
     routes = {"jax": trunk_jax.inference.route, "torch": trunk_torch_ref.inference.route}
     with run.exact(), jax.default_matmul_precision("highest"):
         for framework, route in routes.items():
             began = time.perf_counter()
-            mine = getattr(networks, framework)
-            labels[framework] = route.predict(recipe, tree, mine, examples.images).labels
+            labels[framework] = route.predict(models[framework], examples.images).labels
             seconds[framework] = round(time.perf_counter() - began, 1)
     return labels, seconds
 

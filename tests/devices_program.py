@@ -19,6 +19,7 @@ from data.recipes.recipe import Phase
 from data.tree.hierarchy import Tree
 from trunk_jax import nodes
 from trunk_jax.inference import route
+from trunk_jax.inference.model import Model
 from trunk_jax.machine import devices, hosts, memory
 from trunk_jax.network.network import feature_shape, split
 from trunk_jax.training import fit, grow, joint
@@ -91,7 +92,10 @@ def tree(dtype):
         restore=lambda *_: None, save=lambda *_: None,
         report=lambda row=None, **_: rows.append(row) if row else None,
     )  # fmt: skip
-    follow = partial(route.predict, settings, TREE, batch=8)
+
+    def follow(networks, part):
+        return route.predict(Model(settings, TREE, networks), part, 8)
+
     found = devices.predict(follow, networks, examples(101, 5).images, 8)
     named = {TREE.names[node]: trained[node] for node in trained}
     routed = {"labels": found.labels, "confidence": found.confidence}

@@ -13,7 +13,7 @@ from data.run import runfolder
 from data.tree import hierarchy
 from trunk_jax.framework import predict
 from trunk_jax.inference import aot as ahead
-from trunk_jax.inference.load import load_networks
+from trunk_jax.inference.load import load
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints" / "svhn-efficient"
 
@@ -32,7 +32,7 @@ def test_it_answers_as_a_batch_and_starts_without_building_anything(run, monkeyp
     recipe, tree = runfolder.read_recipe(run), runfolder.read_tree(run)
     shape = specs.spec(recipe.dataset).image_shape
     images = np.random.default_rng(0).integers(0, 256, (8, *shape), np.uint8)
-    expected = predict(recipe, tree, load_networks(run, recipe, tree, shape), images)
+    expected = predict(load(run), images)
 
     def check():
         answers = list(map(ahead.load(run), images))

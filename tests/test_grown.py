@@ -62,7 +62,7 @@ def test_both_frameworks_choose_the_same_tree(name, backbone, tmp_path):
     from trunk_jax.framework import FRAMEWORK
 
     with jax.enable_x64(True):  # the networks are float64
-        costs = FRAMEWORK.costs(ours.tree, ours.networks, (8, 8, 1))
+        costs = FRAMEWORK.costs(ours)
     flat = {name: row["multiply_adds"] for name, row in costs.items()}
     labels = parts.validation.labels
     below = sum(

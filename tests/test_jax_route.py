@@ -11,6 +11,7 @@ from data.recipes import recipe
 from data.tree import hierarchy
 from trunk_jax import nodes
 from trunk_jax.inference import route
+from trunk_jax.inference.model import Model
 from trunk_jax.network.network import apply, feature_shape, split
 
 RECIPE = recipe.load("corrected", "digits", "vgg")
@@ -66,7 +67,7 @@ def test_the_images_take_every_path(walked):
 
 @pytest.mark.parametrize("batch", [256, 33])
 def test_predictions_are_those_of_each_image_alone(networks, walked, batch):
-    found = route.predict(RECIPE, TREE, networks, images(), batch=batch)
+    found = route.predict(Model(RECIPE, TREE, networks), images(), batch=batch)
     assert [TREE.paths[label] for label in found.labels] == [path for path, _ in walked]
     # batches of other sizes round otherwise: float32, some ten layers
     np.testing.assert_allclose(found.confidence, [sure for _, sure in walked], rtol=1e-4)
@@ -83,7 +84,7 @@ def test_a_node_computes_its_own_images_alone_in_few_shapes(networks, walked, mo
         return visit(network, x, rows)
 
     monkeypatch.setattr(route, "_visit", counted)
-    route.predict(RECIPE, TREE, networks, images(), batch=33)
+    route.predict(Model(RECIPE, TREE, networks), images(), batch=33)
     for node, count in visits.items():
         assert count == sum(path[: len(node)] == node for path, _ in walked)
     assert visits[()] == COUNT
@@ -93,7 +94,7 @@ def test_a_node_computes_its_own_images_alone_in_few_shapes(networks, walked, mo
 
 def test_normalisation_is_the_recipes(networks):
     shifted = dataclasses.replace(RECIPE, mean=(0.5,), std=(0.25,))
-    found = route.predict(shifted, TREE, networks, images()[:2])
+    found = route.predict(Model(shifted, TREE, networks), images()[:2])
     x = (jnp.asarray(images()[:2], jnp.float32) / 255 - 0.5) / 0.25
     (_, scores), _ = apply(networks[()], x)
     outputs = [TREE.paths[label][0] for label in found.labels]
@@ -106,7 +107,7 @@ def test_a_flat_tree_is_one_network():
         nodes.build("digits", "vgg", "root", (8, 8, 1), 10, rng=np.random.default_rng(0))
     )
     assert feature_shape(network, (8, 8, 1)) == (4, 4, 32)
-    found = route.predict(RECIPE, tree, {(): network}, images()[:2])
+    found = route.predict(Model(RECIPE, tree, {(): network}), images()[:2])
     (_, scores), _ = apply(network, jnp.asarray(images()[:2], jnp.float32) / 255)
     np.testing.assert_array_equal(found.labels, scores.argmax(1))
     sure = jax.nn.softmax(scores).max(1)

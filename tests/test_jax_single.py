@@ -6,6 +6,7 @@ from data.recipes import recipe
 from data.tree import hierarchy
 from trunk_jax import nodes
 from trunk_jax.inference import route
+from trunk_jax.inference.model import Model
 from trunk_jax.inference.single import compile_single
 from trunk_jax.network.network import apply, feature_shape, features, split
 
@@ -45,8 +46,8 @@ def test_one_program_takes_each_image_down_the_path_that_a_batch_gives():
     tree, networks = grown()
     images = np.random.default_rng(0).integers(0, 256, (64, *SHAPE), np.uint8)
     networks = balanced(tree, networks, images)
-    expected = route.predict(RECIPE, tree, networks, images)
-    run = compile_single(RECIPE, tree, networks, SHAPE)
+    expected = route.predict(Model(RECIPE, tree, networks), images)
+    run = compile_single(Model(RECIPE, tree, networks))
     labels, confidences, paths = zip(*(run(image) for image in images), strict=True)
     np.testing.assert_array_equal(np.stack(labels), expected.labels)
     # float32: a handful of layers, in programs of other shapes

@@ -18,7 +18,7 @@ from conftest import group_paths
 
 from data.base import writing
 from data.base.errors import UserError
-from data.images import datasets, specs
+from data.images import datasets
 from data.images.datasets import Examples
 from data.images.splits import split as split_dataset
 from data.recipes import recipe
@@ -28,7 +28,7 @@ from data.training.epochs import Position
 from data.tree import hierarchy
 from trunk_jax import evaluate, nodes, train
 from trunk_jax import framework as run
-from trunk_jax.inference.load import load_networks
+from trunk_jax.inference.load import load
 from trunk_jax.network.exchange import to_state_dict
 from trunk_jax.network.network import split
 from trunk_jax.training import fit, grow, objective
@@ -227,15 +227,15 @@ def test_the_groups_are_those_of_the_asl(finished):
 
 
 def test_weights_on_disk_are_those_of_the_networks(finished):
-    chosen, tree = runfolder.read_recipe(finished), runfolder.read_tree(finished)
-    networks = load_networks(finished, chosen, tree, specs.spec("digits").image_shape)
-    for node, network in networks.items():
+    model = load(finished)
+    tree = model.tree
+    for node, network in model.networks.items():
         stored = runfolder.read_weights(finished, tree.names[node])
         again = to_state_dict(network)
         assert stored.keys() == again.keys()
         assert all(np.array_equal(stored[key], again[key]) for key in stored)
         assert stored["classifier.0.weight"].shape[0] == tree.width(node)
-    costs = run.costs(tree, networks, specs.spec("digits").image_shape)
+    costs = run.costs(model)
     summary = runfolder.read_json(finished / "summary.json")
     for name, cost in costs.items():
         assert {key: summary["nodes"][name][key] for key in cost} == cost

@@ -10,7 +10,6 @@ import torch
 
 from data.images.datasets import load
 from data.recipes import recipe as recipes
-from data.training.framework import Grown
 from data.tree import hierarchy
 from parity import check
 from parity.checks import cancellation, faults, optimisers, report, routing, training
@@ -18,8 +17,10 @@ from parity.checks import tolerance as compare
 from parity.checks.nodes import check_node, first_difference, inputs
 from parity.checks.tolerance import UNIT, Check
 from parity.pairs.families import FAMILIES, build
+from trunk_jax.inference.model import Model
 from trunk_jax.layers import basic as layers
 from trunk_torch_ref.baselines.layers import ScaledDotProduct
+from trunk_torch_ref.inference.model import Model as TorchModel
 
 rng = np.random.default_rng(0)
 TRUTH = rng.normal(size=200)
@@ -55,7 +56,10 @@ RECIPE = recipes.load("corrected", "digits", "vgg")
 def flat_tree():
     """(an untrained root in both frameworks, its float64 scores of IMAGES)."""
     both = build(next(f for f in FAMILIES if f.name == "digits vgg root"), 0)
-    grown = [Grown(hierarchy.bare(10), {(): network}) for network in (both.jax, both.torch)]
+    grown = [
+        kind(RECIPE, hierarchy.bare(10), {(): network})
+        for kind, network in ((Model, both.jax), (TorchModel, both.torch))
+    ]
     x = torch.tensor(IMAGES.transpose(0, 3, 1, 2).copy()).double() / 255
     with torch.no_grad():
         return grown, copy.deepcopy(both.torch).double().eval()(x)[1].numpy()
@@ -75,7 +79,7 @@ def test_an_image_is_too_close_to_call_within_twice_the_measured_error(share, mo
     gap = best[:, -1] - best[:, -2]
     error = share * np.median(gap)
     move_scores(monkeypatch, scores, error)
-    _, close, (worst, _) = routing.truth_of(RECIPE, *grown, IMAGES)
+    _, close, (worst, _) = routing.truth_of(*grown, IMAGES)
     assert worst == pytest.approx(error, rel=1e-6)
     clear = np.abs(gap / (2 * error) - 1) > 1e-6
     assert (close == (gap <= 2 * error))[clear].all()
@@ -89,7 +93,7 @@ def test_the_error_of_scores_is_held_to_the_rounding_model(times, good, monkeypa
     growth = math.sqrt(9) + math.sqrt(9 * 16) + math.sqrt(32 * 16) + 9
     move_scores(monkeypatch, scores, times * 2.0**-24 * growth * np.abs(scores).max())
     labels = np.zeros(len(IMAGES), int)
-    checks = routing.check_routing("n", RECIPE, *grown, IMAGES, labels)
+    checks = routing.check_routing("n", *grown, IMAGES, labels)
     assert next(c for c in checks if c.what.startswith("error of scores")).passed is good
 
 

@@ -78,26 +78,23 @@ def test_predictions_agree_with_routing_and_export_reproduces_them(run, tmp_path
 
 
 @pytest.fixture(scope="module")
-def networks(run):
-    """(recipe, tree, networks in JAX, networks in PyTorch) of that tree."""
+def models(run):
+    """(in JAX, in PyTorch) that tree."""
     import trunk_torch_ref.inference.load
-    from trunk_jax.inference.load import load_networks
+    from trunk_jax.inference.load import load
 
-    recipe, tree = runfolder.read_recipe(run), runfolder.read_tree(run)
-    ours = load_networks(run, recipe, tree, DIGITS.image_shape)
-    theirs = trunk_torch_ref.inference.load.load_networks(run, recipe, tree, DIGITS.image_shape)
-    return recipe, tree, ours, theirs
+    return load(run), trunk_torch_ref.inference.load.load(run)
 
 
-def test_60_digits_in_every_bad_form_are_classified_as_the_plain_ones_are(networks, tmp_path):
+def test_60_digits_in_every_bad_form_are_classified_as_the_plain_ones_are(models, tmp_path):
     from test_image_files import forms
 
     from trunk_jax.framework import predict
 
-    recipe, tree, ours, _ = networks
+    ours, _ = models
     test = datasets.load("digits").test
     images, labels = test.images[:60], test.labels[:60]
-    plain = predict(recipe, tree, ours, images).labels
+    plain = predict(ours, images).labels
     assert (plain == labels).mean() > 0.6  # of ten classes: a tree that tells digits apart
     written = [forms(image[..., 0]) for image in images]
     for name in written[0]:
@@ -105,24 +102,24 @@ def test_60_digits_in_every_bad_form_are_classified_as_the_plain_ones_are(networ
         for contents in written:
             (tmp_path / "image").write_bytes(contents[name])
             found.append(files.read(tmp_path / "image", DIGITS).pixels)
-        assert np.array_equal(predict(recipe, tree, ours, np.stack(found)).labels, plain), name
+        assert np.array_equal(predict(ours, np.stack(found)).labels, plain), name
 
 
-def test_arrays_are_checked_by_both_frameworks(networks):
+def test_arrays_are_checked_by_both_frameworks(models):
     import trunk_torch_ref.framework
     from trunk_jax import framework
-    from trunk_jax.inference import route, single
+    from trunk_jax.inference import single
 
-    recipe, tree, ours, theirs = networks
+    ours, theirs = models
     images = datasets.load("digits").test.images[:60]
-    for package, nets in ((framework, ours), (trunk_torch_ref.framework, theirs)):
-        plain = package.predict(recipe, tree, nets, images)
+    for package, model in ((framework, ours), (trunk_torch_ref.framework, theirs)):
+        plain = package.FRAMEWORK.predict(model, images)
         for same in (images / 255, (images / 255).astype(np.float32), images[..., 0]):
-            found = package.predict(recipe, tree, nets, same)
+            found = package.FRAMEWORK.predict(model, same)
             assert np.array_equal(found.labels, plain.labels)
             assert np.array_equal(found.confidence, plain.confidence)
-        assert package.predict(recipe, tree, nets, images[0]).labels == plain.labels[:1]
-        assert len(package.predict(recipe, tree, nets, images[:0]).labels) == 0
+        assert package.FRAMEWORK.predict(model, images[0]).labels == plain.labels[:1]
+        assert len(package.FRAMEWORK.predict(model, images[:0]).labels) == 0
         for wrong, match in (
             (images.astype(np.float32), "floats from 0 to 255"),
             (images.astype(np.int32), "type int32"),
@@ -130,10 +127,8 @@ def test_arrays_are_checked_by_both_frameworks(networks):
             (np.full(images.shape, np.nan), "NaN"),
         ):
             with pytest.raises(UserError, match=match):
-                package.predict(recipe, tree, nets, wrong)
-    with pytest.raises(UserError, match="shape"):
-        route.first_input(recipe, ours, images[0, :7])
-    one = single.compile_single(recipe, tree, ours, DIGITS.image_shape)
+                package.FRAMEWORK.predict(model, wrong)
+    one = single.compile_single(ours)
     for wrong in (images[0] / 255, images[0, :7]):  # refused by JAX, for it is compiled for bytes
         with pytest.raises(TypeError, match="compiled"):
             one(wrong)
@@ -180,14 +175,13 @@ def test_orbax_holds_the_same_arrays(run, tmp_path):
     import orbax.checkpoint as ocp
 
     from trunk_jax import export
-    from trunk_jax.inference.load import load_networks
+    from trunk_jax.inference.load import load
 
     folder = tmp_path / "handed-on"
     export.main([str(run), str(folder)])
     with ocp.StandardCheckpointer() as checkpointer:
         arrays = checkpointer.restore(folder.absolute() / "orbax")
-    tree = runfolder.read_tree(run)
-    networks = load_networks(run, runfolder.read_recipe(run), tree, DIGITS.image_shape)
+    networks = load(run).networks
     root = export.text_keys({"params": networks[()].params, "stats": networks[()].stats})
     assert jax.tree.structure(arrays["root"]) == jax.tree.structure(root)
     for one, other in zip(jax.tree.leaves(arrays["root"]), jax.tree.leaves(root), strict=True):

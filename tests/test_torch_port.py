@@ -16,7 +16,7 @@ import torch
 import data.training.train as training
 from data.base import streams
 from data.base.errors import UserError
-from data.images import datasets, specs
+from data.images import datasets
 from data.images.augmentation import Augmentation
 from data.images.splits import split
 from data.recipes import recipe
@@ -27,7 +27,8 @@ from data.training.epochs import Pass, Position
 from data.tree import hierarchy
 from trunk_torch_ref import evaluate, nodes, train
 from trunk_torch_ref.inference import route
-from trunk_torch_ref.inference.load import load_networks
+from trunk_torch_ref.inference.load import load
+from trunk_torch_ref.inference.model import Model
 from trunk_torch_ref.measure import costs
 from trunk_torch_ref.network import network
 from trunk_torch_ref.network.exchange import from_state_dict, to_state_dict
@@ -379,7 +380,7 @@ def test_routing_follows_the_argmax_and_computes_no_more():
         networks[()].classifier[0].bias -= scores.mean(0)
     seen = []
     networks[0,].register_forward_hook(lambda layer, given, result: seen.append(len(given[0])))
-    found = route.predict(RECIPE, tree, networks, images, batch=10)
+    found = route.predict(Model(RECIPE, tree, networks), images, batch=10)
     visits = sum(seen)
     assert visits == np.isin(found.labels, (0, 2)).sum()
     for image, label, sure in zip(images, found.labels, found.confidence, strict=True):
@@ -455,10 +456,9 @@ def test_evaluate_reproduces_the_summary(finished, tmp_path, part):
 
 
 def test_weights_on_disk_are_those_of_the_networks(finished):
-    chosen, tree = runfolder.read_recipe(finished), runfolder.read_tree(finished)
-    networks = load_networks(finished, chosen, tree, specs.spec("digits").image_shape)
-    for node, loaded in networks.items():
-        stored = runfolder.read_weights(finished, tree.names[node])
+    model = load(finished)
+    for node, loaded in model.networks.items():
+        stored = runfolder.read_weights(finished, model.tree.names[node])
         again = to_state_dict(loaded)
         assert stored.keys() == again.keys()
         assert all(np.array_equal(stored[key], again[key]) for key in stored)

@@ -22,14 +22,14 @@ from data.base.writing import save_json
 from data.images import datasets, specs
 from data.recipes.baselines import models as recipes
 from data.recipes.recipe import Recipe
-from data.run import results, runfolder
-from data.training.framework import Networks
+from data.run import results
 from data.tree import hierarchy
-from data.tree.hierarchy import ROOT, Tree
+from data.tree.hierarchy import ROOT
 from data.tree.metrics import path_costs
 from trunk_jax import framework as run
 from trunk_jax.baselines import start
-from trunk_jax.inference.load import load_networks
+from trunk_jax.inference.load import load
+from trunk_jax.inference.model import Model
 from trunk_jax.inference.single import compile_single
 from trunk_jax.measure import comparison
 from trunk_jax.measure.comparison import Row
@@ -38,9 +38,7 @@ from trunk_jax.pictures.comparison import comparison_picture
 
 
 def measure(
-    recipe: Recipe,
-    tree: Tree,
-    networks: Networks,
+    model: Model,
     images: np.ndarray,
     labels: np.ndarray,
     *,
@@ -50,8 +48,8 @@ def measure(
     accuracy: float | None,
 ) -> Row:
     """The costs of a network on these images, uint8 [n, h, w, c], and what is known besides."""
-    shape = images.shape[1:]
-    one = compile_single(recipe, tree, networks, shape)
+    recipe = model.recipe
+    one = compile_single(model)
     jax.block_until_ready(one(images[0]))
     times = []
     for image in images:
@@ -59,12 +57,12 @@ def measure(
         jax.block_until_ready(one(image))
         times.append(time.perf_counter() - began)
     analysis = one.memory_analysis()
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(networks))
-    run.predict(recipe, tree, networks, images)  # compiles
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.networks))
+    run.predict(model, images)  # compiles
     began = time.perf_counter()
-    run.predict(recipe, tree, networks, images)
+    run.predict(model, images)
     seconds = time.perf_counter() - began
-    mean = path_costs(tree, run.costs(tree, networks, shape), labels)["mean"]
+    mean = path_costs(model.tree, run.costs(model), labels)["mean"]
     return Row(
         name=name,
         group=group,
@@ -82,12 +80,10 @@ def measure(
 
 def from_run(folder: Path, images: np.ndarray, labels: np.ndarray) -> Row:
     """A finished run: its accuracy on test as it recorded it, its costs measured now."""
-    recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
-    networks = load_networks(folder, recipe, tree, images.shape[1:])
-    summary = results.read_summary(folder)
-    name, group = comparison.identity(folder, recipe, tree)
+    model, summary = load(folder), results.read_summary(folder)
+    name, group = comparison.identity(folder, model.recipe, model.tree)
     return measure(
-        recipe, tree, networks, images, labels,
+        model, images, labels,
         name=name, group=group, source=str(folder),
         accuracy=summary["accuracy"]["test"]["accuracy"],
     )  # fmt: skip
@@ -108,7 +104,7 @@ def untrained(
     networks = {ROOT: start.empty(recipe, images.shape[1:], classes)}
     tree = hierarchy.bare(classes)
     return measure(
-        recipe, tree, networks, images, labels, name=model, group=comparison.UNTRAINED,
+        Model(recipe, tree, networks), images, labels, name=model, group=comparison.UNTRAINED,
         source="untrained", accuracy=None,
     )  # fmt: skip
 

@@ -13,29 +13,26 @@ from data.base import tables, writing
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
 from data.base.writing import new_folder, save_json
-from data.images import specs
 from data.images.splits import split
-from data.recipes.recipe import Recipe
 from data.run import compression, derived, results, runfolder
 from data.run.compression import Compression
 from data.run.dataset import load_of_run
-from trunk_jax.inference.load import load_networks
+from trunk_jax.inference.load import load
 
 _CARRIED = ("tree.json", "metrics.jsonl", "asl/*.json")
 
 
-def smaller_weights(folder: Path, recipe: Recipe, how: Compression) -> dict[str, Any]:
+def smaller_weights(folder: Path, how: Compression) -> dict[str, Any]:
     """The compressed state_dict of each node, by name."""
     from trunk_jax.measure.costs import input_shapes
     from trunk_jax.network.exchange import to_state_dict
     from trunk_jax.shrink import prune
     from trunk_jax.shrink.quantized import quantize
 
-    tree, shape = runfolder.read_tree(folder), specs.spec(recipe.dataset).image_shape
-    networks = load_networks(folder, recipe, tree, shape)
-    shapes = input_shapes(tree, networks, shape)
+    model = load(folder)
+    tree, shapes = model.tree, input_shapes(model)
     result = {}
-    for node, network in networks.items():
+    for node, network in model.networks.items():
         if how.method == "int8":
             result[tree.names[node]] = to_state_dict(quantize(network))
             continue
@@ -62,27 +59,24 @@ def compress(folder: Path, how: Compression, out: Path, data_dir: str | None) ->
         raise UserError(f"{out} exists; remove it, or choose another --out")
     if not (folder / "summary.json").exists():
         raise UserError(f"{folder} is not finished (go on with train --resume)")
-    recipe, tree = runfolder.read_recipe_of_tree(folder), runfolder.read_tree(folder)
+    recipe = runfolder.read_recipe_of_tree(folder)
     dataset = load_of_run(folder, recipe.dataset, data_dir)
     splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit)
     parts = {name: getattr(splits, name) for name in ("validation", "test")}
 
     def summary_of(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-        networks = FRAMEWORK.load_networks(run, recipe, tree, dataset.spec.image_shape)
-        found = {
-            name: FRAMEWORK.predict(recipe, tree, networks, examples.images)
-            for name, examples in parts.items()
-        }
+        model = FRAMEWORK.load(run)
+        found = {name: FRAMEWORK.predict(model, part.images) for name, part in parts.items()}
         predicted = {name: (examples, found[name].labels) for name, examples in parts.items()}
-        costs = FRAMEWORK.costs(tree, networks, dataset.spec.image_shape)
-        value = results.summary(config["framework"], recipe, dataset, tree, costs, predicted)
+        costs = FRAMEWORK.costs(model)
+        value = results.summary(config["framework"], recipe, dataset, model.tree, costs, predicted)
         return value, found
 
     before, _ = summary_of(folder)
     with new_folder(out) as aside:
         entry = compression.to_json(how)
         writing.write_json(aside / "config.json", config | {"compression": entry})
-        for name, weights in smaller_weights(folder, recipe, how).items():
+        for name, weights in smaller_weights(folder, how).items():
             runfolder.write_weights(aside, name, weights)
         for pattern in _CARRIED:
             for file in sorted(folder.glob(pattern)):

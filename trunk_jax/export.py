@@ -24,7 +24,7 @@ def export(run: Path, folder: Path, data_dir: str | None) -> None:
     """
     if folder.exists():
         raise UserError(f"{folder} exists; choose another folder")
-    recipe, tree = runfolder.read_recipe_of_tree(run), runfolder.read_tree(run)
+    recipe = runfolder.read_recipe_of_tree(run)
     summary = results.read_summary(run)
     dataset = load_of_run(run, recipe.dataset, data_dir)
     test = split(dataset, recipe.protocol, recipe.seed, recipe.limit).test
@@ -34,10 +34,10 @@ def export(run: Path, folder: Path, data_dir: str | None) -> None:
     import orbax.checkpoint as ocp  # after what can be a user's mistake: they take seconds to load
 
     from trunk_jax.inference import route
-    from trunk_jax.inference.load import load_networks
+    from trunk_jax.inference.load import load
 
-    networks = load_networks(run, recipe, tree, dataset.spec.image_shape)
-    found = route.predict(recipe, tree, networks, test.images)
+    model = load(run)
+    found = route.predict(model, test.images)
     correct = int((found.labels == test.labels).sum())
     stated = summary["accuracy"]["test"]["correct"]
     if correct != stated:
@@ -56,8 +56,8 @@ def export(run: Path, folder: Path, data_dir: str | None) -> None:
         for name in ("asl", "weights"):
             copy_folder(run / name, aside / name)
         arrays = {
-            tree.names[node]: {"params": network.params, "stats": network.stats}
-            for node, network in networks.items()
+            model.tree.names[node]: {"params": network.params, "stats": network.stats}
+            for node, network in model.networks.items()
         }
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((aside / "orbax").absolute(), text_keys(arrays))

@@ -1,6 +1,6 @@
 """What the commands need of this framework: its device, a finished tree read back, costs."""
 
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -9,20 +9,21 @@ import numpy as np
 
 from data.images.arrays import as_images
 from data.images.augmentation import Augmentation
+from data.inference.model import Predictions
 from data.recipes.baselines import models as recipes
-from data.recipes.recipe import Recipe, image_shape
-from data.training.framework import Framework, Predictions
+from data.training.framework import Framework
 from data.tree import hierarchy
-from data.tree.hierarchy import Node, Tree
-from trunk_jax import nodes
+from data.tree.hierarchy import Node
 from trunk_jax.baselines import int8
 from trunk_jax.baselines.layers import Resize
 from trunk_jax.inference import route
-from trunk_jax.inference.load import load_networks
+from trunk_jax.inference.load import load
+from trunk_jax.inference.model import Model
 from trunk_jax.machine import devices, settings
+from trunk_jax.measure.costs import input_shapes
 from trunk_jax.network.augment import prepare
 from trunk_jax.network.exchange import to_state_dict
-from trunk_jax.network.network import Network, cost, feature_shape
+from trunk_jax.network.network import Network, cost
 from trunk_jax.training import grow
 
 
@@ -38,22 +39,20 @@ def device() -> dict[str, Any]:
     }
 
 
-def predict(
-    recipe: Recipe, tree: Tree, networks: dict[Node, Network], images: np.ndarray
-) -> Predictions:
-    """`route.predict`; a monolith's batches are its recipe's, for its maps are large."""
-    images = as_images(images, image_shape(recipe))
-    batch = recipe.eval_batch_size if recipe.monolith is not None else route.BATCH
-    follow = partial(route.predict, recipe, tree, batch=batch)
-    return devices.predict(follow, networks, images, batch)
+def predict(model: Model, images: np.ndarray) -> Predictions:
+    """`route.predict` on all devices in use."""
+    images = as_images(images, model.image_shape)
+
+    def follow(networks: dict[Node, Network], part: np.ndarray) -> Predictions:
+        return route.predict(replace(model, networks=networks), part)
+
+    return devices.predict(follow, model.networks, images, route.batch_of(model))
 
 
-def as_int8(
-    recipe: Recipe, networks: dict[Node, Network], images: np.ndarray
-) -> tuple[np.ndarray, int]:
+def as_int8(model: Model, images: np.ndarray) -> tuple[np.ndarray, int]:
     """(labels that the int8 form of a quantisation-aware baseline predicts, its bytes)."""
-    images = as_images(images, image_shape(recipe))
-    network = networks[hierarchy.ROOT]
+    images = as_images(images, model.image_shape)
+    recipe, network = model.recipe, model.networks[hierarchy.ROOT]
     spec = recipes.spec_of(recipe, images.shape[1])
     model = int8.convert(to_state_dict(network), spec)
     resize, labels = Resize(recipe.monolith.size), []
@@ -64,17 +63,12 @@ def as_int8(
     return np.concatenate(labels), int8.size(model)
 
 
-def costs(
-    tree: Tree, networks: dict[Node, Network], image_shape: nodes.Shape
-) -> dict[str, dict[str, int]]:
+def costs(model: Model) -> dict[str, dict[str, int]]:
     """Parameters and multiply-adds of each node, by name."""
-    shapes = {hierarchy.ROOT: image_shape}
-    result = {}
-    for node in tree.nodes:
-        if node != hierarchy.ROOT:
-            shapes[node] = feature_shape(networks[node[:-1]], shapes[node[:-1]])
-        result[tree.names[node]] = cost(networks[node], shapes[node])
-    return result
+    shapes = input_shapes(model)
+    return {
+        model.tree.names[node]: cost(model.networks[node], shape) for node, shape in shapes.items()
+    }
 
 
 def out_of_memory(error: RuntimeError) -> bool:
@@ -86,7 +80,7 @@ FRAMEWORK = Framework(
     name="jax",
     device=device,
     grow=grow.grow,
-    load_networks=load_networks,
+    load=load,
     predict=predict,
     int8=as_int8,
     costs=costs,

@@ -24,7 +24,8 @@ from data.run import derived, runfolder
 from data.run.dataset import load_of_run
 from data.tree import attrition, hierarchy
 from data.tree.grouping import membership
-from trunk_jax.inference.load import load_networks
+from trunk_jax.inference.load import load
+from trunk_jax.inference.model import Model
 from trunk_jax.pictures import style
 from trunk_jax.pictures.run import asl_pictures
 
@@ -94,11 +95,11 @@ def measure(
     from trunk_jax.inference import route
     from trunk_jax.measure import costs, timing
 
-    tree, test = runfolder.read_tree(folder), splits.test
-    shape, names = dataset.spec.image_shape, dataset.spec.class_names
-    networks = load_networks(folder, recipe, tree, shape)
-    predicted = route.predict(recipe, tree, networks, test.images).labels
-    of = costs.node_costs(tree, networks, shape, folder)
+    test, names = splits.test, dataset.spec.class_names
+    model = load(folder)
+    tree = model.tree
+    predicted = route.predict(model, test.images).labels
+    of = costs.node_costs(model, folder)
     lost = attrition.by_node(tree, test.labels, predicted)
     counts = np.bincount(test.labels, minlength=len(names))
     paths = []
@@ -111,7 +112,7 @@ def measure(
         row |= costs.path_costs(of, path)
         if repeats:
             mine = test.images[np.isin(test.labels, labels)]
-            row |= timing.path_times(recipe, networks, path, mine, repeats)
+            row |= timing.path_times(model, path, mine, repeats)
         paths.append(row)
     value = {
         "dataset": dataset.title,
@@ -130,18 +131,18 @@ def measure(
     }
     value |= costs.extremes(paths)
     if repeats:
-        value |= whole_tree(recipe, tree, networks, test.images)
+        value |= whole_tree(model, test.images)
     return value
 
 
-def whole_tree(recipe: Recipe, tree: Any, networks: Any, images: np.ndarray) -> dict[str, Any]:
+def whole_tree(model: Model, images: np.ndarray) -> dict[str, Any]:
     """`images_per_second` of the tree as it is, each image on its own path, and its `energy`."""
     from trunk_jax import framework as run
     from trunk_jax.inference import route
     from trunk_jax.measure import energy, timing
 
     def work() -> int:
-        route.predict(recipe, tree, networks, images)
+        route.predict(model, images)
         return len(images)
 
     taken = min(timing.seconds(work, 3))

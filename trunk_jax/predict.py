@@ -12,51 +12,40 @@ from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
 from data.base.writing import STDOUT, save_json
 from data.images import files, fitting, specs
-from data.images.specs import Spec
-from data.recipes.recipe import Recipe
+from data.inference.model import Model, predictions
+from data.inference.shipped import run_of
 from data.run import runfolder
-from data.tree.hierarchy import ROOT, Node, Tree
 
 
-def follow(
-    recipe: Recipe,
-    tree: Tree,
-    networks: dict[Node, Any],
-    image: UInt8[np.ndarray, "h w c"],
-    spec: Spec,
-) -> dict[str, Any]:
+def row_of(model: Model, pixels: UInt8[np.ndarray, "h w c"]) -> dict[str, Any]:
     """The path that an image takes, and the probabilities at each node on it.
 
     Only these nodes are computed. `class`, `label`, `probability` (the product along the
     path), and `path`: for each node its `node`, `output` and `probability`, and all its
     `outputs` with their probabilities.
     """
-    from trunk_jax.inference.route import first_input, visit
-
-    leaves = {path: label for label, path in enumerate(tree.paths)}
-    x, node, path, probability = first_input(recipe, networks, image), ROOT, [], 1.0
-    while node not in leaves:
-        x, probabilities = visit(networks[node], x)
+    tree, visits = model.tree, list(model.visits(pixels[None]))
+    found, path = predictions(tree, visits, 1), []
+    for visit in visits:
         names = [
-            spec.class_names[leaves[child]] if child in leaves else tree.names[child]
-            for child in ((*node, output) for output in range(len(probabilities)))
+            model.classes[tree.paths.index(child)] if child in tree.paths else tree.names[child]
+            for child in ((*visit.node, output) for output in range(tree.width(visit.node)))
         ]
-        chosen = int(probabilities.argmax())
-        probability *= float(probabilities[chosen])
+        outputs = dict(zip(names, np.exp(visit.likelihoods[0]).tolist(), strict=True))
+        output = names[visit.chosen[0]]
         path.append(
             {
-                "node": tree.names[node],
-                "output": names[chosen],
-                "probability": float(probabilities[chosen]),
-                "outputs": dict(zip(names, map(float, probabilities), strict=True)),
+                "node": tree.names[visit.node],
+                "output": output,
+                "probability": outputs[output],
+                "outputs": outputs,
             }
         )
-        node = (*node, chosen)
-    label = leaves[node]
+    label = int(found.labels[0])
     return {
-        "class": spec.class_names[label],
+        "class": model.classes[label],
         "label": label,
-        "probability": probability,
+        "probability": float(found.confidence[0]),
         "path": path,
     }
 
@@ -104,14 +93,14 @@ def main(arguments: list[str] | None = None) -> int:
         help="also write the results to FILE; - prints them as JSON instead (default: none)",
     )
     options = parser.parse_args(arguments)
-    run = Path(options.run)
+    run = run_of(options.run)
     recipe, tree = runfolder.read_recipe(run), runfolder.read_tree(run)
     spec = specs.spec(recipe.dataset)
     names = files.files(options.images)
     how = fitting.Options(options.invert, options.fit, options.as_stored)
     titles = tree.titles(spec.class_names)
     rows: list[dict[str, Any]] = []
-    networks, bad = None, 0
+    model, bad = None, 0
     for name in names:
         try:
             picture = files.read(name, spec, how)
@@ -122,8 +111,8 @@ def main(arguments: list[str] | None = None) -> int:
             rows.append({"file": name, "error": str(error)})
             bad += 1
             continue
-        networks = networks or _networks(run, recipe, tree, spec)
-        row = {"file": name} | follow(recipe, tree, networks, picture.pixels, spec)
+        model = model or _model(run)
+        row = {"file": name} | row_of(model, picture.pixels)
         rows.append(row | {"image": fitting.about(picture)})
         if str(options.json) != STDOUT:
             print(line(row, titles, fitting.notes(picture)))
@@ -136,16 +125,16 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if bad else 0
 
 
-def _networks(run: Path, recipe: Recipe, tree: Tree, spec: Spec) -> dict[Node, Any]:
-    """The run's networks, with programs that are kept for the next time."""
+def _model(run: Path) -> Model:
+    """The run's tree, with programs that are kept for the next time."""
     from trunk_jax.machine import backend  # after the flags: JAX takes seconds to load
 
     backend.start()
     from trunk_jax.inference.aot import keep_programs
-    from trunk_jax.inference.load import load_networks
+    from trunk_jax.inference.load import load
 
     keep_programs()
-    return load_networks(run, recipe, tree, spec.image_shape)
+    return load(run)
 
 
 if __name__ == "__main__":

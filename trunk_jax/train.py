@@ -1,19 +1,37 @@
 """`python -m trunk_jax.train`: grow and train a tree, and evaluate it once on test."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 from data.base.errors import run_command
 from data.images import datasets
-from data.run.options import train_options
+from data.run.options import TrainOptions, train_options
 from data.training.train import train
 from trunk_jax.machine import xla
+
+T = TypeVar("T")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train as the flags say. UserError for anything a user can put right."""
-    options = train_options("jax", arguments)
+    carry_out(train_options("jax", arguments), then=lambda folder: None)
+
+
+def carry_out(
+    options: TrainOptions,
+    *,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    show: bool = True,
+    then: Callable[[Path], T],
+) -> T:
+    """Train as `options` say; what `then` makes of the run folder.
+
+    For `on_epoch` and `show` see `data.training.train.train`.
+    """
     xla.set_flags(xla.flags(deterministic=options.deterministic, autotune=options.autotune))
     from trunk_jax.machine import backend  # after the flags are checked: JAX takes seconds to load
 
@@ -35,7 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
         hosts.agree("the dataset", fingerprint)
         with hosts.share(options.out) as out:
             report = options.json if hosts.first() else None
-            train(framework, replace(options, out=out, json=report))
+            train(framework, replace(options, out=out, json=report), on_epoch, show)
+            return then(out)
 
 
 if __name__ == "__main__":

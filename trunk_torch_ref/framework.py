@@ -12,18 +12,17 @@ import torch
 from data.images.arrays import as_images
 from data.images.augmentation import Augmentation
 from data.images.splits import Splits
-from data.recipes.recipe import Recipe, image_shape
-from data.training.framework import Framework, Grown, Predictions
+from data.recipes.recipe import Recipe
+from data.training.framework import Framework
 from data.tree import hierarchy
-from data.tree.hierarchy import Node, Tree
 from trunk_torch_ref.baselines import qat
 from trunk_torch_ref.inference import route
-from trunk_torch_ref.inference.load import channel_first, load_networks
+from trunk_torch_ref.inference.load import channel_first, load
+from trunk_torch_ref.inference.model import Model
 from trunk_torch_ref.machine.devices import where
 from trunk_torch_ref.measure.costs import cost
 from trunk_torch_ref.network.augment import prepare
-from trunk_torch_ref.network.network import feature_shape
-from trunk_torch_ref.nodes import NodeNetwork
+from trunk_torch_ref.network.network import input_shape
 from trunk_torch_ref.training import grow
 
 
@@ -70,49 +69,40 @@ def exact() -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-def predict(
-    recipe: Recipe, tree: Tree, networks: dict[Node, NodeNetwork], images: np.ndarray
-) -> Predictions:
-    """`route.predict`; a monolith's batches are its recipe's, for its maps are large."""
-    batch = recipe.eval_batch_size if recipe.monolith is not None else route.BATCH
-    return route.predict(recipe, tree, networks, images, batch)
-
-
 @torch.no_grad()
-def as_int8(
-    recipe: Recipe, networks: dict[Node, NodeNetwork], images: np.ndarray
-) -> tuple[np.ndarray, int]:
+def as_int8(model: Model, images: np.ndarray) -> tuple[np.ndarray, int]:
     """(labels that the int8 form of a quantisation-aware baseline predicts, its bytes on disk)."""
-    images = as_images(images, image_shape(recipe))
-    model = qat.convert(networks[hierarchy.ROOT])
+    images, recipe = as_images(images, model.image_shape), model.recipe
+    small = qat.convert(model.networks[hierarchy.ROOT])
     labels = []
     for start in range(0, len(images), recipe.eval_batch_size):
         part = grow.as_images(images[start : start + recipe.eval_batch_size])
         x = prepare(part, {}, Augmentation(), recipe.mean, recipe.std)
-        labels.append(model(x)[1].argmax(1).numpy())
+        labels.append(small(x)[1].argmax(1).numpy())
     file = io.BytesIO()
-    torch.save(model.state_dict(), file)
+    torch.save(small.state_dict(), file)
     return np.concatenate(labels), len(file.getvalue())
 
 
-def costs(
-    tree: Tree, networks: dict[Node, NodeNetwork], image_shape: tuple[int, int, int]
-) -> dict[str, dict[str, int]]:
+def costs(model: Model) -> dict[str, dict[str, int]]:
     """Parameters and multiply-adds of each node, by name."""
-    shapes = {hierarchy.ROOT: channel_first(image_shape)}
-    result = {}
-    for node in tree.nodes:
-        if node != hierarchy.ROOT:
-            shapes[node] = feature_shape(networks[node[:-1]], shapes[node[:-1]])
-        result[tree.names[node]] = cost(networks[node], shapes[node])
+    result, shapes = {}, {}
+    for node, network in model.networks.items():
+        shape = input_shape(model.networks, node, channel_first(model.image_shape), shapes)
+        result[model.tree.names[node]] = cost(network, shape)
     return result
 
 
 def grow_here(
-    recipe: Recipe, splits: Splits, classes: int, folder: Path, report: Callable[..., None]
-) -> Grown:
+    recipe: Recipe,
+    splits: Splits,
+    classes: int,
+    folder: Path,
+    report: Callable[..., None],
+    init: Model | None = None,
+) -> Model:
     """`grow.grow` on `where()`."""
-    return grow.grow(recipe, splits, classes, folder, report, device=where())
+    return grow.grow(recipe, splits, classes, folder, report, device=where(), init=init)
 
 
 # The last are oneDNN's, of a convolution that has worked before.
@@ -128,8 +118,8 @@ FRAMEWORK = Framework(
     name="torch",
     device=device,
     grow=grow_here,
-    load_networks=load_networks,
-    predict=predict,
+    load=load,
+    predict=route.predict,
     int8=as_int8,
     costs=costs,
     out_of_memory=out_of_memory,

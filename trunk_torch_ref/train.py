@@ -1,20 +1,39 @@
 """`python -m trunk_torch_ref.train`: grow and train a tree, and evaluate it once on test."""
 
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 from data.base.errors import run_command
-from data.run.options import train_options
+from data.run.options import TrainOptions, train_options
 from data.training.train import train
 from trunk_torch_ref.machine import settings
+
+T = TypeVar("T")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train as the flags say. UserError for anything a user can put right."""
-    options = train_options("torch", arguments)
+    carry_out(train_options("torch", arguments), then=lambda folder: None)
+
+
+def carry_out(
+    options: TrainOptions,
+    *,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    show: bool = True,
+    then: Callable[[Path], T],
+) -> T:
+    """Train as `options` say; what `then` makes of the run folder.
+
+    For `on_epoch` and `show` see `data.training.train.train`.
+    """
     settings.apply()
     from trunk_torch_ref.framework import FRAMEWORK  # PyTorch takes seconds to load
 
-    train(FRAMEWORK, options)
+    train(FRAMEWORK, options, on_epoch, show)
+    return then(options.out)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,11 @@ from typing import NoReturn
 from data.base import interrupts
 
 
-class UserError(Exception):
-    """Something the user can put right. The message is one line: what, where, what to do."""
+class UserError(ValueError):
+    """Something the user can put right. The message is one line: what, where, what to do.
+
+    A ValueError, so that who calls us from Python need not know this class.
+    """
 
 
 class LibraryFailed(UserError):

@@ -49,8 +49,9 @@ def json_file(file: Path, most: int = MOST_JSON) -> Any:
     Stricter than Python: no NaN or infinity, no number that is none of a float or of 40 digits,
     no name twice in an object, no nesting that would exhaust the stack of whoever reads it.
     """
+    text = content(file, most)
     try:
-        return json_text(content(file, most))
+        return json_text(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not valid JSON ({error})") from None
 
@@ -107,8 +108,9 @@ def _items(value: Any) -> Iterable[Any]:
 
 def toml_file(file: Path) -> dict[str, Any]:
     """The tables of a TOML file. UserError if it is missing, too large, or not TOML."""
+    text = content(file, MOST_JSON)
     try:
-        value = tomllib.loads(content(file, MOST_JSON).decode("utf-8-sig"))
+        value = tomllib.loads(text.decode("utf-8-sig"))
         _need_shallow(value)
         return value
     except (ValueError, RecursionError) as error:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image, ImageFile
 
+from data.base.errors import UserError
+
 _FORMATS = ("PNG", "JPEG", "MPO", "BMP", "TIFF", "PPM")  # others' decoders read all or nothing
 _JPEG_END = b"\xff\xd9"
 # Any bytes that are no marker of a JPEG; longer than a block's worth many times over.
@@ -46,6 +48,8 @@ def read(
                 _filled(open_image(content + tail), colour)
                 for tail, colour in zip(tails, (0, 255), strict=True)
             )
+        except UserError:
+            raise
         except (OSError, SyntaxError, ValueError, struct.error):
             return None
         finally:

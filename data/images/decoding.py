@@ -76,6 +76,8 @@ def decode(content: bytes, what: str) -> Decoded:
                     f"{what} is a kind of TIFF that is not read here, as are 64-bit floats and "
                     "colours in floats; save it with integers, or as a PNG"
                 ) from None
+            except UserError:
+                raise
             except ValueError:  # text in a PNG that is too long for Pillow, perhaps
                 without = _without_text(content)
                 if len(without) == len(content):

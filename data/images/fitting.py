@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from data.base.errors import UserError
 from data.images import values
 from data.images.decoding import Decoded
 from data.images.specs import Spec
@@ -35,6 +36,11 @@ class Options:
     invert: str = "auto"
     fit: str = "crop"
     as_stored: bool = False
+
+    def __post_init__(self):
+        for name, choices in (("invert", INVERT), ("fit", FIT)):
+            if (value := getattr(self, name)) not in choices:
+                raise UserError(f"{name} is {value!r:.80}; it must be one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def place(run: Path) -> Path:
         if (folder / "config.json").exists():
             raise UserError(f"{folder} is another run than {run}; rename one of them, or name a "
                             "folder with --out")  # fmt: skip
-        if (folder / MARK).exists() and _marked(folder) != _digest(run):
+        if (folder / MARK).exists() and _marked(folder) != digest(run):
             raise UserError(f"{folder} holds what was derived from another run of that name; "
                             "remove it, or name a folder with --out")  # fmt: skip
     return folder
@@ -56,7 +56,7 @@ def claim(run: Path) -> Path:
     """As `place`, and from now on the folder is this run's."""
     folder = place(run)
     if not _is(folder, run) and not (folder / MARK).exists():
-        mark = {"run": str(run.absolute()), "weights_sha256": _digest(run)}
+        mark = {"run": str(run.absolute()), "weights_sha256": digest(run)}
         writing.write_json(folder / MARK, mark)
     return folder
 
@@ -71,7 +71,7 @@ def find(run: Path, name: str) -> Path:
     other = folder / name
     if _is(folder, run) or not other.exists():
         return own
-    if not (folder / MARK).exists() or _marked(folder) != _digest(run):
+    if not (folder / MARK).exists() or _marked(folder) != digest(run):
         print(f"note: {other} is of another run than {run}, and left out", file=sys.stderr)
         return own
     if own.exists() and own.stat().st_mtime >= other.stat().st_mtime:
@@ -87,7 +87,7 @@ def _marked(folder: Path) -> str:
     return reading.json_of_form(folder / MARK, _FORM, "a mark of ours")["weights_sha256"]
 
 
-def _digest(run: Path) -> str:
+def digest(run: Path) -> str:
     """SHA-256 of the run's weights and of the names of their files."""
     total = hashlib.sha256()
     for file in sorted((run / "weights").glob("*.safetensors")):

@@ -1,6 +1,7 @@
 """The flags of the train and evaluate commands, the same for both frameworks."""
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from data.base.errors import UserError
 from data.base.parser import Parser, target
 from data.images import specs
+from data.inference.shipped import run_of
 from data.recipes import recipe
 from data.recipes.baselines import models as baselines
 from data.recipes.networks import BACKBONES
@@ -32,7 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "speed_up": None,
 }
 # In a run's configuration only where they were given; the first is the recipe's as well.
-LATER = {"precision": None, "deterministic": False, "budget": None}
+LATER = {"precision": None, "deterministic": False, "budget": None, "init": None}
 HOW = ("siblings", "devices", "distributed", "autotune")  # not what decides a run but how it runs
 SIBLINGS = ("auto", "together", "alone")
 OF_TREES = ("backbone", "volatility", "grouping", "budget")
@@ -57,6 +59,7 @@ class TrainOptions:
     deterministic: bool = False
     autotune: int | None = None
     source: Path | None = None  # the run of --from
+    init: Path | None = None  # the run whose weights it starts from
 
 
 def train_parser(framework: str) -> Parser:
@@ -102,6 +105,9 @@ def train_parser(framework: str) -> Parser:
     add("--from", metavar="RUN", help="take flags, data, the class phase of the root and all else "
         "that is the same from RUN, which stays as it is; to be given with a new folder and "
         "another volatility, grouping or budget (default: none)")  # fmt: skip
+    add("--init", metavar="RUN", help="start from the weights of a finished tree, which is kept: "
+        "more epochs, other settings, or other data of the same shapes; flags that are not given "
+        "are RUN's, which stays as it is (default: none)")  # fmt: skip
     add("--resume", action="store_true", help="go on with the run in --out, or start it if it "
                                               "is not there (default: off)")  # fmt: skip
     add(
@@ -173,6 +179,8 @@ def train_options(framework: str, arguments: list[str] | None = None) -> TrainOp
     how = {k: given.pop(k) for k in HOW if k in given}
     if source is not None:
         given = _flags_from(Path(source), framework, parser, given, out)
+    elif given.get("init") is not None:
+        given = _flags_of_init(parser, given, out)
     flags = _named(DEFAULTS | given)
     out = _default_folder(_recipe(flags), framework) if out is None else Path(out)
     if resume and (out / "config.json").exists():
@@ -183,9 +191,23 @@ def train_options(framework: str, arguments: list[str] | None = None) -> TrainOp
     chosen = _recipe(flags)
     if source is not None:
         how["source"] = _same_but_groups(Path(source), chosen)
+    if flags.get("init") is not None:
+        how["init"] = Path(flags["init"])
     return TrainOptions(
         chosen, flags, out, resume, data_dir, report, deterministic=deterministic, **how
     )
+
+
+def words_of(flags: Mapping[str, Any]) -> list[str]:
+    """Flags by their names in Python as on a command line; None and False: not given.
+
+    Example:
+      >>> words_of({"dataset": "digits", "batch_size": 32, "resume": True, "seed": None})
+      ['--dataset=digits', '--batch-size=32', '--resume']
+
+    """
+    given = {key: value for key, value in flags.items() if value is not None and value is not False}
+    return [_word(key.rstrip("_"), value) for key, value in given.items()]
 
 
 def _named(flags: dict[str, Any]) -> dict[str, Any]:
@@ -214,7 +236,21 @@ def _flags_from(
     if not given.keys() & set(GROUPS):
         raise UserError(f"--from {source} needs another --volatility, --grouping or --budget")
     runfolder.read_recipe_of_tree(source)
+    if "init" in given:
+        raise UserError("--from and --init are two ways to start; give one of them")
     return _stored_flags(source, parser) | given
+
+
+def _flags_of_init(parser: Parser, given: dict[str, Any], out: str | None) -> dict[str, Any]:
+    """The flags of a run that starts from another's weights: those of that run, and those given."""
+    run = run_of(given["init"]).absolute()
+    if out is None:
+        raise UserError(f"--init {given['init']} needs --out: the folder of the new run")
+    if Path(out).resolve() == run.resolve():
+        raise UserError(f"--out {out} is the run that --init names; choose another folder")
+    runfolder.read_recipe_of_tree(run)
+    theirs = {key: value for key, value in _stored_flags(run, parser).items() if key != "init"}
+    return theirs | given | {"init": str(run)}
 
 
 def _same_but_groups(source: Path, chosen: Recipe) -> Path:

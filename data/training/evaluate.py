@@ -27,13 +27,13 @@ def evaluate(framework: Framework, options: EvaluateOptions) -> None:
 
 def _evaluate(framework: Framework, options: EvaluateOptions, shipped: bool) -> None:
     folder, part = options.run, options.split
-    recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
+    recipe = runfolder.read_recipe(folder)
     dataset = load_of_run(folder, recipe.dataset, options.data_dir)
-    networks = framework.load_networks(folder, recipe, tree, dataset.spec.image_shape)
+    model = framework.load(folder)
     examples = getattr(split(dataset, recipe.protocol, recipe.seed, recipe.limit), part)
     with framework.exact(), within_memory(framework, "free some, or use another device"):
-        found = framework.predict(recipe, tree, networks, examples.images)
-    value = results.evaluation(part, recipe, dataset, tree, examples, found.labels)
+        found = framework.predict(model, examples.images)
+    value = results.evaluation(part, recipe, dataset, model.tree, examples, found.labels)
     if not shipped or not (folder / f"predictions-{part}.csv").exists():
         place = derived.claim(folder) if shipped else folder
         results.write_predictions(place, part, dataset, examples, found.labels, found.confidence)

@@ -7,32 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import UInt8
 
 from data.base.errors import UserError, out_of_memory
-from data.images.splits import Splits
-from data.recipes.recipe import Recipe
+from data.inference.model import Model, Predictions
 from data.run.results import Costs
-from data.tree.hierarchy import Node, Tree
-
-Networks = dict[Node, Any]  # of each node; their type is the framework's own
-ImageShape = tuple[int, int, int]  # height, width, channels
-
-
-@dataclass(frozen=True)
-class Grown:
-    """A tree and the network of each of its nodes."""
-
-    tree: Tree
-    networks: Networks
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """`labels`: the predicted class. `confidence`: the product of probabilities on its path."""
-
-    labels: Int[np.ndarray, " n"]
-    confidence: Float[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
@@ -42,27 +21,28 @@ class Framework:
     Attributes:
       name: `jax` or `torch`.
       device: what it computes on, for the manifest.
-      grow: (recipe, splits, classes, run folder, report) to a trained tree.
-      load_networks: (run folder, recipe, tree, image shape) to a finished run's networks.
-      predict: (recipe, tree, networks, images) to predictions.
-      costs: (tree, networks, image shape) to each node's parameters and multiply-adds.
+      grow: (recipe, splits, classes, run folder, report) to a trained tree; with `init`, a tree to
+        start from, that tree trained further.
+      load: a finished run's folder to its tree.
+      predict: (a tree, images) to predictions.
+      costs: a tree to each node's parameters and multiply-adds.
       out_of_memory: whether an error of the others says so.
       settings: what beside the recipe decides a result, for `config.json`.
       exact: a context in which results repeat bit for bit.
-      int8: of a run of a quantisation-aware baseline, (recipe, its networks, images) to the
-        int8 model's predicted labels and its size in bytes.
+      int8: of a run of a quantisation-aware baseline, (its tree, images) to the int8 model's
+        predicted labels and its size in bytes.
 
     """
 
     name: str
     device: Callable[[], dict[str, Any]]
-    grow: Callable[[Recipe, Splits, int, Path, Callable[..., None]], Grown]
-    load_networks: Callable[[Path, Recipe, Tree, ImageShape], Networks]
-    predict: Callable[[Recipe, Tree, Networks, UInt8[np.ndarray, "n h w c"]], Predictions]
-    costs: Callable[[Tree, Networks, ImageShape], Costs]
+    grow: Callable[..., Model]
+    load: Callable[[Path], Model]
+    predict: Callable[[Model, UInt8[np.ndarray, "n h w c"]], Predictions]
+    costs: Callable[[Model], Costs]
     out_of_memory: Callable[[RuntimeError], bool]
     settings: Callable[[], dict[str, Any]]
-    int8: Callable[[Recipe, Networks, UInt8[np.ndarray, "n h w c"]], tuple[np.ndarray, int]]
+    int8: Callable[[Model, UInt8[np.ndarray, "n h w c"]], tuple[np.ndarray, int]]
     exact: Callable[[], AbstractContextManager[None]] = nullcontext
 
 

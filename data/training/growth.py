@@ -12,7 +12,7 @@ from data.images import specs
 from data.recipes import networks
 from data.recipes.recipe import AUTO, Recipe
 from data.run import runfolder
-from data.training.stages import Stage, row_of
+from data.training.stages import Stage, row_of, stages_of
 from data.tree import grouping, hierarchy, selection
 from data.tree.grouping import splits
 from data.tree.hierarchy import ROOT, Groups, Node, Tree
@@ -80,6 +80,7 @@ def grow_into(
     report: Callable[..., None],
     program: str,
     ahead: Ahead | None = None,
+    given: Tree | None = None,
 ) -> Tree:
     """Grow a tree and keep it in a run folder; an ASL that is there already is used again.
 
@@ -93,6 +94,7 @@ def grow_into(
       report: told in notes how groups were chosen, and why a node has none.
       program: the framework's package, for advice.
       ahead: as in `grow`.
+      given: a tree that is there already: its nodes are trained once each, and none is regrouped.
 
     """
 
@@ -116,14 +118,20 @@ def grow_into(
         runfolder.write_tree(folder, tree)
         runfolder.write_weights(folder, tree.names[node], weights(node))
 
-    tree = grow(
-        classes,
-        fit=lambda tree, node, phase: fit(Stage(tree, node, phase)),
-        likelihood=lambda tree, node: likelihood(Stage(tree, node, "class")),
-        decide=decide,
-        finish=finish,
-        ahead=ahead,
-    )
+    if given is None:
+        tree = grow(
+            classes,
+            fit=lambda tree, node, phase: fit(Stage(tree, node, phase)),
+            likelihood=lambda tree, node: likelihood(Stage(tree, node, "class")),
+            decide=decide,
+            finish=finish,
+            ahead=ahead,
+        )
+    else:
+        tree = given
+        for stage in stages_of(tree):
+            fit(stage)
+            finish(tree, stage.node)
     if recipe.joint is not None:
         joint(Stage(tree, ROOT, "joint"))
         for node in tree.nodes:

@@ -1,6 +1,6 @@
 """A stage: one training of one node. A run folder has its checkpoints and metrics by stage."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,12 @@ class Stage:
             return recipe.joint
         row = row_of(recipe, self.node)
         return row.class_phase if self.phase == "class" else row.group_phase
+
+
+def stages_of(tree: Tree) -> Iterator[Stage]:
+    """The one stage of each node of a tree that is there already, from the root down."""
+    for node in sorted(tree.nodes, key=lambda node: (len(node), node)):
+        yield Stage(tree, node, "group" if tree.children(node) else "class")
 
 
 def row_of(recipe: Recipe, node: Node) -> NodeRecipe:

@@ -1,7 +1,9 @@
 """What `python -m trunk_jax.train` and its PyTorch sister do once their flags are read."""
 
 import sys
+import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,32 @@ from data.base.writing import save_json
 from data.images import datasets
 from data.images.datasets import Dataset
 from data.images.splits import Splits, split
+from data.inference.model import Model
 from data.recipes.recipe import Recipe, to_json
 from data.run import results, runfolder
+from data.run.derived import digest
 from data.run.manifest import changes, manifest
 from data.run.options import TrainOptions
 from data.training import sharing
-from data.training.framework import Framework, Grown, within_memory
+from data.training.framework import Framework, within_memory
+from data.training.initial import carry, need_fit, need_whole
+from data.tree import drawing
+
+OnEpoch = Callable[[dict[str, Any]], None]
 
 
-def train(framework: Framework, options: TrainOptions) -> None:
-    """Grow a tree into its run folder, evaluate it and print the summary.
+def train(
+    framework: Framework,
+    options: TrainOptions,
+    on_epoch: OnEpoch | None = None,
+    show: bool = True,
+) -> None:
+    """Grow a tree into its run folder, evaluate it and print the tree and the summary.
 
-    Of a finished run only the summary is printed. UserError for anything a user can put right.
+    Of a finished run only these are printed. UserError for anything a user can put right.
+
+    `on_epoch`: called with the numbers of each epoch, once they are in `metrics.jsonl`. `show`:
+    whether anything is printed on standard output.
     """
     recipe, folder = options.recipe, options.out
     dataset = datasets.load(recipe.dataset, options.data_dir)
@@ -37,6 +53,11 @@ def train(framework: Framework, options: TrainOptions) -> None:
         with framework.exact():  # in which the settings are those of the training
             about = _config(framework.name, options, dataset, framework.settings())
         sharing.check_source(options.source, len(dataset.spec.class_names), about)
+    initial = None
+    if options.init is not None and not (folder / "summary.json").exists():
+        need_whole(options.init)
+        initial = framework.load(options.init)
+        need_fit(options.init, initial, recipe, dataset.spec)
     with runfolder.lock(folder), framework.exact():
         config = _config(framework.name, options, dataset, framework.settings())
         runfolder.create(folder, config, options.resume)
@@ -45,10 +66,13 @@ def train(framework: Framework, options: TrainOptions) -> None:
                 _take(options.source, folder, recipe, dataset)
             with within_memory(framework, "use a smaller --batch-size, or free memory; --resume "
                                "goes on with what is saved"):  # fmt: skip
-                _grow_and_evaluate(framework, options, dataset, splits)
-        summary = results.read_summary(folder)
-    names = runfolder.read_tree(folder).titles(dataset.spec.class_names)
-    print(*results.lines(summary, names), f"  run folder {folder}", sep="\n")
+                _grow_and_evaluate(framework, options, dataset, splits, on_epoch, initial)
+        summary, tree = results.read_summary(folder), runfolder.read_tree(folder)
+    if show:
+        names = dataset.spec.class_names
+        print(*results.lines(summary, tree.titles(names)), sep="\n")
+        print(textwrap.indent(drawing.draw(tree, names, width=98), "  "))
+        print(f"  run folder {folder}")
     if options.json:
         save_json(options.json, summary)
 
@@ -63,7 +87,8 @@ def _config(
     framework: str, options: TrainOptions, dataset: Dataset, settings: dict[str, Any]
 ) -> dict[str, Any]:
     """All that decides a run's result."""
-    return {
+    start = {} if options.init is None else {"init": {"weights_sha256": digest(options.init)}}
+    return start | {
         "format": runfolder.FORMAT,
         "framework": framework,
         "flags": options.flags,
@@ -74,7 +99,12 @@ def _config(
 
 
 def _grow_and_evaluate(
-    framework: Framework, options: TrainOptions, dataset: Dataset, splits: Splits
+    framework: Framework,
+    options: TrainOptions,
+    dataset: Dataset,
+    splits: Splits,
+    on_epoch: OnEpoch | None,
+    initial: Model | None,
 ) -> None:
     folder = options.out
     began = time.monotonic()
@@ -84,8 +114,8 @@ def _grow_and_evaluate(
         print(f"note: resumed under another {'; '.join(changed)}: the last bits of the weights may "
               "differ from those of an undisturbed run", file=sys.stderr)  # fmt: skip
     writing.write_json(folder / "manifest.json", about)
-    grown = _grow(framework, options, dataset, splits)
-    summary = _evaluate(framework, options, dataset, splits, grown)
+    model = _grow(framework, options, dataset, splits, on_epoch, initial)
+    summary = _evaluate(framework, options, dataset, splits, model)
     about["seconds"] = round(time.monotonic() - began, 1)
     writing.write_json(folder / "manifest.json", about)
     writing.write_json(folder / "summary.json", summary)  # last: it marks a finished run
@@ -103,7 +133,14 @@ def _continued(file: Path, about: dict[str, Any]) -> tuple[dict[str, Any], list[
     return about | {"started": before["started"], "resumed": resumed}, changes(before, about)
 
 
-def _grow(framework: Framework, options: TrainOptions, dataset: Dataset, splits: Splits) -> Grown:
+def _grow(
+    framework: Framework,
+    options: TrainOptions,
+    dataset: Dataset,
+    splits: Splits,
+    on_epoch: OnEpoch | None,
+    initial: Model | None,
+) -> Model:
     recipe, classes = options.recipe, len(dataset.spec.class_names)
     with Reporter() as report:
         report.note(f"{dataset.spec.name}: {dataset.source}")
@@ -113,27 +150,40 @@ def _grow(framework: Framework, options: TrainOptions, dataset: Dataset, splits:
                 "nothing": "the last epoch is kept; validation is on the test split",
             }
             report.note(f"protocol published: {chosen[results.selected_on(recipe)]}")
-        return framework.grow(recipe, splits, classes, options.out, report)
+        tell = report if on_epoch is None else _telling(report, on_epoch)
+        if initial is None:
+            return framework.grow(recipe, splits, classes, options.out, tell)
+        report.note(f"starts from {options.init}, whose tree it keeps")
+        carry(options.init, options.out)
+        return framework.grow(recipe, splits, classes, options.out, tell, init=initial)
+
+
+def _telling(report: Callable[..., None], on_epoch: OnEpoch) -> Callable[..., None]:
+    """`report`, and `on_epoch` told of each epoch's numbers."""
+
+    def tell(*, row: dict[str, Any] | None = None, **progress: Any) -> None:
+        report(row=row, **progress)
+        if row is not None:
+            on_epoch(dict(row))
+
+    return tell
 
 
 def _evaluate(
-    framework: Framework, options: TrainOptions, dataset: Dataset, splits: Splits, grown: Grown
+    framework: Framework, options: TrainOptions, dataset: Dataset, splits: Splits, model: Model
 ) -> dict[str, Any]:
     """The run's summary. Predictions for the test split are left in its folder."""
-    recipe, tree, networks = options.recipe, grown.tree, grown.networks
+    recipe = options.recipe
     parts = {part: getattr(splits, part) for part in ("train", "validation", "test")}
-    found = {
-        part: framework.predict(recipe, tree, networks, examples.images)
-        for part, examples in parts.items()
-    }
+    found = {part: framework.predict(model, examples.images) for part, examples in parts.items()}
     test = found["test"]
     results.write_predictions(
         options.out, "test", dataset, splits.test, test.labels, test.confidence
     )
     predicted = {part: (examples, found[part].labels) for part, examples in parts.items()}
-    costs = framework.costs(tree, networks, dataset.spec.image_shape)
-    summary = results.summary(framework.name, recipe, dataset, tree, costs, predicted)
+    costs = framework.costs(model)
+    summary = results.summary(framework.name, recipe, dataset, model.tree, costs, predicted)
     if recipe.backbone == "resnet50_qat":
-        labels, size = framework.int8(recipe, networks, splits.test.images)
+        labels, size = framework.int8(model, splits.test.images)
         summary["int8"] = results.int8(splits.test, labels, size)
     return summary

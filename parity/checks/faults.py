@@ -28,7 +28,6 @@ from data.images.datasets import load
 from data.recipes import recipe as recipes
 from data.training import epochs
 from data.training import joint as joint_batches
-from data.training.framework import Grown
 from data.tree import hierarchy, metrics
 from parity.checks import optimisers, processes, program, training
 from parity.checks.nodes import check_in_float32, check_in_float64
@@ -38,12 +37,14 @@ from parity.pairs import passes
 from parity.pairs.conversion import to_torch
 from parity.pairs.families import FAMILIES, Family, build
 from trunk_jax.inference import route
+from trunk_jax.inference.model import Model
 from trunk_jax.layers import basic as layers
 from trunk_jax.layers import conv
 from trunk_jax.layers.conv import general
 from trunk_jax.network import augment, network
 from trunk_jax.nodes import mobilenet
 from trunk_jax.training import fit, grow, joint, objective, siblings
+from trunk_torch_ref.inference.model import Model as TorchModel
 from trunk_torch_ref.network import augment as torch_augment
 from trunk_torch_ref.training import fit as torch_fit
 from trunk_torch_ref.training import grow as torch_grow
@@ -118,7 +119,7 @@ def routing() -> list[Check]:
         theirs[node] = to_torch(both.jax, template)
     test = load("digits").test
     return check_routing(
-        "digits, untrained tree", recipe, Grown(tree, ours), Grown(tree, theirs),
+        "digits, untrained tree", Model(recipe, tree, ours), TorchModel(recipe, tree, theirs),
         test.images, test.labels,
     )  # fmt: skip
 
@@ -388,7 +389,7 @@ def faults() -> list[Fault]:
         Fault("learning-rate step an epoch early", _rates(_early_step), published_phases),
         Fault("softmax of ASL over images", _replace(grow, "metrics", _NoSoftmax()), likelihood),
         Fault("children in the wrong order", _words(
-            route, "predict", "visit(child, ", "visit((*node, 1 - int(output)), "), routing),
+            route, "walk", "visit(child, ", "visit((*node, 1 - int(output)), "), routing),
         Fault("ancestors in train mode", _replace(fit, "features", _ancestors_in_train_mode),
               small_tree),
         *_of_programs(),

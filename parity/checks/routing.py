@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from data.images.augmentation import Augmentation
-from data.recipes.recipe import Recipe
-from data.training.framework import Grown
+from data.inference.model import Model
 from data.tree.hierarchy import ROOT, Node, ancestors
 from parity.checks import tolerance as compare
 from parity.checks.tolerance import Check
@@ -23,7 +22,7 @@ BATCH = 256
 
 
 def check_routing(
-    name: str, recipe: Recipe, ours: Grown, theirs: Grown, images: np.ndarray, labels: np.ndarray
+    name: str, ours: Model, theirs: Model, images: np.ndarray, labels: np.ndarray
 ) -> list[Check]:
     """Predictions of both frameworks in float32 against each other and the float64 truth.
 
@@ -32,9 +31,9 @@ def check_routing(
     must be one of rounding: within `compare.CONSTANT` times unit roundoff, the scale of the
     scores and the root of the accumulation length summed over the layers of the path.
     """
-    jax_labels = route.predict(recipe, ours.tree, ours.networks, images).labels
-    torch_labels = torch_route.predict(recipe, theirs.tree, theirs.networks, images).labels
-    truth, close, error = truth_of(recipe, ours, theirs, images)
+    jax_labels = route.predict(ours, images).labels
+    torch_labels = torch_route.predict(theirs, images).labels
+    truth, close, error = truth_of(ours, theirs, images)
     note = f"{int(close.sum())} of {len(images)} images are closer than the measured error"
     checks = [
         compare.equal(
@@ -72,7 +71,7 @@ def check_routing(
     ]  # fmt: skip
 
 
-def _growth(grown: Grown) -> float:
+def _growth(grown: Model) -> float:
     """The root of the accumulation length, summed over the layers of the deepest path."""
 
     def of(node: Node) -> float:
@@ -89,13 +88,13 @@ def _jax_node(network, x):
 
 
 def truth_of(
-    recipe: Recipe, ours: Grown, theirs: Grown, images: np.ndarray
+    ours: Model, theirs: Model, images: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
     """(float64 predictions, whether an image is too close to call, largest error of a score).
 
     The error: absolute, and as a share of the largest score that its node gave to the batch.
     """
-    tree = theirs.tree
+    recipe, tree = theirs.recipe, theirs.tree
     exact = {node: copy.deepcopy(net).double().eval() for node, net in theirs.networks.items()}
     leaves = {path: label for label, path in enumerate(tree.paths)}
     truth = np.full(len(images), -1)

@@ -16,7 +16,6 @@ from data.images.splits import Splits, split
 from data.recipes import recipe as recipes
 from data.recipes.recipe import Recipe
 from data.run import runfolder
-from data.training.framework import Grown
 from data.tree import hierarchy
 from data.tree.grouping import group
 from parity.checks import tolerance as compare
@@ -26,10 +25,12 @@ from parity.checks.tolerance import Check
 from parity.pairs.conversion import to_torch
 from parity.pairs.families import Family, build
 from parity.pairs.passes import DTYPES, Pair, by_stream, cast, recorded_masks
+from trunk_jax.inference.model import Model
 from trunk_jax.layers.basic import Mode
 from trunk_jax.network import exchange
 from trunk_jax.network.network import Network
 from trunk_jax.training import fit, grow, objective
+from trunk_torch_ref.inference.model import Model as TorchModel
 from trunk_torch_ref.network import exchange as torch_exchange
 from trunk_torch_ref.training import fit as torch_fit
 from trunk_torch_ref.training import grow as torch_grow
@@ -150,7 +151,7 @@ def grow_both(recipe: Recipe, parts: Splits, folder: Path, dtype: str = "float64
     return ours, theirs
 
 
-def _grow_jax(recipe: Recipe, parts: Splits, folder: Path, start, dtype: str) -> Grown:
+def _grow_jax(recipe: Recipe, parts: Splits, folder: Path, start, dtype: str) -> Model:
     with jax.enable_x64(dtype == "float64"):
         return grow.grow(recipe, parts, _classes(parts), folder, _silent, start=start)
 
@@ -201,7 +202,7 @@ def check_tree(recipe: Recipe, name: str) -> list[Check]:
         a, b = (np.array([row[column] for row in curves[which]]) for which in ("jax", "torch"))
         checks.append(compare.close(name, f"{column} of {len(a)} epochs", a, b, compare.VALUE_64))
     plain = _in_float32(recipe, ours)
-    checks += check_routing(name, recipe, *plain, parts.test.images, parts.test.labels)
+    checks += check_routing(name, *plain, parts.test.images, parts.test.labels)
     for node in ours.tree.nodes:
         a, c = (_vector(exchange.to_state_dict(g.networks[node])) for g in (ours, control))
         b = _vector(torch_exchange.to_state_dict(theirs.networks[node]))
@@ -209,7 +210,7 @@ def check_tree(recipe: Recipe, name: str) -> list[Check]:
     return checks
 
 
-def _in_float32(recipe: Recipe, grown: Grown) -> tuple[Grown, Grown]:
+def _in_float32(recipe: Recipe, grown: Model) -> tuple[Model, TorchModel]:
     """A grown tree in both frameworks, its weights rounded to float32."""
     ours = {node: cast(network, "float32") for node, network in grown.networks.items()}
     theirs: dict = {}
@@ -219,7 +220,8 @@ def _in_float32(recipe: Recipe, grown: Grown) -> tuple[Grown, Grown]:
             recipe, grown.tree, node, "group", theirs, tuple(shape)
         )
         theirs[node] = to_torch(ours[node], template)
-    return Grown(grown.tree, ours), Grown(grown.tree, theirs)
+    tree = grown.tree
+    return Model(recipe, tree, ours), TorchModel(recipe, tree, theirs)
 
 
 def _within_control(name: str, what: str, ours, theirs, control) -> Check:

@@ -54,7 +54,7 @@ def independent(
     run = FRAMEWORKS[framework]
     with run.exact():
         grown = run.grow(mine, parts, classes, out, _silent)
-        found = run.predict(mine, grown.tree, grown.networks, parts.test.images).labels
+        found = run.predict(grown, parts.test.images).labels
     asl, groups = runfolder.read_asl(out, "root", classes)
     volatility = runfolder.read_volatility(out, "root")
     if nodes == "root":  # the run itself was not to split

@@ -22,6 +22,7 @@ from data.tree.selection import HeldOut
 from parity.pairs.passes import by_stream, cast
 from parity.study.step import Arrays, Step, weights
 from trunk_jax.inference import route
+from trunk_jax.inference.model import Model
 from trunk_jax.layers.basic import Mode
 from trunk_jax.network import exchange
 from trunk_jax.network.network import Network
@@ -188,7 +189,7 @@ class JaxRunner:
 
     def predict(self, tree: Tree, images: np.ndarray) -> np.ndarray:
         """The labels that the whole tree predicts."""
-        return route.predict(self.recipe, tree, self.networks, images).labels
+        return route.predict(Model(self.recipe, tree, self.networks), images).labels
 
     def weights(self, node: Node) -> Arrays:
         """A finished node's state_dict."""

@@ -17,6 +17,7 @@ from data.tree.selection import HeldOut
 from parity.pairs.passes import DTYPES, recorded_masks
 from parity.study.step import Arrays, Step
 from trunk_torch_ref.inference import route
+from trunk_torch_ref.inference.model import Model
 from trunk_torch_ref.network import exchange
 from trunk_torch_ref.network.network import seeded
 from trunk_torch_ref.training import fit, grow, objective
@@ -151,7 +152,7 @@ class TorchRunner:
 
     def predict(self, tree: Tree, images: np.ndarray) -> np.ndarray:
         """The labels that the whole tree predicts."""
-        return route.predict(self.recipe, tree, self.networks, images).labels
+        return route.predict(Model(self.recipe, tree, self.networks), images).labels
 
     def weights(self, node: Node) -> Arrays:
         """A finished node's state_dict."""

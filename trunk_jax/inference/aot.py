@@ -18,7 +18,6 @@ import numpy as np
 
 from data.base import writing
 from data.base.errors import UserError
-from data.images import specs
 from data.images.cache import optional_root
 from data.run import runfolder
 from trunk_jax.machine.memory import compile_for_one_image
@@ -73,14 +72,12 @@ def _keep(folder: Path, program: bytes) -> None:
 
 def _make(run: Path) -> bytes:
     """The exported program."""
-    from trunk_jax.inference.load import load_networks  # Flax takes a second to load
+    from trunk_jax.inference.load import load as load_run  # Flax takes a second to load
     from trunk_jax.inference.single import program_of
 
-    recipe, tree = runfolder.read_recipe(run), runfolder.read_tree(run)
-    shape = specs.spec(recipe.dataset).image_shape
-    networks = load_networks(run, recipe, tree, shape)
-    program = jax.jit(program_of(recipe, tree, networks))
-    exported = jax.export.export(program)(jax.ShapeDtypeStruct(shape, jnp.uint8))
+    model = load_run(run)
+    program = jax.jit(program_of(model))
+    exported = jax.export.export(program)(jax.ShapeDtypeStruct(model.image_shape, jnp.uint8))
     return bytes(exported.serialize())
 
 

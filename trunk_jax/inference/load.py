@@ -6,34 +6,42 @@ from pathlib import Path
 import numpy as np
 
 from data.base.errors import UserError
-from data.recipes.recipe import Recipe
+from data.recipes.recipe import Recipe, image_shape
 from data.run import compression, runfolder
 from data.run.compression import Compression
-from data.tree import hierarchy
 from data.tree.hierarchy import Node, Tree
 from trunk_jax import nodes
 from trunk_jax.baselines import start as baselines
+from trunk_jax.inference.model import Model
 from trunk_jax.network.exchange import from_state_dict
-from trunk_jax.network.network import Network, feature_shape, split
+from trunk_jax.network.network import Network, input_shape, split
 from trunk_jax.shrink.prune import resized
 from trunk_jax.shrink.quantized import quantize
 
 
+def load(folder: Path) -> Model:
+    """The tree of a finished run, of either framework. UserError if it is no such folder."""
+    recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
+    networks = load_networks(folder, recipe, tree, image_shape(recipe))
+    return Model(recipe, tree, networks, folder)
+
+
 def load_networks(
-    folder: Path, recipe: Recipe, tree: Tree, image_shape: nodes.Shape
+    folder: Path, recipe: Recipe, tree: Tree, in_shape: nodes.Shape
 ) -> dict[Node, Network]:
-    """The network of every node of a run, from `weights/`. UserError if any does not fit."""
+    """The network of every node of a run, from `weights/`. UserError if any does not fit.
+
+    `in_shape`: height, width and channels of the images.
+    """
     networks: dict[Node, Network] = {}
     how = compression.read(folder)
-    shapes = {hierarchy.ROOT: image_shape}
+    shapes: dict[Node, nodes.Shape] = {}
     for node in tree.nodes:
-        name = tree.names[node]
-        if node != hierarchy.ROOT:
-            shapes[node] = feature_shape(networks[node[:-1]], shapes[node[:-1]])
+        name, shape = tree.names[node], input_shape(networks, node, in_shape, shapes)
         weights = runfolder.read_weights(folder, name)
-        template = _template(recipe, name, shapes[node], tree.width(node))
+        template = _template(recipe, name, shape, tree.width(node))
         try:
-            network = compressed(template, how, shapes[node], weights)
+            network = compressed(template, how, shape, weights)
             networks[node] = from_state_dict(network, weights)
         except UserError as error:
             raise UserError(f"{name} of {folder}: {error}") from None

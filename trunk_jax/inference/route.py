@@ -1,21 +1,22 @@
 """Inference through a tree: each image is computed by the nodes on its own path, and no others."""
 
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Int
+from jaxtyping import Float, Int, UInt8
 
 from data.images.arrays import as_images
 from data.images.augmentation import Augmentation
-from data.recipes.recipe import Recipe, image_shape
-from data.training.framework import Predictions
-from data.tree.hierarchy import ROOT, Node, Tree
+from data.inference.model import Model, Predictions, Visit, predictions
+from data.tree import hierarchy
+from data.tree.hierarchy import ROOT, Node
 from trunk_jax.inference.microbatched import infer
 from trunk_jax.network.augment import prepare
-from trunk_jax.network.network import Network, apply, dtype_of
+from trunk_jax.network.network import Network, dtype_of, input_shape
 
 BATCH = 256
 
@@ -27,75 +28,87 @@ def _normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...], d
 
 @jax.jit
 def _visit(network: Network, x: Array, rows: Int[Array, " b"]) -> tuple[Array, Array, Array]:
-    """(features, chosen output, its log-probability) of a node for the given rows of `x`."""
+    """(features, chosen output, log-probabilities) of a node for the given rows of `x`."""
     features, scores = infer(network, x[rows])
-    chosen = scores.argmax(1)
-    likelihood = jax.nn.log_softmax(scores, axis=1)
-    return features, chosen, jnp.take_along_axis(likelihood, chosen[:, None], 1)[:, 0]
+    return features, scores.argmax(1), jax.nn.log_softmax(scores, axis=1)
 
 
-def predict(
-    recipe: Recipe,
-    tree: Tree,
-    networks: dict[Node, Network],
-    images: np.ndarray,
-    batch: int = BATCH,
-) -> Predictions:
+@jax.jit
+def _features(network: Network, x: Array) -> Array:
+    return infer(network, x)[0]
+
+
+def predict(model: Model, images: Any, batch: int | None = None) -> Predictions:
     """Follow each image from the root to a leaf.
 
     `images`: what `as_images` takes, uint8 or floats from 0 to 1; UserError for anything else.
+    `batch`: images at a time; None: `batch_of`.
+    """
+    images = as_images(images, model.image_shape)
+    return predictions(model.tree, walk(model, images, batch), len(images))
+
+
+def walk(
+    model: Model, images: UInt8[np.ndarray, "n h w c"], batch: int | None = None
+) -> Iterator[Visit]:
+    """The visits that take each image to its leaf, batch by batch, a node before its children.
+
     A batch is partitioned by child at each node. Parts are padded to one of three sizes
     (the batch, a quarter, a sixteenth) with their own first image, so that few shapes are
     compiled.
     """
-    images = as_images(images, image_shape(recipe))
-    leaves = {path: label for label, path in enumerate(tree.paths)}
-    labels = np.full(len(images), -1, np.int32)
-    confidence = np.zeros(len(images))
-    batch = max(1, min(batch, len(images)))
-    dtype = str(dtype_of(networks[ROOT]))
+    tree, networks = model.tree, model.networks
+    leaves = set(tree.paths)
+    batch = max(1, min(batch or batch_of(model), len(images)))
 
-    def visit(node: Node, x: Array, rows: np.ndarray, places: np.ndarray) -> None:
+    def visit(node: Node, x: Array, rows: np.ndarray, places: np.ndarray) -> Iterator[Visit]:
         """`rows` of `x` are the images at `places`."""
         padded = np.full(bucket(len(rows), batch), rows[0], np.int32)
         padded[: len(rows)] = rows
         features, *outputs = _visit(networks[node], x, padded)
-        chosen, likelihood = (np.asarray(output)[: len(rows)] for output in outputs)
-        confidence[places] += likelihood
+        chosen, likelihoods = (np.asarray(output)[: len(rows)] for output in outputs)
+        yield Visit(node, places, chosen, likelihoods)
         for output in np.unique(chosen):
             mine = np.flatnonzero(chosen == output)
             child = (*node, int(output))
-            if child in leaves:
-                labels[places[mine]] = leaves[child]
-            else:
-                visit(child, features, mine, places[mine])
+            if child not in leaves:
+                yield from visit(child, features, mine, places[mine])
 
+    for x, places in _batches(model, images, batch):
+        yield from visit(ROOT, x, np.arange(len(places)), places)
+
+
+def features(
+    model: Model, images: UInt8[np.ndarray, "n h w c"], node: Node
+) -> Float[np.ndarray, "n h2 w2 c2"]:
+    """What the children of `node` are given for all images, wherever they would go."""
+    batch, found = max(1, min(batch_of(model), len(images))), []
+    for x, places in _batches(model, images, batch):
+        for above in (*hierarchy.ancestors(node), node):
+            x = _features(model.networks[above], x)
+        found.append(np.asarray(x)[: len(places)])
+    if not found:
+        shape = input_shape(model.networks, (*node, 0), model.image_shape)
+        return np.zeros((0, *shape), str(dtype_of(model.networks[node])))
+    return np.concatenate(found)
+
+
+def batch_of(model: Model) -> int:
+    """Images at a time; of a monolithic baseline its recipe's number, for its maps are large."""
+    return model.recipe.eval_batch_size if model.recipe.monolith is not None else BATCH
+
+
+def _batches(
+    model: Model, images: UInt8[np.ndarray, "n h w c"], batch: int
+) -> Iterator[tuple[Array, np.ndarray]]:
+    """(`batch` images as the root is given them, which these are); the last one filled up."""
+    recipe, dtype = model.recipe, str(dtype_of(model.networks[ROOT]))
     for start in range(0, len(images), batch):
         part = images[start : start + batch]
-        places = np.arange(start, start + len(part))
         x = np.zeros((batch, *part.shape[1:]), np.uint8)
         x[: len(part)] = part
-        x = _normalise(x, recipe.mean, recipe.std, dtype)
-        visit(ROOT, x, np.arange(len(part)), places)
-    return Predictions(labels, np.exp(confidence))
-
-
-def first_input(recipe: Recipe, networks: dict[Node, Network], image: np.ndarray):
-    """One image, of what `as_images` takes, as the root is given it, [1, h, w, c]."""
-    image = as_images(image, image_shape(recipe))
-    return _normalise(image, recipe.mean, recipe.std, str(dtype_of(networks[ROOT])))
-
-
-@jax.jit
-def _probabilities(network: Network, x: Array) -> tuple[Array, Array]:
-    (features, scores), _ = apply(network, x)
-    return features, jax.nn.softmax(scores, axis=1)
-
-
-def visit(network: Network, x: Array) -> tuple[Array, np.ndarray]:
-    """(features, probability of each output) of a node for a batch of one."""
-    features, probabilities = _probabilities(network, x)
-    return features, np.asarray(probabilities)[0]
+        normalised = _normalise(x, recipe.mean, recipe.std, dtype)
+        yield normalised, np.arange(start, start + len(part))
 
 
 def bucket(count: int, batch: int) -> int:

@@ -9,7 +9,7 @@ from jax import Array
 from jaxtyping import Float, Int, UInt8
 
 from data.images.augmentation import Augmentation
-from data.recipes.recipe import Recipe
+from data.inference.model import Model
 from data.tree.hierarchy import ROOT, Node, Tree
 from trunk_jax.machine.memory import compile_for_one_image
 from trunk_jax.network.augment import prepare
@@ -18,9 +18,7 @@ from trunk_jax.network.network import Network, apply, dtype_of
 Answer = tuple[Int[Array, ""], Float[Array, ""], Int[Array, " depth"]]
 
 
-def compile_single(
-    recipe: Recipe, tree: Tree, networks: dict[Node, Network], shape: tuple[int, int, int]
-) -> Callable[[UInt8[Array, "h w c"]], Answer]:
+def compile_single(model: Model) -> Callable[[UInt8[Array, "h w c"]], Answer]:
     """A function of one image, uint8 [h, w, c], compiled ahead of its first call.
 
     It returns (label, probability, path): the class, the product of the probabilities of the
@@ -28,18 +26,17 @@ def compile_single(
     are a part of the program. With JAX's persistent compilation cache switched on
     (`jax_compilation_cache_dir`) a later process loads the program instead of compiling it.
     """
-    program = jax.jit(program_of(recipe, tree, networks))
-    return compile_for_one_image(program.lower(jax.ShapeDtypeStruct(shape, jnp.uint8)))
+    image = jax.ShapeDtypeStruct(model.image_shape, jnp.uint8)
+    return compile_for_one_image(jax.jit(program_of(model)).lower(image))
 
 
-def program_of(
-    recipe: Recipe, tree: Tree, networks: dict[Node, Network]
-) -> Callable[[UInt8[Array, "h w c"]], Answer]:
+def program_of(model: Model) -> Callable[[UInt8[Array, "h w c"]], Answer]:
     """That function, not yet compiled.
 
     Weights that are arguments, hundreds of small arrays, would have to be looked at in each
     call, which takes a tenth of a mobilenet tree's time for an image.
     """
+    recipe, tree, networks = model.recipe, model.tree, model.networks
     weights = {tree.names[node]: networks[node] for node in tree.nodes}
     dtype = str(dtype_of(networks[ROOT]))
     return partial(_follow, tree, recipe.mean, recipe.std, dtype, weights)

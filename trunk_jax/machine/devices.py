@@ -19,7 +19,7 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from data.base.errors import UserError
-from data.training.framework import Predictions
+from data.inference.model import Predictions
 from trunk_jax.machine import hosts
 
 T = TypeVar("T")

@@ -7,39 +7,35 @@ from typing import Any
 import jax
 import numpy as np
 
-from data.tree.hierarchy import ROOT, Node, Tree
+from data.inference.model import Model
+from data.tree.hierarchy import Node
 from trunk_jax.measure.program import peak_bytes, work
-from trunk_jax.network.network import Network, apply, cost, dtype_of, feature_shape
+from trunk_jax.network.network import Network, apply, cost, dtype_of, input_shape
 from trunk_jax.nodes import Shape
 
 SUMS = ("parameters", "weight_bytes", "file_bytes", "multiply_adds", "flops")
 COSTS = (*SUMS, "peak_activation_bytes")
 
 
-def input_shapes(
-    tree: Tree, networks: dict[Node, Network], image_shape: Shape
-) -> dict[Node, Shape]:
+def input_shapes(model: Model) -> dict[Node, Shape]:
     """Height, width and channels of what each node is given."""
-    shapes = {ROOT: image_shape}
-    for node in tree.nodes:
-        if node != ROOT:
-            shapes[node] = feature_shape(networks[node[:-1]], shapes[node[:-1]])
-    return shapes
+    known: dict[Node, Shape] = {}
+    for node in model.tree.nodes:
+        input_shape(model.networks, node, model.image_shape, known)
+    return known
 
 
-def node_costs(
-    tree: Tree, networks: dict[Node, Network], image_shape: Shape, folder: Path
-) -> dict[Node, dict[str, int]]:
+def node_costs(model: Model, folder: Path) -> dict[Node, dict[str, int]]:
     """Of each node, for one image: `COSTS`.
 
     `weight_bytes`: of parameters and running statistics in memory; `file_bytes`: of the file
     in the run folder.
     """
-    shapes = input_shapes(tree, networks, image_shape)
+    names, weights = model.tree.names, folder / "weights"
     return {
-        node: network_costs(networks[node], shapes[node])
-        | {"file_bytes": (folder / "weights" / f"{tree.names[node]}.safetensors").stat().st_size}
-        for node in tree.nodes
+        node: network_costs(model.networks[node], shape)
+        | {"file_bytes": (weights / f"{names[node]}.safetensors").stat().st_size}
+        for node, shape in input_shapes(model).items()
     }
 
 

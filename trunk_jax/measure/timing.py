@@ -11,7 +11,7 @@ from jax import Array
 from jaxtyping import UInt8
 
 from data.images.augmentation import Augmentation
-from data.recipes.recipe import Recipe
+from data.inference.model import Model
 from data.tree.hierarchy import ROOT, Node
 from trunk_jax.inference.microbatched import infer
 from trunk_jax.measure.energy import Counter
@@ -34,20 +34,16 @@ def _decide(network: Network, x: Array) -> tuple[Array, Array]:
     return features, scores.argmax(1)
 
 
-def walk(
-    recipe: Recipe,
-    networks: dict[Node, Network],
-    path: Sequence[Node],
-    images: UInt8[np.ndarray, "b h w c"],
-) -> np.ndarray:
+def walk(model: Model, path: Sequence[Node], images: UInt8[np.ndarray, "b h w c"]) -> np.ndarray:
     """Take images from pixels through all nodes of one path; the last node's choices.
 
     Each node's choice is fetched, as it must be to know which node comes next, but the path is
     followed whatever it is.
     """
-    x = _inputs(images, recipe.mean, recipe.std, str(dtype_of(networks[ROOT])))
+    recipe, dtype = model.recipe, str(dtype_of(model.networks[ROOT]))
+    x = _inputs(images, recipe.mean, recipe.std, dtype)
     for node in path:
-        x, chosen = _decide(networks[node], x)
+        x, chosen = _decide(model.networks[node], x)
         chosen = np.asarray(chosen)
     return chosen
 
@@ -71,8 +67,7 @@ def percentiles(taken: Sequence[float]) -> tuple[float, float, float]:
 
 
 def path_times(
-    recipe: Recipe,
-    networks: dict[Node, Network],
+    model: Model,
     path: Sequence[Node],
     images: UInt8[np.ndarray, "n h w c"],
     repeats: int,
@@ -80,8 +75,8 @@ def path_times(
     """`latency_ms` of one image (the median; `_p10`, `_p90`), `images_per_second` in batches."""
     one = images[:1]
     batch = images[np.arange(BATCH) % len(images)]
-    alone = seconds(lambda: walk(recipe, networks, path, one), repeats)
-    together = seconds(lambda: walk(recipe, networks, path, batch), max(3, repeats // 10))
+    alone = seconds(lambda: walk(model, path, one), repeats)
+    together = seconds(lambda: walk(model, path, batch), max(3, repeats // 10))
     median, low, high = (1e3 * value for value in percentiles(alone))
     return {
         "latency_ms": median,

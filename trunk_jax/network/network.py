@@ -1,5 +1,6 @@
 """A node's network as a value: its graph, parameters and statistics, and pure functions on them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
+from data.tree.hierarchy import ROOT, Node
 from trunk_jax.layers.basic import EVAL, Mode, record
 
 Arrays = dict[str | int, Any]
@@ -73,6 +75,27 @@ def dtype_of(network: Network) -> jnp.dtype:
 def feature_shape(network: Network, in_shape: tuple[int, int, int]) -> tuple[int, int, int]:
     """Height, width and channels of what the children are given."""
     return jax.eval_shape(features, network, _image(network, in_shape)).shape[1:]
+
+
+def input_shape(
+    networks: Mapping[Node, Network],
+    node: Node,
+    image_shape: tuple[int, int, int],
+    known: dict[Node, tuple[int, int, int]] | None = None,
+) -> tuple[int, int, int]:
+    """Height, width and channels of what a node of a tree is given.
+
+    `networks`: of the nodes above it at least. `known`: shapes that were asked for before, so that
+    none is worked out twice; this one is added.
+    """
+    known = {} if known is None else known
+    if node not in known:
+        known[node] = image_shape
+        if node != ROOT:
+            above = node[:-1]
+            shape = input_shape(networks, above, image_shape, known)
+            known[node] = feature_shape(networks[above], shape)
+    return known[node]
 
 
 def cost(network: Network, in_shape: tuple[int, int, int]) -> dict[str, int]:

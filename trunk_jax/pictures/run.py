@@ -96,8 +96,9 @@ def _untrained(folder: Path, classes: int, given: Any) -> np.ndarray | None:
     file = derived.find(folder, "measurements.json")
     if not file.exists():
         return None
+    value = runfolder.read_json(file)
     try:
-        asl = np.array(runfolder.read_json(file)["root"]["untrained"], np.float64)
+        asl = np.array(value["root"]["untrained"], np.float64)
     except (KeyError, TypeError, ValueError):
         return None
     return asl if asl.shape == (classes, classes) and np.isfinite(asl).all() else None

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +16,15 @@ from data.images.augmentation import Augmentation
 from data.images.splits import Splits
 from data.recipes.recipe import Recipe
 from data.training import epochs, growth, stages
-from data.training.framework import Grown
 from data.training.stages import Stage
 from data.tree import grouping, hierarchy, metrics
 from data.tree.hierarchy import Node, Tree
 from data.tree.selection import HeldOut
 from trunk_jax import nodes
 from trunk_jax.baselines import start as baselines
+from trunk_jax.inference.model import Model
 from trunk_jax.network.exchange import to_state_dict
-from trunk_jax.network.network import Network, cost, feature_shape, split, warmed
+from trunk_jax.network.network import Network, cost, input_shape, split, warmed
 from trunk_jax.training import joint
 from trunk_jax.training.checkpoint import Checkpoints
 from trunk_jax.training.feature_cache import with_kept
@@ -39,14 +41,18 @@ def grow(
     *,
     start: Callable[..., Network] | None = None,
     siblings: str = "auto",
-) -> Grown:
+    init: Model | None = None,
+) -> Model:
     """Grow and train a tree; what the folder already holds is taken from there.
 
     `start`: makes a node's untrained network, with the arguments of `initial_network` (which
     it is by default); its type is the one that the tree is computed in. `siblings`: whether the
     children of a node are trained `together` or `alone` (`auto`: together on accelerators).
+    `init`: a tree to start from, which is kept; its networks take the place of `start`'s.
     """
     start = start or initial_network
+    if init is not None:
+        start = partial(_its_own, init)
     if recipe.others.class_phase.precision == "bfloat16" and jax.default_backend() == "cpu":
         report(stage="training", note="bfloat16 is for GPUs; on a CPU it is slower than float32")
     networks: dict[Node, Network] = {}
@@ -140,8 +146,14 @@ def grow(
         report=report,
         program="trunk_jax",
         ahead=fit_nodes if wanted(siblings) else None,
+        given=None if init is None else init.tree,
     )
-    return Grown(tree, networks)
+    return Model(recipe, tree, networks)
+
+
+def _its_own(init: Model, recipe: Recipe, tree: Tree, node: Node, *_: Any) -> Network:
+    """A copy of a node's network, whose arrays training may take over."""
+    return jax.tree.map(jnp.copy, init.networks[node])
 
 
 def initial_network(
@@ -156,9 +168,7 @@ def initial_network(
     stage = Stage(tree, node, phase)
     if recipe.monolith is not None:
         return baselines.start(recipe, image_shape, stage.outputs)
-    shape = image_shape
-    for ancestor in hierarchy.ancestors(node):
-        shape = feature_shape(networks[ancestor], shape)
+    shape = input_shape(networks, node, image_shape)
     module = nodes.build(
         recipe.dataset,
         recipe.backbone,
@@ -201,9 +211,7 @@ def multiply_adds(
     image_shape: nodes.Shape,
 ) -> int:
     """Multiply-adds of one image in a node's network; its ancestors are in `networks`."""
-    shape = image_shape
-    for ancestor in hierarchy.ancestors(node):
-        shape = feature_shape(networks[ancestor], shape)
+    shape = input_shape(networks, node, image_shape)
     where, outputs = (
         (recipe.dataset, recipe.backbone, tree.names[node]),
         tree.width(node),

@@ -14,6 +14,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from data.images.splits import Splits
+from data.inference.model import Predictions
 from data.recipes.recipe import Phase, Recipe
 from data.training import epochs
 from data.training import joint as plans
@@ -23,6 +24,7 @@ from data.training.joint import Layout
 from data.tree import metrics
 from data.tree.hierarchy import Node, Tree
 from trunk_jax.inference import route
+from trunk_jax.inference.model import Model
 from trunk_jax.layers.basic import Mode
 from trunk_jax.machine import devices, memory
 from trunk_jax.network.network import Network, apply
@@ -204,6 +206,9 @@ def _train_epoch(
 
 def _accuracy(recipe: Recipe, tree: Tree, networks: dict[Node, Network], splits: Splits) -> float:
     """The share of validation images that reach their own leaf, as the recipe counts them."""
-    follow = partial(route.predict, recipe, tree)
+
+    def follow(networks: dict[Node, Network], images: np.ndarray) -> Predictions:
+        return route.predict(Model(recipe, tree, networks), images)
+
     found = devices.predict(follow, networks, splits.validation.images, route.BATCH).labels
     return metrics.accuracy(splits.validation.labels, found, recipe.balanced)

@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 
 from data.base.errors import UserError
-from data.recipes.recipe import Recipe
+from data.recipes.recipe import Recipe, image_shape
 from data.run import compression, runfolder
 from data.run.compression import Compression
-from data.tree import hierarchy
 from data.tree.hierarchy import Node, Tree
 from trunk_torch_ref import nodes
 from trunk_torch_ref.baselines import start as baselines
+from trunk_torch_ref.inference.model import Model
 from trunk_torch_ref.machine.devices import where
 from trunk_torch_ref.network.exchange import from_state_dict
-from trunk_torch_ref.network.network import feature_shape, initial
+from trunk_torch_ref.network.network import initial, input_shape
 from trunk_torch_ref.nodes import NodeNetwork
 from trunk_torch_ref.shrink.prune import resized
 from trunk_torch_ref.shrink.quantized import quantize
@@ -27,24 +27,30 @@ def channel_first(image_shape: tuple[int, int, int]) -> nodes.Shape:
     return channels, height, width
 
 
+def load(folder: Path) -> Model:
+    """The tree of a finished run, of either framework. UserError if it is no such folder."""
+    recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
+    networks = load_networks(folder, recipe, tree, image_shape(recipe))
+    return Model(recipe, tree, networks, folder)
+
+
 def load_networks(
-    folder: Path, recipe: Recipe, tree: Tree, image_shape: tuple[int, int, int]
+    folder: Path, recipe: Recipe, tree: Tree, in_shape: tuple[int, int, int]
 ) -> dict[Node, NodeNetwork]:
     """The network of every node of a run, from `weights/`. UserError if any does not fit.
 
-    `image_shape`: height, width and channels.
+    `in_shape`: height, width and channels of the images.
     """
     networks: dict[Node, NodeNetwork] = {}
     how = compression.read(folder)
-    shapes = {hierarchy.ROOT: channel_first(image_shape)}
+    shapes: dict[Node, nodes.Shape] = {}
     for node in tree.nodes:
         name = tree.names[node]
-        if node != hierarchy.ROOT:
-            shapes[node] = feature_shape(networks[node[:-1]], shapes[node[:-1]])
-        template = _template(recipe, name, shapes[node], tree.width(node))
+        shape = input_shape(networks, node, channel_first(in_shape), shapes)
+        template = _template(recipe, name, shape, tree.width(node))
         weights = runfolder.read_weights(folder, name)
         try:
-            template = compressed(template, how, shapes[node], weights)
+            template = compressed(template, how, shape, weights)
             loaded = from_state_dict(template, weights)
         except UserError as error:
             raise UserError(f"{name} of {folder}: {error}") from None

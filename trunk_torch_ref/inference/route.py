@@ -1,56 +1,88 @@
 """Inference through a tree: each image is computed by the nodes on its own path, and no others."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from data.images.arrays import as_images
 from data.images.augmentation import Augmentation
-from data.recipes.recipe import Recipe, image_shape
-from data.training.framework import Predictions
-from data.tree.hierarchy import ROOT, Node, Tree
+from data.inference.model import Model, Predictions, Visit, predictions
+from data.tree import hierarchy
+from data.tree.hierarchy import ROOT, Node
 from trunk_torch_ref.network.augment import prepare
-from trunk_torch_ref.network.network import location
-from trunk_torch_ref.nodes import NodeNetwork
+from trunk_torch_ref.network.network import features as features_of
+from trunk_torch_ref.network.network import input_shape, location
 
 BATCH = 256
 
 
-@torch.no_grad()
-def predict(
-    recipe: Recipe,
-    tree: Tree,
-    networks: dict[Node, NodeNetwork],
-    images: np.ndarray,
-    batch: int = BATCH,
-) -> Predictions:
+def predict(model: Model, images: Any, batch: int | None = None) -> Predictions:
     """Follow each image from the root to a leaf, a batch at a time, in eval mode.
 
     `images`: what `as_images` takes, uint8 or floats from 0 to 1; UserError for anything else.
+    `batch`: images at a time; None: `batch_of`.
     """
-    images = as_images(images, image_shape(recipe))
-    device, dtype = location(networks[ROOT])
-    leaves = {path: label for label, path in enumerate(tree.paths)}
-    labels = np.full(len(images), -1, np.int32)
-    likelihood = np.zeros(len(images))
+    images = as_images(images, model.image_shape)
+    return predictions(model.tree, walk(model, images, batch), len(images))
 
-    def visit(node: Node, x: Tensor, places: np.ndarray) -> None:
+
+def walk(
+    model: Model, images: UInt8[np.ndarray, "n h w c"], batch: int | None = None
+) -> Iterator[Visit]:
+    """The visits that take each image to its leaf, batch by batch, a node before its children."""
+    leaves = set(model.tree.paths)
+
+    def visit(node: Node, x: Tensor, places: np.ndarray) -> Iterator[Visit]:
         """`x` are the inputs of the images at `places`."""
-        features, scores = networks[node].eval()(x)
-        best = scores.log_softmax(1).max(1)
-        chosen = best.indices.cpu().numpy()
-        likelihood[places] += best.values.cpu().numpy()
+        with torch.no_grad():
+            features, scores = model.networks[node].eval()(x)
+            likelihoods = scores.log_softmax(1)
+        chosen = likelihoods.argmax(1).cpu().numpy()
+        yield Visit(node, places, chosen, likelihoods.cpu().numpy())
         for output in np.unique(chosen):
             mine = chosen == output
             child = (*node, int(output))
-            if child in leaves:
-                labels[places[mine]] = leaves[child]
-            else:
-                visit(child, features[torch.tensor(mine, device=device)], places[mine])
+            if child not in leaves:
+                rows = torch.tensor(mine, device=features.device)
+                yield from visit(child, features[rows], places[mine])
 
+    for x, places in _batches(model, images, batch or batch_of(model)):
+        yield from visit(ROOT, x, places)
+
+
+def features(
+    model: Model, images: UInt8[np.ndarray, "n h w c"], node: Node
+) -> Float[np.ndarray, "n h2 w2 c2"]:
+    """What the children of `node` are given for all images; channels last, as the images'."""
+    found = []
+    for x, _ in _batches(model, images, batch_of(model)):
+        for above in (*hierarchy.ancestors(node), node):
+            x = features_of(model.networks[above], x)
+        found.append(np.moveaxis(x.cpu().numpy(), 1, -1))
+    if not found:
+        height, width, channels = model.image_shape
+        deep, *sides = input_shape(model.networks, (*node, 0), (channels, height, width))
+        return np.zeros((0, *sides, deep), np.float32)
+    return np.concatenate(found)
+
+
+def batch_of(model: Model) -> int:
+    """Images at a time; of a monolithic baseline its recipe's number, for its maps are large."""
+    return model.recipe.eval_batch_size if model.recipe.monolith is not None else BATCH
+
+
+def _batches(
+    model: Model, images: UInt8[np.ndarray, "n h w c"], batch: int
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """(at most `batch` images as the root is given them, which these are)."""
+    recipe = model.recipe
+    device, dtype = location(model.networks[ROOT])
     for begin in range(0, len(images), batch):
         part = np.ascontiguousarray(images[begin : begin + batch].transpose(0, 3, 1, 2))
         pixels = torch.tensor(part, device=device)
         x = prepare(pixels, {}, Augmentation(), recipe.mean, recipe.std, dtype)
-        visit(ROOT, x, np.arange(begin, begin + len(part)))
-    return Predictions(labels, np.exp(likelihood))
+        yield x, np.arange(begin, begin + len(part))

@@ -1,11 +1,12 @@
 """A node's network from outside: made from a seed, its shapes and costs, its features."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from data.tree.hierarchy import ROOT, Node
 from trunk_torch_ref.nodes import NodeNetwork, Shape
 
 
@@ -39,6 +40,27 @@ def features(network: NodeNetwork, x: Tensor) -> Tensor:
 def feature_shape(network: NodeNetwork, in_shape: Shape) -> Shape:
     """Channels, height and width of what the children are given."""
     return tuple(features(network, blank(network, in_shape)).shape[1:])
+
+
+def input_shape(
+    networks: Mapping[Node, NodeNetwork],
+    node: Node,
+    image_shape: Shape,
+    known: dict[Node, Shape] | None = None,
+) -> Shape:
+    """Channels, height and width of what a node of a tree is given.
+
+    `networks`: of the nodes above it at least. `known`: shapes that were asked for before, so that
+    none is worked out twice; this one is added.
+    """
+    known = {} if known is None else known
+    if node not in known:
+        known[node] = image_shape
+        if node != ROOT:
+            above = node[:-1]
+            shape = input_shape(networks, above, image_shape, known)
+            known[node] = feature_shape(networks[above], shape)
+    return known[node]
 
 
 def blank(network: NodeNetwork, shape: Shape) -> Tensor:

@@ -2,7 +2,9 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,16 +15,16 @@ from data.base.errors import UserError
 from data.images.splits import Splits
 from data.recipes.recipe import Recipe
 from data.training import epochs, growth, stages
-from data.training.framework import Grown
 from data.training.stages import Stage
 from data.tree import grouping, hierarchy, metrics
 from data.tree.hierarchy import Node, Tree
 from data.tree.selection import HeldOut
 from trunk_torch_ref import nodes
 from trunk_torch_ref.baselines import start as baselines
+from trunk_torch_ref.inference.model import Model
 from trunk_torch_ref.measure.costs import cost
 from trunk_torch_ref.network.exchange import to_state_dict
-from trunk_torch_ref.network.network import feature_shape, initial
+from trunk_torch_ref.network.network import initial, input_shape
 from trunk_torch_ref.nodes import NodeNetwork
 from trunk_torch_ref.training import joint
 from trunk_torch_ref.training.checkpoint import Checkpoints
@@ -41,9 +43,7 @@ def initial_network(
     stage = Stage(tree, node, phase)
     if recipe.monolith is not None:
         return baselines.start(recipe, image_shape, stage.outputs)
-    shape = image_shape
-    for ancestor in hierarchy.ancestors(node):
-        shape = feature_shape(networks[ancestor], shape)
+    shape = input_shape(networks, node, image_shape)
 
     def build() -> NodeNetwork:
         dataset, backbone, faults = recipe.dataset, recipe.backbone, recipe.faults
@@ -61,18 +61,22 @@ def grow(
     *,
     device: torch.device | str = "cpu",
     start: Callable[..., NodeNetwork] = initial_network,
-) -> Grown:
+    init: Model | None = None,
+) -> Model:
     """Grow and train a tree; what the folder already holds is taken from there.
 
     UserError for a recipe whose nodes train in bfloat16: this port does so in joint training only.
 
     `start`: makes a node's untrained network, with the arguments of `initial_network`; its
-    type is the one that the tree is computed in.
+    type is the one that the tree is computed in. `init`: a tree to start from, which is kept; its
+    networks take the place of `start`'s.
     """
     phases = (getattr(node, kind) for node in (recipe.root, recipe.others)
               for kind in ("class_phase", "group_phase"))  # fmt: skip
     if any(phase.precision != "float32" for phase in phases):
         raise UserError("PyTorch's nodes train in float32 here; bfloat16 is for joint training")
+    if init is not None:
+        start = partial(_its_own, init)
     networks: dict[Node, NodeNetwork] = {}
     train = as_images(splits.train.images, device)
     validation = as_images(splits.validation.images, device)
@@ -139,8 +143,14 @@ def grow(
         joint=fit_tree,
         report=report,
         program="trunk_torch_ref",
+        given=None if init is None else init.tree,
     )
-    return Grown(tree, networks)
+    return Model(recipe, tree, networks)
+
+
+def _its_own(init: Model, recipe: Recipe, tree: Tree, node: Node, *_: Any) -> NodeNetwork:
+    """A copy of a node's network, which training may change."""
+    return copy.deepcopy(init.networks[node])
 
 
 def average_likelihood(
@@ -174,9 +184,7 @@ def multiply_adds(
     image_shape: nodes.Shape,
 ) -> int:
     """Multiply-adds of one image in a node's network; its ancestors are in `networks`."""
-    shape = image_shape
-    for ancestor in hierarchy.ancestors(node):
-        shape = feature_shape(networks[ancestor], shape)
+    shape = input_shape(networks, node, image_shape)
     where, outputs = (
         (recipe.dataset, recipe.backbone, tree.names[node]),
         tree.width(node),

@@ -22,6 +22,7 @@ from data.training.joint import Layout
 from data.tree import metrics
 from data.tree.hierarchy import Node, Tree
 from trunk_torch_ref.inference import route
+from trunk_torch_ref.inference.model import Model
 from trunk_torch_ref.network.augment import prepare
 from trunk_torch_ref.network.network import location, seeded
 from trunk_torch_ref.nodes import NodeNetwork
@@ -179,5 +180,5 @@ def _accuracy(
     recipe: Recipe, tree: Tree, networks: dict[Node, NodeNetwork], splits: Splits
 ) -> float:
     """The share of validation images that reach their own leaf, as the recipe counts them."""
-    found = route.predict(recipe, tree, networks, splits.validation.images).labels
+    found = route.predict(Model(recipe, tree, networks), splits.validation.images).labels
     return metrics.accuracy(splits.validation.labels, found, recipe.balanced)

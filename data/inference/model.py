@@ -1,0 +1,233 @@
+"""A tree with its networks as one value, and the decisions that it takes."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from data.base.errors import UserError
+from data.images import specs
+from data.images.fitting import Options
+from data.images.specs import Spec
+from data.inference.inputs import pixels_of
+from data.recipes.recipe import Recipe, image_shape
+from data.tree import drawing
+from data.tree.hierarchy import Node, Tree
+
+
+@dataclass(frozen=True)
+class Visit:
+    """Some images at one node.
+
+    Attributes:
+      node: where.
+      places: which images, as positions in the array that was asked about.
+      chosen: the output that each takes.
+      likelihoods: the logarithm of each output's probability, at this node.
+
+    """
+
+    node: Node
+    places: Int[np.ndarray, " k"]
+    chosen: Int[np.ndarray, " k"]
+    likelihoods: Float[np.ndarray, "k outputs"]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """`labels`: the predicted class. `confidence`: the product of probabilities on its path."""
+
+    labels: Int[np.ndarray, " n"]
+    confidence: Float[np.ndarray, " n"]
+
+
+def predictions(tree: Tree, visits: Iterable[Visit], count: int) -> Predictions:
+    """What visits that take `count` images from the root to a leaf each come to."""
+    leaves = {path: label for label, path in enumerate(tree.paths)}
+    labels, likelihood = np.full(count, -1, np.int32), np.zeros(count)
+    for visit in visits:
+        likelihood[visit.places] += visit.likelihoods[np.arange(len(visit.places)), visit.chosen]
+        for output in np.unique(visit.chosen):
+            label = leaves.get((*visit.node, int(output)))
+            if label is not None:
+                labels[visit.places[visit.chosen == output]] = label
+    return Predictions(labels, np.exp(likelihood))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says of images; image `i` is row `i`.
+
+    Attributes:
+      labels: the predicted class, int32.
+      names: its name.
+      probabilities: of each class, by label. A class outside the last node that the image visited
+        gets 0, so a row sums to the probability of having come there (1 for the root). An output
+        of that node that leads on to another, which the image did not take, shares its probability
+        evenly among its classes. The predicted class has the most.
+      paths: the names of the nodes that each image met, a tuple an image.
+
+    """
+
+    labels: Int[np.ndarray, " n"]
+    names: np.ndarray
+    probabilities: Float[np.ndarray, "n classes"]
+    paths: np.ndarray
+
+    @property
+    def confidence(self) -> Float[np.ndarray, " n"]:
+        """The probability of the predicted class: the product of those on the image's path."""
+        return self.probabilities[np.arange(len(self)), self.labels]
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.labels)
+
+    def __str__(self) -> str:
+        """A line an image."""
+        rows = zip(self.names, self.confidence, self.paths, strict=True)
+        return "\n".join(f"{name} {100 * p:.1f} % ({' > '.join(path)})" for name, p, path in rows)
+
+
+@dataclass(frozen=True, repr=False)
+class Model:
+    """A tree and the network of each of its nodes; each framework has its own kind of it.
+
+    Attributes:
+      recipe: what it was trained by; its normalisation is applied to every image.
+      tree: who is whose child, and where each class is decided.
+      networks: by node.
+      folder: the run folder that it was read from, if it was.
+
+    """
+
+    recipe: Recipe
+    tree: Tree
+    networks: Mapping[Node, Any]
+    folder: Path | None = None
+
+    @property
+    def spec(self) -> Spec:
+        """What is known of the data that it was trained on."""
+        return specs.spec(self.recipe.dataset)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes' names, in the order of the labels."""
+        return self.spec.class_names
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the images that the root takes."""
+        return image_shape(self.recipe)
+
+    def predict(
+        self, images: Any, *, invert: str = "auto", fit: str = "crop", as_stored: bool = False
+    ) -> Answer:
+        """The class of each image, how sure that is, and the nodes that it met.
+
+        Args:
+          images: uint8 (0 to 255) or floats (0 to 1), [n, h, w, c] or one image [h, w, c]; or the
+            name of an image file or of a folder of them, an image of Pillow's, or a list of these,
+            of any size.
+          invert: of files: exchange black and white: `yes`, `no`, or `auto`: where the dataset has
+            light strokes on a dark ground, and the image a light border.
+          fit: of files of other proportions: `crop` takes the middle, `pad` adds of the border's
+            colour, `stretch` changes the proportions.
+          as_stored: of files, for EMNIST: they are mirrored and rotated as the dataset's own.
+
+        Raises:
+          UserError: the images are something else; it is a ValueError.
+
+        """
+        pixels = self.pixels(images, Options(invert, fit, as_stored))
+        return answer(self, self.visits(pixels), len(pixels))
+
+    def features(
+        self,
+        images: Any,
+        node: str | Node = "root",
+        *,
+        invert: str = "auto",
+        fit: str = "crop",
+        as_stored: bool = False,
+    ) -> Float[np.ndarray, "n h w c"]:
+        """What the children of a node are given for these images; channels come last.
+
+        All images are taken through the node and those above it, wherever they would go by
+        themselves.
+
+        Args:
+          images: as for `predict`, as the others are.
+          node: its name, or its path in the tree.
+          invert: as for `predict`.
+          fit: as for `predict`.
+          as_stored: as for `predict`.
+
+        Raises:
+          UserError: there is no such node, or the images are something else; it is a ValueError.
+
+        """
+        wanted = self._node(node)
+        return self.features_of(self.pixels(images, Options(invert, fit, as_stored)), wanted)
+
+    def pixels(self, images: Any, options: Options) -> UInt8[np.ndarray, "n h w c"]:
+        """Images, or files of them, as the root is given them."""
+        return pixels_of(images, self.spec, self.image_shape, options)
+
+    def visits(self, pixels: UInt8[np.ndarray, "n h w c"]) -> Iterator[Visit]:
+        """The visits that take the images to their leaves; of an image, from the root down."""
+        raise NotImplementedError
+
+    def features_of(
+        self, pixels: UInt8[np.ndarray, "n h w c"], node: Node
+    ) -> Float[np.ndarray, "n h2 w2 c2"]:
+        """What `features` returns."""
+        raise NotImplementedError
+
+    def _node(self, node: str | Node) -> Node:
+        """A node by its name or path. UserError if there is none."""
+        by_name = {self.tree.names[path]: path for path in self.tree.nodes}
+        if node in by_name:
+            return by_name[node]
+        if node in self.tree.nodes:
+            return node
+        raise UserError(f"no node {node!r:.80}; the nodes: {', '.join(by_name)}")
+
+    def __str__(self) -> str:
+        """What it is, and the tree drawn in text."""
+        return f"{self!r}\n{drawing.draw(self.tree, self.classes)}"
+
+    def __repr__(self) -> str:
+        """In a line."""
+        nodes, recipe = len(self.tree.nodes), self.recipe
+        return (
+            f"<{self.spec.title}, {recipe.name} {recipe.backbone}: {len(self.classes)} classes, "
+            f"{nodes} node{'s' if nodes > 1 else ''}>"
+        )
+
+
+def answer(model: Model, visits: Iterable[Visit], count: int) -> Answer:
+    """What visits of `count` images come to."""
+    tree, found = model.tree, list(visits)
+    labels = predictions(tree, found, count).labels
+    probabilities, reached = np.zeros((count, len(tree.paths))), np.zeros(count)
+    paths: list[tuple[str, ...]] = [()] * count
+    for visit in found:  # of an image, later ones are further down
+        probabilities[visit.places] = 0
+        likelihoods = reached[visit.places, None] + visit.likelihoods
+        for output in range(tree.width(visit.node)):
+            below = list(tree.members((*visit.node, output)))
+            share = np.exp(likelihoods[:, output]) / len(below)
+            probabilities[np.ix_(visit.places, below)] = share[:, None]
+        reached[visit.places] = likelihoods[np.arange(len(visit.places)), visit.chosen]
+        for place in visit.places:
+            paths[place] = (*paths[place], tree.names[visit.node])
+    met = np.empty(count, object)  # not by one assignment: NumPy would look inside the tuples
+    for place, path in enumerate(paths):
+        met[place] = path
+    names = np.array(model.classes)[labels] if count else np.array([], str)
+    return Answer(labels, names, probabilities, met)

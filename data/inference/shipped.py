@@ -1,0 +1,39 @@
+"""The trained trees that come with this software, by name."""
+
+from pathlib import Path
+
+from data.base.errors import UserError
+
+FOLDER = Path(__file__).parents[2] / "checkpoints"  # beside our packages, in a clone and installed
+SHIPPED = {
+    "cifar10": "cifar10-efficient",
+    "emnist": "emnist-efficient",
+    "svhn": "svhn-efficient",
+}
+
+
+def run_of(name: str | Path) -> Path:
+    """The run folder that a name means: one of `SHIPPED`, or a folder.
+
+    UserError if a tree of that name is not here, or there is no such folder.
+
+    Example:
+      >>> run_of("cifar10").name
+      'cifar10-efficient'
+
+    """
+    if isinstance(name, str) and name in SHIPPED:  # a folder of that name is called ./cifar10
+        folder = FOLDER / SHIPPED[name]
+        if not folder.is_dir():
+            raise UserError(
+                f"the tree {name!r} is not in {FOLDER}: this installation is without the shipped "
+                "trees; take checkpoints/ of the repository, and name the folder"
+            )
+        return folder
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no run folder {folder}; the trees that come with this are called "
+            f"{', '.join(SHIPPED)}"
+        )
+    return folder

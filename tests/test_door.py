@@ -1,0 +1,205 @@
+"""What Python programs use: `trunk_jax.load`, `grow`, and the model that they give."""
+
+import doctest
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import data.inference.inputs
+import data.inference.shipped
+import data.run.options
+import data.tree.drawing
+from data.base.errors import UserError
+from data.images import datasets
+from data.inference.model import Model, Visit, answer, predictions
+from data.recipes import recipe
+from data.run import runfolder
+from data.tree import hierarchy
+from data.tree.drawing import draw
+
+ROOT = Path(__file__).parents[1]
+RECIPE = recipe.load("efficient", "digits")
+# ten digits: the root tells {0, 6, 8}, 1, {2, 3} ... apart
+TREE = hierarchy.regroup(hierarchy.bare(10), (), ((0, 6, 8), (1,), (2, 3), (4,), (5,), (7,), (9,)))
+HEAVY = ("jax", "jaxlib", "flax", "numpy", "torch", "PIL", "matplotlib", "rich", "jaxtyping")
+
+
+def visit(node, places, outputs):
+    """A visit with these probabilities of each output."""
+    outputs = np.array(outputs)
+    return Visit(node, np.array(places), outputs.argmax(1), np.log(outputs))
+
+
+# image 0 goes to {0, 6, 8} and there to 8; image 1 to 4; image 2 to {2, 3} and there to 2
+VISITS = [
+    visit((), [0, 1, 2], [
+        [0.6, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05],
+        [0.3, 0.0625, 0.04, 0.4, 0.0625, 0.0625, 0.0725],
+        [0.1, 0.1, 0.5, 0.1, 0.1, 0.05, 0.05],
+    ]),
+    visit((0,), [0], [[0.2, 0.3, 0.5]]),
+    visit((2,), [2], [[0.9, 0.1]]),
+]  # fmt: skip
+
+
+@dataclass(frozen=True, repr=False)
+class Recording(Model):
+    """A model that keeps the pixels it was asked about, and answers with `VISITS`' first."""
+
+    def visits(self, pixels):
+        self.networks["pixels"] = pixels
+        every = np.full((len(pixels), 7), 0.1)
+        every[:, 1] = 0.4
+        yield visit((), np.arange(len(pixels)), every)
+
+
+@pytest.fixture
+def model():
+    return Recording(RECIPE, TREE, {})
+
+
+@pytest.mark.parametrize("package", ["trunk_jax", "trunk_torch_ref"])
+def test_importing_a_framework_loads_nothing_heavy(package):
+    code = (
+        f"import sys, {package}\n"
+        f"assert {{'load', 'grow', 'Model', 'Answer'}} <= set(dir({package}))\n"
+        f"assert not hasattr({package}, 'nothing')\n"
+        f"print(*[name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, [], "")
+
+
+@pytest.mark.parametrize(
+    "module",
+    [data.inference.inputs, data.inference.shipped, data.run.options, data.tree.drawing,
+    ],
+    ids=lambda module: module.__name__,
+)  # fmt: skip
+def test_examples(module):
+    found = doctest.testmod(module)
+    assert found.attempted > 0
+    assert found.failed == 0
+
+
+def test_a_row_sums_to_the_probability_of_having_come_to_the_last_node():
+    found = answer(Model(RECIPE, TREE, {}), iter(VISITS), 3)
+    assert found.labels.tolist() == [8, 4, 2]
+    assert found.names.tolist() == ["8", "4", "2"]
+    assert list(found.paths) == [("root", "sg1"), ("root",), ("root", "sg4")]
+    expected = np.zeros((3, 10))
+    expected[0, [0, 6, 8]] = 0.6 * 0.2, 0.6 * 0.3, 0.6 * 0.5
+    # the root is image 1's last node: its groups' shares are divided among their classes
+    expected[1, [0, 6, 8]], expected[1, [2, 3]] = 0.3 / 3, 0.04 / 2
+    expected[1, [1, 4, 5, 7, 9]] = 0.0625, 0.4, 0.0625, 0.0625, 0.0725
+    expected[2, [2, 3]] = 0.5 * 0.9, 0.5 * 0.1
+    np.testing.assert_allclose(found.probabilities, expected, rtol=1e-12)
+    np.testing.assert_allclose(found.probabilities.sum(1), [0.6, 1, 0.5], rtol=1e-12)
+    np.testing.assert_allclose(found.confidence, [0.3, 0.4, 0.45], rtol=1e-12)
+    assert np.array_equal(found.probabilities.argmax(1), found.labels)
+    assert str(found).splitlines()[0] == "8 30.0 % (root > sg1)"
+    told = predictions(TREE, iter(VISITS), 3)
+    assert told.labels.tolist() == [8, 4, 2]
+    np.testing.assert_allclose(told.confidence, [0.3, 0.4, 0.45], rtol=1e-12)
+
+
+def test_images_may_be_arrays_files_folders_and_pillows(model, tmp_path):
+    images = datasets.load("digits").test.images[:3]
+    for place, image in enumerate(images):
+        Image.fromarray(image[..., 0]).save(tmp_path / f"{place}.png")
+    files = [str(tmp_path / f"{place}.png") for place in range(3)]
+    opened = [Image.open(file) for file in files]
+    for given in (images, images / 255, images[..., 0], list(images), files, tmp_path,
+                  [Path(files[0]), opened[1], files[2]], tuple(opened)):  # fmt: skip
+        found = model.predict(given)
+        assert np.array_equal(model.networks["pixels"], images)
+        assert found.labels.tolist() == [1, 1, 1]
+    for one in (images[0], files[0], opened[0]):
+        assert len(model.predict(one)) == 1
+        assert np.array_equal(model.networks["pixels"], images[:1])
+    assert len(model.predict(images[:0])) == 0
+    assert model.predict(images[:0]).names.tolist() == []
+
+
+def test_what_files_become_is_the_callers_choice(model, tmp_path):
+    image = datasets.load("digits").test.images[0, :, :, 0]
+    paper, wide = Image.fromarray(255 - image), Image.fromarray(image.repeat(2, 1))
+    model.predict(paper)
+    assert np.array_equal(model.networks["pixels"][0, :, :, 0], image)  # inverted, it is on paper
+    model.predict(paper, invert="no")
+    assert np.array_equal(model.networks["pixels"][0, :, :, 0], 255 - image)
+    model.predict(wide, fit="stretch")
+    assert np.array_equal(model.networks["pixels"][0, :, :, 0], image)
+    with pytest.raises(ValueError, match="fit is 'squeeze'; it must be one of crop, pad, stretch"):
+        model.predict(wide, fit="squeeze")
+
+
+@pytest.mark.parametrize(
+    ("images", "match"),
+    [
+        (np.zeros((2, 8, 8, 1), np.int32), "type int32"),
+        (np.full((2, 8, 8, 1), 2.0), "floats from 2 to 2"),
+        (np.zeros((2, 8, 8, 3), np.uint8), r"shape \[2, 8, 8, 3\], not \[n, 8, 8, 1\]"),
+        (np.zeros((2, 9, 8, 1), np.uint8), r"shape \[2, 9, 8, 1\]"),
+        (np.full((2, 8, 8, 1), np.nan), "NaN"),
+        ("no-such-file.png", "no-such-file.png is neither an image file nor a folder"),
+        ([Image.new("L", (8, 8)), np.zeros((8, 8, 1), np.uint8)], "not both: it has ndarray"),
+        ([], "shape"),
+    ],
+)
+def test_what_is_no_image_is_one_clear_error(model, images, match):
+    with pytest.raises(ValueError, match=match) as caught:
+        model.predict(images)
+    assert isinstance(caught.value, UserError)
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(ValueError, match=match):
+        model.features(images)
+
+
+def test_a_model_is_drawn_with_its_classes(model):
+    assert str(model).splitlines() == [
+        "<digits (scikit-learn), efficient resnet: 10 classes, 3 nodes>",
+        "root ─ {0 6 8} │ 1 │ {2 3} │ 4 │ 5 │ 7 │ 9",
+        "├─ sg1 ─ 0 │ 6 │ 8",
+        "└─ sg4 ─ 2 │ 3",
+    ]
+    assert repr(model) == str(model).splitlines()[0]
+
+
+def test_long_lines_of_a_drawing_are_folded_beside_the_rules():
+    names = ["a class with words", "bird", "cat", "dog"]
+    tree = hierarchy.regroup(hierarchy.bare(4), (), ((0, 1, 2), (3,)))
+    tree = hierarchy.regroup(tree, (0,), ((0, 1), (2,)))
+    assert draw(tree, names, width=30).splitlines() == [
+        "root ─ {a class with words",
+        "│    bird cat} │ dog",
+        "└─ sg1 ─ {a class with words",
+        "   │    bird} │ cat",
+        "   └─ sg2 ─ a class with words",
+        "           │ bird",
+    ]
+
+
+def test_nodes_are_named(model):
+    with pytest.raises(UserError, match="no node 'sg7'; the nodes: root, sg1, sg4"):
+        model.features(np.zeros((1, 8, 8, 1), np.uint8), "sg7")
+    assert model._node("sg4") == model._node((2,)) == (2,)
+
+
+def test_a_shipped_tree_is_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cifar10").mkdir()
+    for name in ("cifar10", "emnist", "svhn"):
+        folder = data.inference.shipped.run_of(name)
+        assert runfolder.read_recipe(folder).dataset == name
+    assert data.inference.shipped.run_of("./cifar10") == Path("cifar10")
+    with pytest.raises(UserError, match=r"no run folder mnist; .* called cifar10, emnist, svhn"):
+        data.inference.shipped.run_of("mnist")
+    monkeypatch.setattr(data.inference.shipped, "FOLDER", tmp_path / "nowhere")
+    with pytest.raises(UserError, match="without the shipped trees"):
+        data.inference.shipped.run_of("cifar10")

@@ -1,0 +1,28 @@
+"""A tree with its networks in JAX, and the decisions that it takes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+import data.inference.model
+from data.inference.model import Visit
+from data.tree.hierarchy import Node
+from trunk_jax.inference import route
+from trunk_jax.network.network import Network
+
+
+@dataclass(frozen=True, repr=False)
+class Model(data.inference.model.Model):
+    """A tree and the network of each of its nodes, in JAX; the networks are pytrees."""
+
+    networks: dict[Node, Network]
+
+    def visits(self, pixels: UInt8[np.ndarray, "n h w c"]) -> Iterator[Visit]:
+        return route.walk(self, pixels)
+
+    def features_of(
+        self, pixels: UInt8[np.ndarray, "n h w c"], node: Node
+    ) -> Float[np.ndarray, "n h2 w2 c2"]:
+        return route.features(self, pixels, node)

@@ -1,0 +1,82 @@
+"""What a Python program uses: load a finished tree, ask it, grow one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data.base.errors import UserError
+from data.inference.model import Answer
+from data.inference.shipped import run_of
+from data.run.options import words_of
+from trunk_torch_ref.inference.load import load as load_run
+from trunk_torch_ref.inference.model import Model
+
+__all__ = ["Answer", "Model", "grow", "load"]
+
+
+def load(run: str | Path) -> Model:
+    """A finished tree, of either framework, with its networks in PyTorch.
+
+    Args:
+      run: a run folder, or the name of a tree that comes with this software: `cifar10`, `emnist` or
+        `svhn`. A folder of such a name is called `./cifar10`.
+
+    Raises:
+      UserError: it is no finished run, or a file of it is damaged; it is a ValueError.
+
+    Example:
+      >>> import trunk_torch_ref
+      >>> model = trunk_torch_ref.load("cifar10")
+      >>> print(model)
+      <CIFAR-10, efficient resnet: 10 classes, 3 nodes>
+      root ─ {airplane bird cat deer dog frog horse ship} │ automobile │ truck
+
+    """
+    return load_run(run_of(run))
+
+
+def grow(
+    *,
+    init: Model | str | Path | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    **flags: Any,
+) -> Model:
+    """Grow and train a tree as `python -m trunk_torch_ref.train` does, and return it.
+
+    Progress is shown on standard error.
+
+    Args:
+      init: a finished tree to start from, as a model that `load` or `grow` gave or as its run
+        folder: its tree is kept, and its weights are trained further.
+      on_epoch: called after every epoch with its numbers, the row that `metrics.jsonl` gets:
+        `node`, `phase`, `epoch`, `lr`, `train_loss`, `train_accuracy`, `validation_loss`,
+        `validation_accuracy` and `seconds`.
+      flags: the command's, by name, such as `dataset="digits"`, `recipe="efficient"`,
+        `out="runs/x"`, `epochs=3`, `resume=True`: `python -m trunk_torch_ref.train --help`
+        explains them. None stands for a flag that is not given.
+
+    Raises:
+      UserError: a flag makes no sense, the folder exists, and all else that a user can put right;
+        it is a ValueError.
+
+    Example:
+      >>> import tempfile, trunk_torch_ref
+      >>> losses = []
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     model = trunk_torch_ref.grow(
+      ...         dataset="digits", limit=64, epochs=1, batch_size=32, out=f"{folder}/run",
+      ...         on_epoch=lambda row: losses.append(row["train_loss"]),
+      ...     )
+      >>> len(model.classes), losses[0] > 0
+      (10, True)
+
+    """
+    from data.run.options import train_options
+    from trunk_torch_ref.train import carry_out
+
+    if isinstance(init, Model):
+        if init.folder is None:
+            raise UserError("init is a model that is in no run folder; take one that load gave")
+        init = init.folder
+    options = train_options("torch", words_of(flags | {"init": init}))
+    return carry_out(options, on_epoch=on_epoch, show=False, then=load)
