@@ -1,24 +1,30 @@
 """What Python programs use: `trunk_jax.load`, `grow`, and the model that they give."""
 
 import doctest
+import importlib
+import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import fixed_groups
 from PIL import Image
 
 import data.inference.inputs
+import data.inference.model
 import data.inference.shipped
 import data.run.options
 import data.tree.drawing
 from data.base.errors import UserError
 from data.images import datasets
+from data.images.splits import split
 from data.inference.model import Model, Visit, answer, predictions
 from data.recipes import recipe
 from data.run import runfolder
+from data.training import scalars
 from data.tree import hierarchy
 from data.tree.drawing import draw
 
@@ -203,3 +209,152 @@ def test_a_shipped_tree_is_found_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(data.inference.shipped, "FOLDER", tmp_path / "nowhere")
     with pytest.raises(UserError, match="without the shipped trees"):
         data.inference.shipped.run_of("cifar10")
+
+
+@pytest.mark.slow
+def test_a_wheel_installed_elsewhere_has_the_shipped_trees(tmp_path):
+    pytest.importorskip("setuptools", minversion="77")
+    house, target = tmp_path / "house", tmp_path / "target"
+    house.mkdir()
+    for name in ("data", "parity", "trunk_jax", "trunk_torch_ref", "checkpoints"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, house / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "trunk_sisters.py"):
+        shutil.copy(ROOT / name, house)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    flags = ["--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
+    subprocess.run([*pip, "wheel", *flags, str(house)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 8e6  # bytes: weights of 4.4e6 that hardly pack, and sources
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True)
+    shutil.rmtree(house)
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    code = (
+        "import numpy, trunk_jax, trunk_jax.model\n"
+        "answer = trunk_jax.load('svhn').predict(numpy.load('images.npy'))\n"
+        "print(trunk_jax.__file__, trunk_jax.load('emnist').folder, *answer.labels)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": str(target), "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    package, folder, *labels = done.stdout.split()
+    assert package == str(target / "trunk_jax" / "__init__.py")
+    assert folder == str(target / "checkpoints" / "emnist-efficient")
+    import trunk_torch_ref
+
+    here = trunk_torch_ref.load("svhn").predict(images).labels
+    assert list(map(int, labels)) == here.tolist()
+
+
+@pytest.mark.parametrize("package", ["trunk_jax", "trunk_torch_ref"])
+def test_examples_of_the_door(package):
+    """`grow`'s is left to the slow test: JAX compiles for seconds."""
+    door = importlib.import_module(package)
+    finder, runner = doctest.DocTestFinder(), doctest.DocTestRunner()
+    tests = finder.find(importlib.import_module(f"{package}.model"), "door")
+    model = door.load("cifar10")
+    tests += finder.find(data.inference.model, "values", globs={"model": model, "np": np})
+    tests = [test for test in tests if test.examples]
+    assert {test.name for test in tests} == {
+        "door.load", "door.grow", "values.Model.predict", "values.Model.features", "values.Answer",
+    }  # fmt: skip
+    for test in tests:
+        if test.name != "door.grow":
+            assert runner.run(test, clear_globs=False).failed == 0
+    assert runner.tries > 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", ["trunk_jax", "trunk_torch_ref"])
+def test_example_of_growing(package):
+    module = importlib.import_module(f"{package}.model")
+    (test,) = [t for t in doctest.DocTestFinder().find(module, "door") if t.name == "door.grow"]
+    assert doctest.DocTestRunner().run(test) == (0, 4)
+
+
+@pytest.mark.parametrize(
+    "package", [pytest.param("trunk_jax", marks=pytest.mark.slow), "trunk_torch_ref"]
+)
+def test_growing_from_python(package, tmp_path, monkeypatch, capsys):
+    from data.tree import grouping
+
+    grow = importlib.import_module(package).grow
+    monkeypatch.setattr(grouping, "group", fixed_groups)
+    rows, flags = [], {"limit": 100, "epochs": 1, "batch_size": 32, "backbone": "vgg"}
+    model = grow(
+        **flags, volatility=1, out=tmp_path / "run", on_epoch=rows.append, tensorboard=True
+    )
+    assert rows == runfolder.read_metrics(tmp_path / "run")
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
+    assert [row["node"] for row in rows] == ["root", "root", "sg1", "sg4", "sg11"]
+    assert {"epoch", "lr", "train_loss", "validation_accuracy", "seconds"} <= rows[0].keys()
+    assert capsys.readouterr().out == ""
+    assert model.folder == tmp_path / "run"
+    of = model.recipe
+    test = split(datasets.load("digits"), of.protocol, of.seed, of.limit).test
+    csv = (tmp_path / "run" / "predictions-test.csv").read_text().splitlines()[1:]
+    expected = [int(line.split(",")[2]) for line in csv]
+    assert model.predict(test.images).labels.tolist() == expected
+    with pytest.raises(ValueError, match="exists; add --resume"):
+        grow(**flags, **here)
+    with pytest.raises(ValueError, match="unrecognized arguments: --epoch=1"):
+        grow(epoch=1)
+    with pytest.raises(ValueError, match="in no run folder"):
+        grow(init=replace(model, folder=None), out=tmp_path / "new")
+    again = grow(init=model, epochs=1, out=tmp_path / "again")
+    assert again.tree == model.tree
+    config = runfolder.read_config(tmp_path / "again")
+    assert config["flags"]["init"] == str(tmp_path / "run")
+    assert config["flags"]["limit"] == 100
+
+
+def test_tensorboard_gets_the_numbers_of_each_epoch(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    rows = [
+        {"node": "root", "phase": "class", "epoch": epoch, "lr": 0.5, "train_loss": 2.0 / epoch,
+         "validation_loss": None, "seconds": 1.25}
+        for epoch in (1, 2)
+    ]  # fmt: skip
+    for row in rows:  # the second as a run that goes on writes it
+        with scalars.writing(tmp_path) as write:
+            write(row)
+    found = {}
+    for file in sorted((tmp_path / "tensorboard").glob("events.out.tfevents.*")):
+        events = [Event.FromString(raw) for raw in RawEventFileLoader(str(file)).Load()]
+        assert events[0].file_version == "brain.Event:2"
+        for event in events[1:]:
+            found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+    assert found == {
+        (f"root/class/{name}", row["epoch"]): row[name]
+        for row in rows
+        for name in ("lr", "train_loss", "seconds")
+    }
+
+
+def test_writing_for_tensorboard_loads_no_framework(tmp_path):
+    pytest.importorskip("tensorboard")
+    code = (
+        "import pathlib, sys\n"
+        "from data.training import scalars\n"
+        "with scalars.writing(pathlib.Path('run')) as write: pass\n"
+        "print(*[name for name in ('jax', 'torch', 'tensorflow') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout.split() == []
+
+
+def test_without_tensorboard_it_is_one_line_and_no_folder(tmp_path, monkeypatch):
+    import trunk_torch_ref
+
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(UserError, match="needs the package tensorboard: pip install tensorboard"):
+        trunk_torch_ref.grow(dataset="digits", tensorboard=True, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

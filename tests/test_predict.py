@@ -134,6 +134,45 @@ def test_arrays_are_checked_by_both_frameworks(models):
             one(wrong)
 
 
+def test_a_python_program_gets_the_same_from_both_frameworks(models, run):
+    import trunk_jax
+    import trunk_jax.model
+    import trunk_torch_ref.model
+    from trunk_jax.framework import FRAMEWORK
+    from trunk_jax.measure.costs import input_shapes
+
+    images = datasets.load("digits").test.images[:60]
+    ours, theirs = trunk_jax.load(run), trunk_torch_ref.load(str(run))
+    assert (type(ours), type(theirs)) == (trunk_jax.Model, trunk_torch_ref.Model)
+    assert ours.folder == run
+    assert str(ours) == str(theirs)
+    found, again = ours.predict(images), theirs.predict(images)
+    plain = FRAMEWORK.predict(ours, images)
+    assert np.array_equal(found.labels, plain.labels)
+    assert np.array_equal(found.labels, again.labels)
+    np.testing.assert_allclose(found.confidence, plain.confidence, rtol=1e-12)  # float64, a sum
+    # float32 through a dozen layers
+    np.testing.assert_allclose(found.probabilities, again.probabilities, atol=1e-5)
+    assert list(found.paths) == list(again.paths)
+    assert {len(path) for path in found.paths} == {1, 2}  # some end at the root
+    tree = ours.tree
+    for label, path in zip(found.labels, found.paths, strict=True):
+        assert len(path) == len(tree.paths[label])
+        assert path == tuple(tree.names[tree.paths[label][:depth]] for depth in range(len(path)))
+    names = {tree.names[node]: shape for node, shape in input_shapes(ours).items()}
+    maps = [model.features(images) for model in (ours, theirs)]
+    assert maps[0].shape == maps[1].shape == (60, *names[tree.names[tree.children(())[0]]])
+    np.testing.assert_allclose(*maps, rtol=1e-4, atol=1e-4)  # float32, half the layers
+    child = tree.names[tree.children(())[0]]
+    deep = [model.features(images[:3], child) for model in (ours, theirs)]
+    np.testing.assert_allclose(*deep, rtol=1e-4, atol=1e-4)
+    assert not np.allclose(deep[0], 0)
+    for model in (ours, theirs):
+        empty = model.features(images[:0], child)
+        assert empty.shape == (0, *deep[0].shape[1:])
+        assert empty.dtype == deep[0].dtype == np.float32
+
+
 def test_a_bad_file_stops_no_other(run, tmp_path, capfd):
     from trunk_jax import predict
 

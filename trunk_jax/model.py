@@ -29,7 +29,9 @@ def load(run: str | Path) -> Model:
       >>> model = trunk_jax.load("cifar10")
       >>> print(model)
       <CIFAR-10, efficient resnet: 10 classes, 3 nodes>
-      root ─ {airplane bird cat deer dog frog horse ship} │ automobile │ truck
+      root ─ {airplane bird cat deer dog frog horse ship} │ {automobile truck}
+      ├─ sg1 ─ airplane │ bird │ cat │ deer │ dog │ frog │ horse │ ship
+      └─ sg3 ─ automobile │ truck
 
     """
     return load_run(run_of(run))

@@ -70,6 +70,13 @@ class Answer:
         evenly among its classes. The predicted class has the most.
       paths: the names of the nodes that each image met, a tuple an image.
 
+    Example (with `model = trunk_jax.load("cifar10")`):
+      >>> answer = model.predict(np.zeros((2, 32, 32, 3), np.uint8))
+      >>> bool((answer.probabilities.argmax(1) == answer.labels).all())
+      True
+      >>> bool((answer.confidence <= answer.probabilities.sum(1)).all())
+      True
+
     """
 
     labels: Int[np.ndarray, " n"]
@@ -142,6 +149,13 @@ class Model:
         Raises:
           UserError: the images are something else; it is a ValueError.
 
+        Example (with `model = trunk_jax.load("cifar10")`):
+          >>> answer = model.predict(np.zeros((2, 32, 32, 3), np.uint8))
+          >>> answer.labels.shape, answer.names.shape, answer.probabilities.shape
+          ((2,), (2,), (2, 10))
+          >>> answer.paths[0][0]
+          'root'
+
         """
         pixels = self.pixels(images, Options(invert, fit, as_stored))
         return answer(self, self.visits(pixels), len(pixels))
@@ -169,6 +183,10 @@ class Model:
 
         Raises:
           UserError: there is no such node, or the images are something else; it is a ValueError.
+
+        Example (with `model = trunk_jax.load("cifar10")`):
+          >>> model.features(np.zeros((2, 32, 32, 3), np.uint8), "root").shape
+          (2, 8, 8, 64)
 
         """
         wanted = self._node(node)

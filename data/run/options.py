@@ -35,7 +35,8 @@ DEFAULTS: dict[str, Any] = {
 }
 # In a run's configuration only where they were given; the first is the recipe's as well.
 LATER = {"precision": None, "deterministic": False, "budget": None, "init": None}
-HOW = ("siblings", "devices", "distributed", "autotune")  # not what decides a run but how it runs
+# Not what decides a run but how it runs.
+HOW = ("siblings", "devices", "distributed", "autotune", "tensorboard")
 SIBLINGS = ("auto", "together", "alone")
 OF_TREES = ("backbone", "volatility", "grouping", "budget")
 OF_MODELS_RECIPE = "corrected"  # what --model takes where no recipe is named
@@ -60,6 +61,7 @@ class TrainOptions:
     autotune: int | None = None
     source: Path | None = None  # the run of --from
     init: Path | None = None  # the run whose weights it starts from
+    tensorboard: bool = False
 
 
 def train_parser(framework: str) -> Parser:
@@ -113,6 +115,8 @@ def train_parser(framework: str) -> Parser:
     add(
         "--json", type=target, metavar="FILE", help="also write the summary to FILE (default: none)"
     )
+    add("--tensorboard", action="store_true", help="also write each epoch's numbers to "
+        "tensorboard/ in the run folder; needs the package tensorboard (default: off)")  # fmt: skip
     always = "off" if framework == "jax" else "off; on a GPU too this framework always does"
     add("--deterministic", action="store_true", help="compute so that the same command on the same "
         "GPU gives the same bits; on a CPU it does without; what it costs in time is not measured "
@@ -236,9 +240,10 @@ def _flags_from(
     if not given.keys() & set(GROUPS):
         raise UserError(f"--from {source} needs another --volatility, --grouping or --budget")
     runfolder.read_recipe_of_tree(source)
-    if "init" in given:
-        raise UserError("--from and --init are two ways to start; give one of them")
-    return _stored_flags(source, parser) | given
+    flags = _stored_flags(source, parser) | given
+    if flags.get("init") is not None:
+        raise UserError("--from takes class phases, which a run of --init has none of; give one")
+    return flags
 
 
 def _flags_of_init(parser: Parser, given: dict[str, Any], out: str | None) -> dict[str, Any]:

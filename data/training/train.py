@@ -3,7 +3,8 @@
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from data.run import results, runfolder
 from data.run.derived import digest
 from data.run.manifest import changes, manifest
 from data.run.options import TrainOptions
-from data.training import sharing
+from data.training import scalars, sharing
 from data.training.framework import Framework, within_memory
 from data.training.initial import carry, need_fit, need_whole
 from data.tree import drawing
@@ -49,6 +50,8 @@ def train(
             f"--batch-size {recipe.batch_size} is more than the {len(splits.train.labels):,} "
             "training images"
         )
+    if options.tensorboard:
+        scalars.need_package()
     if options.source is not None:  # before the folder is made
         with framework.exact():  # in which the settings are those of the training
             about = _config(framework.name, options, dataset, framework.settings())
@@ -142,7 +145,11 @@ def _grow(
     initial: Model | None,
 ) -> Model:
     recipe, classes = options.recipe, len(dataset.spec.class_names)
-    with Reporter() as report:
+    with ExitStack() as opened:
+        report = opened.enter_context(Reporter())
+        listeners = [] if on_epoch is None else [on_epoch]
+        if options.tensorboard:
+            listeners.append(opened.enter_context(scalars.writing(options.out)))
         report.note(f"{dataset.spec.name}: {dataset.source}")
         if recipe.protocol == "published":
             chosen = {
@@ -150,7 +157,7 @@ def _grow(
                 "nothing": "the last epoch is kept; validation is on the test split",
             }
             report.note(f"protocol published: {chosen[results.selected_on(recipe)]}")
-        tell = report if on_epoch is None else _telling(report, on_epoch)
+        tell = _telling(report, listeners)
         if initial is None:
             return framework.grow(recipe, splits, classes, options.out, tell)
         report.note(f"starts from {options.init}, whose tree it keeps")
@@ -158,13 +165,14 @@ def _grow(
         return framework.grow(recipe, splits, classes, options.out, tell, init=initial)
 
 
-def _telling(report: Callable[..., None], on_epoch: OnEpoch) -> Callable[..., None]:
-    """`report`, and `on_epoch` told of each epoch's numbers."""
+def _telling(report: Callable[..., None], listeners: Sequence[OnEpoch]) -> Callable[..., None]:
+    """`report`, and the others told of each epoch's numbers."""
 
     def tell(*, row: dict[str, Any] | None = None, **progress: Any) -> None:
         report(row=row, **progress)
         if row is not None:
-            on_epoch(dict(row))
+            for listener in listeners:
+                listener(dict(row))
 
     return tell
 
