@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -283,9 +284,8 @@ def test_growing_from_python(package, tmp_path, monkeypatch, capsys):
     grow = importlib.import_module(package).grow
     monkeypatch.setattr(grouping, "group", fixed_groups)
     rows, flags = [], {"limit": 100, "epochs": 1, "batch_size": 32, "backbone": "vgg"}
-    model = grow(
-        **flags, volatility=1, out=tmp_path / "run", on_epoch=rows.append, tensorboard=True
-    )
+    here = {"volatility": 1, "out": tmp_path / "run"}
+    model = grow(**flags, **here, on_epoch=rows.append, tensorboard=True, seed=None)
     assert rows == runfolder.read_metrics(tmp_path / "run")
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
     assert [row["node"] for row in rows] == ["root", "root", "sg1", "sg4", "sg11"]
