@@ -7,6 +7,16 @@ from pathlib import Path
 
 import pytest
 from hypothesis import Phase, settings
+from jaxtyping import install_import_hook
+
+# Shapes and types that annotations state are checked at each call of these, in tests.
+CHECKED = (
+    "data.tree",
+    "trunk_jax.layers",
+    "trunk_jax.nodes",
+    "trunk_torch_ref.nodes",
+)
+install_import_hook(CHECKED, "typechecked.check")
 
 # The same examples on every machine and in every run, however slow the machine is.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

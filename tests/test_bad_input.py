@@ -256,6 +256,7 @@ def resume(run):
         runfolder.create(run, config, True)
 
 
+@pytest.mark.slow
 def test_configurations(run):
     file = run / "config.json"
     config = json.loads(file.read_bytes())
@@ -529,6 +530,7 @@ def compressed(content):
     return buffer.getvalue()
 
 
+@pytest.mark.slow
 def test_training_state_of_torch(tmp_path):
     from trunk_torch_ref.training.checkpoint import Checkpoints
 
@@ -605,6 +607,7 @@ def try_but_missing(kind, file, contents, action, trap):
 
 
 # Orbax's readers are collected with errors that only pytest still hears of
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_training_state_of_jax(tmp_path):
     from test_jax_train import network, state
@@ -657,6 +660,7 @@ def test_training_state_of_jax(tmp_path):
 # --- published folders
 
 
+@pytest.mark.slow
 def test_published_folders(tmp_path):
     folder, trap = tmp_path / "folder", tmp_path / "trap"
     tree, named = svhn_tree()
@@ -793,6 +797,7 @@ def test_images(tmp_path):
     remove(file)
 
 
+@pytest.mark.slow
 def test_images_at_the_bound_stay_within_memory(tmp_path):
     """50 million pixels of the kinds that take the most are read; one row more is refused."""
     spec, file = specs.spec("cifar10"), tmp_path / "image.ppm"
@@ -935,6 +940,7 @@ def test_a_cache_from_elsewhere_is_made_anew(tmp_path, monkeypatch):
 QUICK = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 
 
+@pytest.mark.slow
 @QUICK
 @given(anything, st.sampled_from(["config.json", "tree.json", "summary.json", "manifest.json"]))
 def test_any_json_in_any_file_of_a_run(finished, tmp_path_factory, value, name):

@@ -51,6 +51,7 @@ def trained(command, model, *more):
         return json.load(file)
 
 
+@pytest.mark.slow
 def test_a_run_is_a_trees_run(tmp_path, capsys):
     summary = trained(train, "mobilenet_v2", "--size", "16")
     assert summary["backbone"] == "mobilenet_v2"
@@ -76,6 +77,7 @@ def test_a_run_is_a_trees_run(tmp_path, capsys):
             command.main(words)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, monkeypatch):
     trained(train, "vgg16_bn_pruned", "--out", "whole")
     from trunk_jax.training import checkpoint, fit

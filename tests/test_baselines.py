@@ -130,7 +130,9 @@ def small(model):
     return next(case for case in SMALL if case.model == model)
 
 
-@pytest.mark.parametrize("model", ["vit_b_16", "dinov2_vitb14_reg"])
+@pytest.mark.parametrize(
+    "model", [pytest.param("vit_b_16", marks=pytest.mark.slow), "dinov2_vitb14_reg"]
+)
 def test_both_frameworks_compute_the_same(model):
     """The other models' turn is `python -m parity.check --baselines`."""
     checks = check_baseline(small(model), seed=1)

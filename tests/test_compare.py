@@ -53,6 +53,7 @@ def test_a_baseline_without_a_run_has_costs_and_no_accuracy(tmp_path, capsys):
         assert np.asarray(picture.convert("L")).std() > 5, "an empty picture"
 
 
+@pytest.mark.slow
 def test_a_runs_accuracy_is_the_one_that_it_recorded(tmp_path):
     few = ["--epochs", "1", "--limit", "200", "--batch-size", "50"]
     train.main(["--model", "mobilenet_v2", "--recipe", "scratch", "--out", "runs/a", *few])

@@ -225,6 +225,7 @@ def finished(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "name", "smaller"),
     [(["--quantize", "int8"], "int8", 0.5), (["--prune", "0.2"], "prune20", 0.9)],
@@ -286,6 +287,7 @@ def test_mistakes_leave_nothing_behind(finished, tmp_path):
 # --- the low-power background
 
 
+@pytest.mark.slow
 def test_the_published_sizes(tmp_path, capsys):
     """Base 65.55 MB and 16,387,768 parameters, int8 16.40 MB, compressed 17,928 parameters."""
     file = tmp_path / "result.json"
@@ -305,6 +307,7 @@ def test_the_published_sizes(tmp_path, capsys):
     assert "1e6 bytes" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_both_frameworks_make_the_same_forms():
     checks = check_background(1)
     assert [c for c in checks if not c.passed] == []

@@ -1071,6 +1071,7 @@ def test_start_from_the_cache_imports_neither_tfds_nor_scikit_learn(prepared):
 # --- the real folders
 
 
+@pytest.mark.slow
 @needs_stand_ins
 @pytest.mark.parametrize(
     ("name", "sizes", "title"),
@@ -1089,6 +1090,7 @@ def test_stand_ins(name, sizes, title):
         assert (loaded.test.images == loaded.test.images[..., :1]).all()
 
 
+@pytest.mark.slow
 def test_real_cifar10():
     if folders.prepared_folder(specs.spec("cifar10"), PREPARED) is None:
         pytest.skip(f"CIFAR-10 is not prepared in {PREPARED}")

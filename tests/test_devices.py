@@ -74,16 +74,19 @@ def largest_difference(one, other):
     return max(np.nan_to_num(np.abs(a - b)).max(initial=0) for a, b in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["child64", "tree64"])
 def test_eight_devices_give_what_one_gives_in_float64(eight, case):
     """Weights, statistics, losses, ASL: 20 and 22 images are no multiple of 8."""
     assert largest_difference(eight[case, 1], eight[case, 8]) < 1e-10
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives_in_float64(eight, two):
     assert largest_difference(eight["child64", 1], two["child64", 2]) < 1e-10
 
 
+@pytest.mark.slow
 def test_float32_on_eight_devices_is_as_near_the_truth_as_on_one(eight):
     truth = eight["child64", 1]
 
@@ -98,6 +101,7 @@ def test_float32_on_eight_devices_is_as_near_the_truth_as_on_one(eight):
     assert error(1) < 1e-4
 
 
+@pytest.mark.slow
 def test_routing_on_eight_devices_has_the_bits_of_one(eight):
     one, many = eight["tree64", 1], eight["tree64", 8]
     names = [name for name in one if "routed" in name]

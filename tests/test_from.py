@@ -28,7 +28,7 @@ def contents(folder):
     }
 
 
-@pytest.fixture(scope="module", params=["jax", "torch"])
+@pytest.fixture(scope="module", params=[pytest.param("jax", marks=pytest.mark.slow), "torch"])
 def flat(request, tmp_path_factory):
     """(framework, a run that ended flat, what it said)."""
     folder = tmp_path_factory.mktemp(request.param) / "flat"

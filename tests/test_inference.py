@@ -31,7 +31,9 @@ def test_a_piece_has_the_images_whose_largest_map_is_within_the_bound(dataset, b
 
 
 @pytest.mark.parametrize("backbone", ["mobilenet", "vgg", "resnet"])
-@pytest.mark.parametrize("count", [1, 4, 8, 19])
+@pytest.mark.parametrize(
+    "count", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 8)), 19]
+)
 def test_pieces_give_what_the_whole_gives(backbone, count, monkeypatch):
     monkeypatch.setattr(inference, "images_at_once", lambda f, x: 4)
     network = root("digits", backbone, (8, 8, 1))

@@ -356,6 +356,7 @@ def test_contents_leave_out_times_alone(tmp_path):
     assert before["metrics.jsonl"] == after["metrics.jsonl"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("framework", "moments", "flags"),
     [("torch", 5, "--epochs 2 --volatility 1.2"), ("jax", 3, "--epochs 1 --volatility 0.01")],

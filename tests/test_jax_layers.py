@@ -154,8 +154,8 @@ def test_convolution_and_its_gradients_are_the_loops(case):
 def test_convolution_a_few_images_at_a_time_is_the_whole(stride, x64, monkeypatch):
     """Five images of 1,600 pixels: two pairs and one left over."""
     monkeypatch.setattr("trunk_jax.layers.conv.WINDOWS_IN_CACHE", 1)
-    x = rng(1).normal(size=(5, 40, 40, 32))
-    kernel = rng(2).normal(size=(3, 3, 32, 4))
+    x = jnp.asarray(rng(1).normal(size=(5, 40, 40, 32)))
+    kernel = jnp.asarray(rng(2).normal(size=(3, 3, 32, 4)))
     outcomes = []
     for function in (conv, partial(general, groups=1)):
         y, back = jax.vjp(partial(function, stride=stride, padding=1), x, kernel)
@@ -337,12 +337,12 @@ def test_dropout_with_a_given_mask():
     layer = Dropout(0.5, channels=True, stream=3)
     keep = np.zeros((2, 1, 1, 3), bool)
     keep[0, 0, 0, 1] = keep[1, 0, 0, 2] = True
-    y = layer(jnp.ones((2, 2, 2, 3)), Mode(True, keep={3: keep}))
+    y = layer(jnp.ones((2, 2, 2, 3)), Mode(True, keep={3: jnp.asarray(keep)}))
     np.testing.assert_array_equal(y, np.broadcast_to(2 * keep, (2, 2, 2, 3)))
 
 
 def test_flatten_goes_by_channel_row_column():
-    x = jnp.arange(24).reshape(1, 2, 3, 4)  # value: 12 row + 4 column + channel
+    x = jnp.arange(24.0).reshape(1, 2, 3, 4)  # value: 12 row + 4 column + channel
     expected = [12 * r + 4 * c + k for k in range(4) for r in range(2) for c in range(3)]
     np.testing.assert_array_equal(Flatten()(x)[0], expected)
 
@@ -381,8 +381,8 @@ def test_initial_weights_are_uniform_within_the_root_of_the_fan_in(layer, fan_in
 
 def test_batch_norms_written_gradient_is_that_of_its_definition(x64):
     """The one place where a gradient is written by hand for a layer with parameters."""
-    x, dy = rng(0).normal(size=(2, 5, 3, 4, 6)) * 2 + 1
-    scale, bias = rng(1).normal(size=(2, 6))
+    x, dy = jnp.asarray(rng(0).normal(size=(2, 5, 3, 4, 6)) * 2 + 1)
+    scale, bias = jnp.asarray(rng(1).normal(size=(2, 6)))
     valid = np.array([True, True, False, True, True])
 
     def written(x, scale, bias):
@@ -408,9 +408,9 @@ def test_max_pool_alone_and_with_its_gradient():
     framed = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=1e6)
     windows = x.reshape(2, 3, 2, 2, 2, 3)
     largest = windows.max((2, 4))
-    np.testing.assert_array_equal(max_pool(x), largest)
+    np.testing.assert_array_equal(max_pool(jnp.asarray(x)), largest)
     for map_ in (framed, framed[:, :-1], framed[:, :, :-1]):
-        np.testing.assert_array_equal(max_pool(map_), largest)
+        np.testing.assert_array_equal(max_pool(jnp.asarray(map_)), largest)
         np.testing.assert_array_equal(jax.vjp(max_pool, jnp.asarray(map_))[0], largest)
     value, pull = jax.vjp(max_pool, jnp.asarray(x))
     np.testing.assert_array_equal(value, largest)

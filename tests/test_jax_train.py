@@ -124,6 +124,7 @@ def stop(folder, how, reached):
     assert not (folder / "summary.json").exists(), "it was stopped too late"
 
 
+@pytest.mark.slow
 def test_a_run_killed_and_then_interrupted_ends_with_the_same_bits(finished, tmp_path):
     folder = tmp_path / "stopped"
     stop(folder, signal.SIGKILL, epochs_done(1))

@@ -169,6 +169,7 @@ def test_ancestors_are_trained_through_their_children():
     assert (whole - alone).abs().max() > 0.01 * alone.abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", ["jax", "torch"])
 def test_interrupted_joint_training_ends_with_the_same_weights(framework, tmp_path, monkeypatch):
     import importlib

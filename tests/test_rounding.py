@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from data.run import runfolder
 from parity.checks.tolerance import UNIT
-from parity.study import command, coupled, rounding, verdict, words
+from parity.study import command, coupled, findings, rounding, verdict
 from parity.study.judge import first_lossy
 from parity.study.rounding import Sample, Truth
 from parity.study.verdict import Finding
@@ -222,9 +222,9 @@ def test_the_headline_says_differ_only_where_float64_does():
                "difference": 1e-3, "allowed": 1e-5, "cause": "backward",
                "first": "gradient a.w"}  # fmt: skip
 
-    def said(*findings):
-        pairs = [{"dtype": "float32", "finding": finding | {"framework": f}} for f in findings]
-        return words.headline({"coupled": pairs, "independent": None})
+    def said(*frameworks):
+        pairs = [{"dtype": "float32", "finding": finding | {"framework": f}} for f in frameworks]
+        return findings.headline({"coupled": pairs, "independent": None})
 
     assert said("").startswith("The frameworks differ: root/class, step 4, in a: gradient a.w")
     alone = said("jax")
@@ -281,7 +281,7 @@ def test_float64_says_whether_a_fault_is_of_float32_alone(
     code, value = suspected(tmp_path, monkeypatch, "--fault", fault)
     finding = value["coupled"][0]["finding"]
     assert (code, finding["step"], finding["framework"]) == (1, 1, framework)
-    assert said in words.headline(value)
+    assert said in findings.headline(value)
 
 
 @pytest.mark.slow

@@ -41,6 +41,7 @@ def both(dtype="float32", told=None):
     return dict(zip(NODES, zip(together, alone, strict=True), strict=True))
 
 
+@pytest.mark.slow
 def test_siblings_together_get_the_weights_that_each_gets_alone():
     with jax.enable_x64(True):
         found = both("float64")

@@ -17,7 +17,7 @@ from scipy import stats
 from data.base.errors import UserError
 from data.run import runfolder
 from data.tree import grouping
-from parity.study import command, distances, pieces, plants, report, statistics, trees, verdict
+from parity.study import command, distances, plants, report, statistics, tasks, trees, verdict
 from parity.study.coupled import kappa
 from parity.study.jax_runner import JaxRunner
 from parity.study.options import options_of
@@ -272,7 +272,7 @@ def test_what_is_written(plain):
     page = Page((folder / "report.html").read_text())
     assert [a for a in page.fetched if not a.startswith(("data:", "#"))] == []
     text = (folder / "summary.md").read_text()
-    assert text.splitlines()[2] == f"**{report.words.headline(value)}**"
+    assert text.splitlines()[2] == f"**{report.findings.headline(value)}**"
     assert "no difference beyond rounding was found in float64 and float32" in text
     for name in re.findall(r"\]\((\w+\.svg)\)", text):
         assert (folder / name).stat().st_size > 1000
@@ -287,7 +287,7 @@ def ends(*_):
 
 
 def test_a_worker_that_is_killed_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces, "perform", ends)
+    monkeypatch.setattr(tasks, "perform", ends)
     with pytest.raises(UserError, match=r"a process of the study was killed.*--jobs"):
         command.main([*TINY, "--dtype", "float64", "--out", str(tmp_path / "study")])
 
@@ -313,22 +313,22 @@ def test_a_study_that_was_cut_off_goes_on(plain, tmp_path, monkeypatch):
     folder, _, _ = plain
     again = tmp_path / "again"
     done = []
-    perform = pieces.perform
+    perform = tasks.perform
 
-    def cut(piece, *rest):
+    def cut(task, *rest):
         if len(done) == 2:
             raise KeyboardInterrupt
-        perform(piece, *rest)
-        done.append(piece.name)
+        perform(task, *rest)
+        done.append(task.name)
 
-    monkeypatch.setattr(pieces, "perform", cut)
+    monkeypatch.setattr(tasks, "perform", cut)
     few = ["--dtype", "float64", "--seeds", "2"]
     with pytest.raises(KeyboardInterrupt):
         study(again, *few)
     assert done == ["coupled-float64-0", "independent-jax-0"]
     assert not (again / "study.json").exists()
     monkeypatch.setattr(
-        pieces, "perform", lambda piece, *rest: (perform(piece, *rest), done.append(piece.name))
+        tasks, "perform", lambda task, *rest: (perform(task, *rest), done.append(task.name))
     )
     _, value = study(again, *few)
     assert len(done) == len(set(done)) == 6
@@ -354,7 +354,7 @@ def test_a_planted_fault_is_found_where_it_is(fault, cause, layer, first, tmp_pa
     assert code == 1
     assert (finding["step"], finding["cause"], finding["layer"]) == (1, cause, layer)
     assert finding["first"].startswith(first)
-    assert report.words.headline(value).startswith("The frameworks differ: root/class, step 1")
+    assert report.findings.headline(value).startswith("The frameworks differ: root/class, step 1")
 
 
 @pytest.mark.parametrize("faulty_from", [None, 3])
@@ -381,7 +381,7 @@ def test_a_jump_is_no_finding_and_hides_none(faulty_from, tmp_path, monkeypatch)
     if faulty_from is None:
         assert (code, finding) == (0, None)
         assert any("step 2" in line and "grew by a jump" in line
-                   for line in report.words.of_coupled(coupled))  # fmt: skip
+                   for line in report.findings.of_coupled(coupled))  # fmt: skip
     else:
         assert (code, finding["step"], finding["kind"]) == (1, faulty_from, "weight")
         assert finding["cause"] == "update"

@@ -488,6 +488,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     _assert_same(folder, finished)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(finished, tmp_path):
     """SIGKILL while the fourth checkpoint is on disk but has not taken its name yet."""
     folder = tmp_path / "killed"

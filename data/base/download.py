@@ -131,7 +131,7 @@ def reach(url: str) -> None:
 
 def reason(error: BaseException) -> str:
     """The innermost cause of an error, in a line: requests wraps it in four others."""
-    if isinstance(error, requests.HTTPError):
+    if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"HTTP {error.response.status_code}"
     while inner := error.__cause__ or error.__context__:
         error = inner

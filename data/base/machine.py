@@ -66,6 +66,7 @@ def _groups(root: Path) -> Iterator[tuple[Path, int]]:
     mounts = root / "sys/fs/cgroup"
     for line in lines:
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        tops: tuple[Path, ...]
         if not controllers:
             tops, version = (mounts, mounts / "unified"), 2
         elif "memory" in controllers.split(","):

@@ -15,8 +15,8 @@ class Parser(argparse.ArgumentParser):
     argument that is text has a `~` at its start replaced by the home folder.
     """
 
-    def __init__(self, *arguments: Any, **more: Any):
-        super().__init__(*arguments, allow_abbrev=False, **more)
+    def __init__(self, **more: Any):
+        super().__init__(allow_abbrev=False, **more)
         self.register("type", None, expanded)  # the type of what is declared without one
 
     def error(self, message: str) -> NoReturn:

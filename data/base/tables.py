@@ -104,7 +104,7 @@ def _table(
             heading = "\n".join(textwrap.wrap(column, width))
             table.add_column(heading, justify="right", no_wrap=True)
     for place, row in enumerate(rows):
-        cells = [_HEADING] if isinstance(row, str) else row
+        cells = [_HEADING] if isinstance(row, str) else list(row)
         table.add_row(*cells, style="bold red" if place in marked else None)
     return table
 

@@ -407,7 +407,7 @@ def _typed(value: Any, kind: Any, what: str) -> Any:
         if value is None:
             return None
         kind = get_args(kind)[0]
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _build(kind, value, what)
     if get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):

@@ -107,7 +107,7 @@ def _text(folder: Path, name: Path, summary: dict[str, Any], about: dict[str, An
         f"{images['test']:,} test images. Licence: {spec.licence}.",
         "",
     ]
-    if stand_in:
+    if stand_in and official:
         lines += [
             f"**These are not the official splits** (which have {official[0]:,} and "
             f"{official[1]:,} images) but a stand-in of real images: the accuracy does not compare "

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def grow(
             ahead([Stage(tree, node, "class") for node in nodes])
         for node in nodes:
             fit(tree, node, "class")
-            groups = decide(tree, node, lambda tree=tree, node=node: likelihood(tree, node))
+            groups = decide(tree, node, partial(likelihood, tree, node))
             if splits(groups):
                 tree = hierarchy.regroup(tree, node, groups)
                 regrouped.append(node)

@@ -9,6 +9,7 @@ checkpoints and likelihoods; it then finds them as it would its own.
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,13 @@ def share(folder: Path, recipe: Recipe, classes: int, finished: Iterable[Path]) 
     """
     pool: dict[Key, Path] = {}
 
-    def own(key: Key, stage: Stage, run: Path) -> None:
+    def own(run: Path, key: Key, stage: Stage) -> None:
         if checkpoint_folder(run, stage).is_dir():
             pool.setdefault(key, run)
 
     for run in finished:
         with suppress(_Unknown):  # it was stopped before its end
-            _walk(classes, lambda key, stage, run=run: own(key, stage, run), _recorded(run))
+            _walk(classes, partial(own, run), _recorded(run))
     shared: list[str] = []
 
     def take(key: Key, stage: Stage) -> None:
@@ -62,7 +63,10 @@ def share(folder: Path, recipe: Recipe, classes: int, finished: Iterable[Path]) 
         mine = runfolder.read_asl(folder, name, count)
         if mine is not None:
             return mine[1]
-        asl, _ = runfolder.read_asl(sources[node], name, count)
+        theirs = runfolder.read_asl(sources[node], name, count)
+        if theirs is None:
+            raise _Unknown
+        asl, _ = theirs
         if row_of(recipe, node).volatility == AUTO:
             raise _Unknown  # it takes the network to choose
         decision = growth.decision_of(recipe, tree, node, asl, _not_here, _not_here)

@@ -51,6 +51,7 @@ class Stage:
     def settings(self, recipe: Recipe) -> Phase:
         """How a recipe trains it."""
         if self.phase == "joint":
+            assert recipe.joint is not None  # or there would be no such stage
             return recipe.joint
         row = row_of(recipe, self.node)
         return row.class_phase if self.phase == "class" else row.group_phase

@@ -53,7 +53,7 @@ def path_costs(
     `node_costs`: by node name, `parameters` and `multiply_adds` of one image. Paths are
     those of the true labels: the mean is over the images that `labels` belong to.
     """
-    per_label = [
+    per_label: list[dict[str, float]] = [
         {
             key: sum(node_costs[tree.names[path[:length]]][key] for length in range(len(path)))
             for key in ("parameters", "multiply_adds")

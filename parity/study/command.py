@@ -1,4 +1,4 @@
-"""What the command does: compute the pieces, then write all that follows from them."""
+"""What the command does: compute the tasks, then write all that follows from them."""
 
 import platform
 import time
@@ -16,7 +16,7 @@ from data.images.splits import split
 from data.run import runfolder
 from data.run.manifest import manifest
 from data.run.options import TrainOptions
-from parity.study import figures, pieces, report, tables, words
+from parity.study import figures, findings, report, tables, tasks
 from parity.study.options import Options, config, options_of
 from parity.study.outcome import outcome
 from trunk_jax.machine import backend
@@ -41,7 +41,7 @@ def main(arguments: list[str], inline: bool = False) -> int:
             resume=True,
         )
         _keep_manifest(options, dataset)
-        found = pieces.compute(settings, options.data_dir, out, options.jobs, inline)
+        found = tasks.compute(settings, options.data_dir, out, options.jobs, inline)
         value = outcome(options, dataset, found)
         made = figures.figures(value)
         for name, drawing in made.items():
@@ -54,7 +54,7 @@ def main(arguments: list[str], inline: bool = False) -> int:
         writing.write_json(out / "study.json", value)
     for section in report.sections(value):
         print(f"\n{section['title']}", *(f"- {line}" for line in section["lines"]), sep="\n")
-    print(f"\n{words.headline(value)}\n{out / 'report.html'}")
+    print(f"\n{findings.headline(value)}\n{out / 'report.html'}")
     if options.json:
         save_json(options.json, value)
     return 1 if any(coupled["finding"] for coupled in value["coupled"]) else 0

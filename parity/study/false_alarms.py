@@ -22,7 +22,7 @@ from data.images.splits import split
 from data.recipes import recipe as recipes
 from data.run import runfolder
 from parity.checks.processes import prepare_process
-from parity.study import pieces, plants
+from parity.study import plants, tasks
 from parity.study.coupled import coupled
 from parity.study.options import DTYPES
 
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     with runfolder.lock(out):
         runfolder.create(out, {"format": runfolder.FORMAT, "study": settings}, resume=True)
         # as the study's: results depend on no number of cores
-        with pieces.workers(1) as pool:
+        with tasks.workers(1) as pool:
             rows = pool.submit(_all, work, settings, out / "alarms.json").result()
     value = {"settings": settings, "counts": counts(rows), "runs": rows}
     for line in lines(value["counts"]):
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _all(
     work: Sequence[tuple[str, str, str | None, int]], settings: dict[str, Any], file: Path
 ) -> list[dict[str, Any]]:
-    """A row for each piece of work; those that `file` has are not trained again."""
+    """A row for each task of work; those that `file` has are not trained again."""
     prepare_process()
     kept = runfolder.read_json(file)["runs"] if file.exists() else []
     rows = {(r["backbone"], r["dtype"], r["fault"], r["seed"]): r for r in kept}

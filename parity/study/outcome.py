@@ -1,4 +1,4 @@
-"""From the pieces to `study.json`: what was seen, what follows, and how far it reaches."""
+"""From the tasks to `study.json`: what was seen, what follows, and how far it reaches."""
 
 import itertools
 from dataclasses import asdict
@@ -11,16 +11,16 @@ from data.recipes.recipe import to_json
 from parity.study import statistics, trees, verdict
 from parity.study.coupled import kappa
 from parity.study.options import Options
-from parity.study.pieces import Piece
+from parity.study.tasks import Task
 from parity.study.trace import ALL, digits
 
 SHOWN = 120  # steps of a stage that study.json keeps; the CSV files have them all
 
 
-def outcome(options: Options, dataset: Dataset, found: dict[Piece, Any]) -> dict[str, Any]:
-    """The content of `study.json`. It depends on the settings and the pieces alone."""
+def outcome(options: Options, dataset: Dataset, found: dict[Task, Any]) -> dict[str, Any]:
+    """The content of `study.json`. It depends on the settings and the tasks alone."""
     of = {
-        design: [value for piece, value in found.items() if piece.design == design]
+        design: [value for task, value in found.items() if task.design == design]
         for design in ("coupled", "independent", "devices")
     }
     recipe = options.settings.recipe

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from data.base import pages
 from data.run.manifest import PACKAGES
-from parity.study import verdict, words
+from parity.study import findings, verdict
 from trunk_jax.pictures.style import inline
 
 _PICTURES = {
@@ -34,16 +34,16 @@ def sections(value: dict[str, Any]) -> list[dict[str, Any]]:
     """Titles, sentences and pictures, in order."""
     result = []
     if value["coupled"]:
-        lines = [line for coupled in value["coupled"] for line in words.of_coupled(coupled)]
+        lines = [line for coupled in value["coupled"] for line in findings.of_coupled(coupled)]
         made = {"title": "Coupled", "lines": lines, "pictures": ["divergence", "layers"]}
         result += [{"title": "The rule", "lines": rule(), "pictures": []}, made]
     if value["independent"]:
-        lines = words.of_independent(value["independent"])
+        lines = findings.of_independent(value["independent"])
         result.append({"title": "Independent", "lines": lines, "pictures": ["accuracy"]})
     if value["devices"]:
-        lines = words.of_devices(value["devices"])
+        lines = findings.of_devices(value["devices"])
         result.append({"title": "Precisions", "lines": lines, "pictures": []})
-    result.append({"title": "Limits", "lines": words.limits(value), "pictures": []})
+    result.append({"title": "Limits", "lines": findings.limits(value), "pictures": []})
     return result
 
 
@@ -98,7 +98,7 @@ def versions() -> str:
 
 def markdown(value: dict[str, Any], arguments: Sequence[str], pictures: Sequence[str]) -> str:
     """The summary: answer, command, what was seen, limits."""
-    lines = [f"# {title(value)}", "", f"**{words.headline(value)}**", ""]
+    lines = [f"# {title(value)}", "", f"**{findings.headline(value)}**", ""]
     lines += ["```sh", command(arguments), "```", ""]
     for section in sections(value):
         lines += [f"## {section['title']}", ""]
@@ -115,7 +115,7 @@ def page(value: dict[str, Any], arguments: Sequence[str], drawings: dict[str, Fi
     settings = {key: value[key] for key in ("nodes", "fault", "recipe", "dataset_sha256", "rule")}
     content = {
         "title": title(value),
-        "headline": words.headline(value),
+        "headline": findings.headline(value),
         "found": any(c["finding"] for c in value["coupled"]),
         "sections": [
             section | {"lines": [_bold(line) for line in section["lines"]]}

@@ -21,9 +21,9 @@ RUNS = ("framework", "seed", "right", "images", "nodes", "groups")
 
 
 def write(folder: Path, found: dict[Any, dict[str, Any]]) -> list[Path]:
-    """The files that the pieces have rows for."""
-    coupled = [value for piece, value in found.items() if piece.design == "coupled"]
-    independent = [value for piece, value in found.items() if piece.design == "independent"]
+    """The files that the tasks have rows for."""
+    coupled = [value for task, value in found.items() if task.design == "coupled"]
+    independent = [value for task, value in found.items() if task.design == "independent"]
     written = []
     if coupled:
         written += [

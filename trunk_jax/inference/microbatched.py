@@ -12,7 +12,7 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from trunk_jax.layers import microbatch as pieces
+from trunk_jax.layers import microbatch
 from trunk_jax.layers.basic import Conv, record
 from trunk_jax.network.network import Network, apply
 
@@ -44,7 +44,7 @@ def in_pieces(f: Callable[[Array], T], x: Float[Array, "b h w c"], mesh: Mesh | 
         size = images_at_once(f, x)
         if len(x) <= size:
             return f(x)
-        return pieces.scan(lambda _, part: ((), f(part)), (), x, size)[1]
+        return microbatch.scan(lambda _, part: ((), f(part)), (), x, size)[1]
 
     return lax.platform_dependent(x, cpu=some, default=f)
 

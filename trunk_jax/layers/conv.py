@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from trunk_jax.layers import forms
-from trunk_jax.layers import microbatch as pieces
+from trunk_jax.layers import forms, microbatch
 
 Images = Float[Array, "b h w c"]
+Maps = Float[Array, "b _ _ _"]  # of the same images; height, width and channels of its own
 
 # XLA's own convolution writes out all windows of a batch; from this many values on, a few
 # images at a time are faster.
@@ -34,7 +34,7 @@ def conv(
     stride: int = 1,
     padding: int = 0,
     groups: int = 1,
-) -> Images:
+) -> Maps:
     """2-D cross-correlation (torch.nn.functional.conv2d), square stride and padding, no bias."""
     if kernel.shape[:2] == (1, 1) and stride == 1 and groups == 1:
         return _pad(_pointwise(x, kernel[0, 0]), padding)
@@ -55,7 +55,7 @@ def conv(
     )
 
 
-def general(x: Images, kernel: Array, stride: int, padding: int, groups: int = 1) -> Images:
+def general(x: Images, kernel: Array, stride: int, padding: int, groups: int = 1) -> Maps:
     """XLA's own convolution, with XLA's own gradients."""
     more = -x.shape[3] % forms.now().channels if groups == 1 else 0
     if more:
@@ -71,23 +71,23 @@ def general(x: Images, kernel: Array, stride: int, padding: int, groups: int = 1
     )
 
 
-def _pad(x: Images, by: int) -> Images:
+def _pad(x: Images, by: int) -> Maps:
     return jnp.pad(x, ((0, 0), (by, by), (by, by), (0, 0))) if by else x
 
 
-def _pointwise(x: Images, kernel: Float[Array, "i o"]) -> Images:
+def _pointwise(x: Images, kernel: Float[Array, "i o"]) -> Maps:
     """One 2-D product, so that the gradient of the kernel is one as well."""
     return (x.reshape(-1, x.shape[3]) @ kernel).reshape(*x.shape[:3], -1)
 
 
-def _window(x: Images, row: int, column: int, stride: int, height: int, width: int) -> Images:
+def _window(x: Images, row: int, column: int, stride: int, height: int, width: int) -> Maps:
     """The pixels that one tap of a kernel sees, [b, height, width, c]."""
     rows = slice(row, row + (height - 1) * stride + 1, stride)
     columns = slice(column, column + (width - 1) * stride + 1, stride)
     return x[:, rows, columns]
 
 
-def _shifted_products(x: Images, kernel: Float[Array, "kh kw c"], stride: int) -> Images:
+def _shifted_products(x: Images, kernel: Float[Array, "kh kw c"], stride: int) -> Maps:
     """Depthwise cross-correlation of an already padded image."""
     kh, kw, _ = kernel.shape
     height, width = (x.shape[1] - kh) // stride + 1, (x.shape[2] - kw) // stride + 1
@@ -95,7 +95,7 @@ def _shifted_products(x: Images, kernel: Float[Array, "kh kw c"], stride: int) -
     return sum(_window(x, i, j, stride, height, width) * kernel[i, j] for i, j in taps)
 
 
-def _spread(dy: Images, kernel: Array, size: tuple[int, int], stride: int, padding: int) -> Images:
+def _spread(dy: Images, kernel: Array, size: tuple[int, int], stride: int, padding: int) -> Maps:
     """The gradient of the output, ready for that of the input as a sum over plain windows.
 
     Its values are set `stride` apart and framed by zeros, such that windows of stride 1
@@ -113,7 +113,7 @@ def _spread(dy: Images, kernel: Array, size: tuple[int, int], stride: int, paddi
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _dense(x: Images, kernel: Array, stride: int, padding: int) -> Images:
+def _dense(x: Images, kernel: Array, stride: int, padding: int) -> Maps:
     return general(x, kernel, stride, padding)
 
 
@@ -131,7 +131,7 @@ def _dense_forward(x, kernel, stride, padding):
         y = sum(window @ row for window, row in zip(windows, rows, strict=True))
         return carry, y.reshape(-1, *size, kernel.shape[3])
 
-    return pieces.scan(some_images, (), x, _images_at_once(x))[1], saved
+    return microbatch.scan(some_images, (), x, _images_at_once(x))[1], saved
 
 
 def _dense_backward(stride, padding, saved, dy):
@@ -151,7 +151,7 @@ def _dense_backward(stride, padding, saved, dy):
         return total + dkernel, dx.reshape(x.shape)
 
     zero = jnp.zeros((kh, channels, kw * kernel.shape[3]), dy.dtype)
-    dkernel, dx = pieces.scan(some_images, zero, (x, dy), _images_at_once(x))
+    dkernel, dx = microbatch.scan(some_images, zero, (x, dy), _images_at_once(x))
     dkernel = dkernel.reshape(kh, channels, kw, -1).transpose(0, 2, 1, 3)
     return dx, dkernel[::-1, ::-1]
 
@@ -172,7 +172,7 @@ _dense.defvjp(_dense_forward, _dense_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _depthwise(x: Images, kernel: Float[Array, "kh kw c"], stride: int, padding: int) -> Images:
+def _depthwise(x: Images, kernel: Float[Array, "kh kw c"], stride: int, padding: int) -> Maps:
     # without the barrier XLA makes the middle tap anew from what comes before the padding, and
     # for that writes it out unpadded as well; in training it is written out in any case
     return _shifted_products(lax.optimization_barrier(_pad(x, padding)), kernel, stride)

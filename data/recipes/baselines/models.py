@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -97,7 +98,7 @@ def load(
         speed_up=(2.0 if speed_up is None else speed_up) if model in PRUNED else 1.0,
     )
     node = NodeRecipe(1.0, phase, phase)
-    coloured = {} if dataset in ("emnist", "digits") else _NORMALISED
+    coloured: dict[str, Any] = {} if dataset in ("emnist", "digits") else _NORMALISED
     chosen = Recipe(
         name=name, dataset=dataset, backbone=model, root=node, others=node,
         monolith=monolith, **coloured, **settings,
@@ -165,7 +166,7 @@ class WrongSize(UserError):
 
 def _check_size(chosen: Recipe, asked: bool) -> None:
     """WrongSize if the model cannot take its size, which the user `asked` for or the recipe has."""
-    spec, size = base_of(chosen), chosen.monolith.size
+    spec, size = base_of(chosen), monolith_of(chosen).size
     least, own = smallest(spec), min(specs.spec(chosen.dataset).image_shape[:2])
     if size < 0:
         raise WrongSize(f"--size {size} must be above 0, or 0 for images as they are")
@@ -182,6 +183,12 @@ def _check_size(chosen: Recipe, asked: bool) -> None:
     raise WrongSize(f"{given}{chosen.backbone} takes {wanted}")
 
 
+def monolith_of(chosen: Recipe) -> Monolith:
+    """What the recipe of a baseline says of it."""
+    assert chosen.monolith is not None, "not the recipe of a baseline"
+    return chosen.monolith
+
+
 def base_of(chosen: Recipe) -> Architecture:
     """The architecture whose weights the recipe's model starts from."""
     spec = ARCHITECTURES[STARTS[chosen.backbone]]
@@ -194,13 +201,14 @@ def base_of(chosen: Recipe) -> Architecture:
 
 def spec_of(chosen: Recipe, side: int) -> Architecture:
     """The architecture of the recipe's model, for stored images of this side."""
-    spec = base_of(chosen)
-    if chosen.backbone == "resnet50_qat":
-        return QuantResNet(spec.blocks, spec.width)
-    if chosen.backbone == "resnet50_observed":
-        return replace(spec, folded=True)
-    if chosen.backbone in PRUNED:
-        return pruning.narrowed(spec, chosen.monolith.speed_up, chosen.monolith.size or side)
+    spec, about = base_of(chosen), monolith_of(chosen)
+    if isinstance(spec, ResNet):
+        if chosen.backbone == "resnet50_qat":
+            return QuantResNet(spec.blocks, spec.width)
+        if chosen.backbone == "resnet50_observed":
+            return replace(spec, folded=True)
+    if isinstance(spec, Vgg) and chosen.backbone in PRUNED:
+        return pruning.narrowed(spec, about.speed_up, about.size or side)
     return spec
 
 
@@ -218,13 +226,13 @@ def start(chosen: Recipe, side: int, shapes: Shapes, fresh: Fresh) -> dict[str, 
       fresh: random weights of an architecture, likewise.
 
     """
-    base, spec = base_of(chosen), spec_of(chosen, side)
-    if chosen.monolith.weights == NO_WEIGHTS:
+    base, spec, source = base_of(chosen), spec_of(chosen, side), monolith_of(chosen).weights
+    if source == NO_WEIGHTS:
         if base == spec:
             return fresh(spec)
         weights = fresh(base)
     else:
-        file = Path(chosen.monolith.weights.rpartition("#")[0])
+        file = Path(source.rpartition("#")[0])
         public = pretrained.read(STARTS[chosen.backbone], file)
         rng = stream(chosen.seed, "root", "class", "new layers")
         weights = pretrained.adapt(public, shapes(base), base, rng)
@@ -232,6 +240,6 @@ def start(chosen: Recipe, side: int, shapes: Shapes, fresh: Fresh) -> dict[str, 
         return names.quantised_start(weights, fresh(spec))
     if isinstance(spec, ResNet) and spec.folded:
         return names.folded(weights)
-    if isinstance(spec, Vgg) and spec != base:
+    if isinstance(base, Vgg) and isinstance(spec, Vgg) and spec != base:
         return pruning.prune(weights, base, spec)
     return weights

@@ -74,7 +74,7 @@ def _fresh(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weight and bias of a new layer."""
     fan_in, window = math.prod(shape[1:]), math.prod(shape[2:])
-    if len(shape) == 4 and isinstance(spec, Deit):
+    if old is not None and len(shape) == 4 and isinstance(spec, Deit):
         return old.sum(1, keepdims=True, dtype=np.float64).astype(old.dtype), np.zeros(0)
     if len(shape) == 4 and type(spec) is Vit:
         bound = math.sqrt(6 / (fan_in + shape[0] * window))

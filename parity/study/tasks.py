@@ -1,4 +1,4 @@
-"""The pieces of a study: each is computed alone, and kept as a file that is whole or absent."""
+"""The tasks of a study: each is computed alone, and kept as a file that is whole or absent."""
 
 import multiprocessing
 import os
@@ -20,7 +20,7 @@ from data.training.framework import within_memory
 from parity.study import plants
 from parity.study.options import Settings
 
-MOST = 2**31  # bytes of a piece: some 20 for each tensor, step and kind of a coupled training
+MOST = 2**31  # bytes of a task: some 20 for each tensor, step and kind of a coupled training
 # A thread each: results then depend neither on the machine's cores nor on --jobs. To be set
 # before a worker loads JAX and PyTorch.
 ENVIRONMENT = {
@@ -33,7 +33,7 @@ ENVIRONMENT = {
 
 
 @dataclass(frozen=True)
-class Piece:
+class Task:
     """`design`: coupled, independent or devices; `variant`: a type or a framework."""
 
     design: str
@@ -47,24 +47,24 @@ class Piece:
 
     def file(self, folder: Path) -> Path:
         """Where it is kept."""
-        return folder / "pieces" / f"{self.name}.json"
+        return folder / "tasks" / f"{self.name}.json"
 
 
-def pieces_of(settings: Settings) -> list[Piece]:
-    """All pieces, seed by seed."""
+def tasks_of(settings: Settings) -> list[Task]:
+    """All tasks, seed by seed."""
     result = []
     for place in range(settings.seeds):
         if "coupled" in settings.designs:
-            result += [Piece("coupled", dtype, place) for dtype in settings.dtypes]
+            result += [Task("coupled", dtype, place) for dtype in settings.dtypes]
         if "independent" in settings.designs:
-            result += [Piece("independent", framework, place) for framework in ("jax", "torch")]
+            result += [Task("independent", framework, place) for framework in ("jax", "torch")]
     if settings.devices:
-        result.append(Piece("devices", "root", 0))
+        result.append(Task("devices", "root", 0))
     return result
 
 
-def perform(piece: Piece, settings: Settings, data_dir: str | None, folder: Path) -> None:
-    """Compute a piece and write its file."""
+def perform(task: Task, settings: Settings, data_dir: str | None, folder: Path) -> None:
+    """Compute a task and write its file."""
     from parity.checks.processes import prepare_process
     from parity.study.coupled import coupled
     from parity.study.devices import devices
@@ -75,58 +75,56 @@ def perform(piece: Piece, settings: Settings, data_dir: str | None, folder: Path
     prepare_process()
     dataset = datasets.load(settings.recipe.dataset, data_dir)
     classes = len(dataset.spec.class_names)
-    recipe = replace(settings.recipe, seed=piece.place)
+    recipe = replace(settings.recipe, seed=task.place)
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
     advice = "free some, or take a smaller --batch-size or fewer --jobs"
     with plants.planted(settings.fault), within_memory(JAX, advice), within_memory(TORCH, advice):
-        if piece.design == "coupled":
+        if task.design == "coupled":
             parts = split(dataset, recipe.protocol, recipe.seed, recipe.limit)
             value = coupled(
-                recipe, parts, classes, piece.variant, settings.nodes, settings.controls, say
+                recipe, parts, classes, task.variant, settings.nodes, settings.controls, say
             )
         else:
             # the same images for all seeds: what varies is the training
             parts = split(dataset, recipe.protocol, settings.recipe.seed, recipe.limit)
-            if piece.design == "independent":
-                seed = seed_of(piece.variant, piece.place, settings.seeds)
-                out = folder / "runs" / f"{piece.variant}-seed{seed}"
-                value = independent(
-                    recipe, parts, classes, piece.variant, seed, settings.nodes, out
-                )
+            if task.design == "independent":
+                seed = seed_of(task.variant, task.place, settings.seeds)
+                out = folder / "runs" / f"{task.variant}-seed{seed}"
+                value = independent(recipe, parts, classes, task.variant, seed, settings.nodes, out)
             else:
                 value = devices(recipe, parts, classes, folder, say)
-    say(f"{piece.name}: done")
-    writing.write_json(piece.file(folder), value)
+    say(f"{task.name}: done")
+    writing.write_json(task.file(folder), value)
 
 
 def compute(
     settings: Settings, data_dir: str | None, folder: Path, jobs: int, inline: bool = False
-) -> dict[Piece, Any]:
-    """All pieces; those whose file is there are not computed again.
+) -> dict[Task, Any]:
+    """All tasks; those whose file is there are not computed again.
 
     `inline`: in this process (for tests); otherwise in `jobs` processes of one thread each.
     """
-    work = pieces_of(settings)
-    missing = [piece for piece in work if not piece.file(folder).exists()]
+    work = tasks_of(settings)
+    missing = [task for task in work if not task.file(folder).exists()]
     if inline:
-        for piece in missing:
-            perform(piece, settings, data_dir, folder)
+        for task in missing:
+            perform(task, settings, data_dir, folder)
     elif missing:
         _in_processes(missing, settings, data_dir, folder, jobs)
-    return {piece: reading.json_file(piece.file(folder), MOST) for piece in work}
+    return {task: reading.json_file(task.file(folder), MOST) for task in work}
 
 
 def _in_processes(
-    missing: list[Piece], settings: Settings, data_dir: str | None, folder: Path, jobs: int
+    missing: list[Task], settings: Settings, data_dir: str | None, folder: Path, jobs: int
 ) -> None:
     with workers(jobs) as pool:
-        futures = [pool.submit(perform, piece, settings, data_dir, folder) for piece in missing]
+        futures = [pool.submit(perform, task, settings, data_dir, folder) for task in missing]
         for count, future in enumerate(as_completed(futures), 1):
             future.result()
-            print(f"{count} of {len(futures)} pieces", file=sys.stderr, flush=True)
+            print(f"{count} of {len(futures)} tasks", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -149,7 +147,7 @@ def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
             ) from error
         except BaseException:
             for worker in multiprocessing.active_children():
-                worker.kill()  # a piece may take minutes; its file is whole or absent
+                worker.kill()  # a task may take minutes; its file is whole or absent
             pool.shutdown(cancel_futures=True)
             raise
 
@@ -171,7 +169,7 @@ def _environment() -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed ends too: its piece would be computed twice."""
+    """A worker whose parent was killed ends too: its task would be computed twice."""
 
     def wait() -> None:
         multiprocessing.parent_process().join()
