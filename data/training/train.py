@@ -160,6 +160,7 @@ def _grow(
         tell = _telling(report, listeners)
         if initial is None:
             return framework.grow(recipe, splits, classes, options.out, tell)
+        assert options.init is not None  # where `initial` was read from
         report.note(f"starts from {options.init}, whose tree it keeps")
         carry(options.init, options.out)
         return framework.grow(recipe, splits, classes, options.out, tell, init=initial)
