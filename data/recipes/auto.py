@@ -18,7 +18,7 @@ from data.images.augmentation import Augmentation
 from data.images.specs import Spec
 from data.recipes import recipe as recipes
 from data.recipes.networks import Block, Designed, ResNet
-from data.recipes.recipe import AUTO, NodeRecipe, Phase, Recipe
+from data.recipes.recipe import AUTO, NodeRecipe, Phase, Recipe, Volatility
 
 BACKBONES = ("resnet", "monolith")
 BUDGET = 40e6  # multiply-adds for 32x32 images
@@ -264,7 +264,7 @@ def design(known: Facts, backbone: str | None = None, budget: float | None = Non
     joint = max(min(max(PASSES // known.images, low), high), math.ceil(STEPS / steps))
     rate = 0.2 * batch / LARGEST_BATCH
     early = min(rate, 0.1)
-    volatility = AUTO if backbone == "resnet" else _NONE
+    volatility: Volatility = AUTO if backbone == "resnet" else _NONE
     row = NodeRecipe(
         volatility,
         _phase(max(2, round(joint / 15)), early),
@@ -299,6 +299,8 @@ def _phase(epochs: int, lr: float, label_smoothing: float = 0.0) -> Phase:
 def lines(recipe: Recipe, known: Facts) -> list[str]:
     """The recipe for people, with what it follows from."""
     spec, joint = recipe.spec, recipe.joint
+    assert joint is not None  # `design` gives both
+    assert recipe.networks is not None
     height, width, channels = spec.image_shape
     designed = recipe.networks
     paths = (

@@ -340,9 +340,9 @@ def _chosen(flags: dict[str, Any], data_dir: str | None, data: Dataset | None) -
     elif flags.get("image_size") is not None:
         raise UserError(f"--image-size is for data of your own; {flags['dataset']} has its size")
     name, spec = flags["dataset"], None
-    if not known:
+    if not known and dataset is not None:
         name, spec = dataset.spec.name, dataset.spec
-    if own:
+    if own and dataset is not None:
         found = _facts(dataset, flags)
         chosen = auto.design(found, flags["backbone"], flags.get("budget"))
     elif flags["model"] is None:
