@@ -4,9 +4,9 @@ import sys
 
 from data.base.errors import run_command
 from data.base.parser import Parser
-from data.images.datasets import check
+from data.images.datasets import PREFIX, check, unknown
 from data.images.folders import data_root, prepared_folder
-from data.images.originals import prepare
+from data.images.originals import PREPARED, prepare
 from data.images.specs import SPECS
 
 
@@ -17,8 +17,9 @@ def main(arguments: list[str] | None = None) -> None:
         description="Download a dataset into a TFDS folder. A download that was interrupted goes "
         "on where it stopped.",
     )
-    choices = [name for name, entry in SPECS.items() if entry.tfds_name]
-    parser.add_argument("dataset", choices=choices)
+    known = {name: entry for name, entry in SPECS.items() if entry.tfds_name}
+    known |= {f"{PREFIX}{name}": unknown(name) for name in PREPARED}
+    parser.add_argument("dataset", choices=list(known))
     parser.add_argument(
         "--data-dir",
         metavar="DIR",
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
         "~/tensorflow_datasets)",
     )
     options = parser.parse_args(arguments)
-    chosen, root = SPECS[options.dataset], data_root(options.data_dir)
+    chosen, root = known[options.dataset], data_root(options.data_dir)
     folder = prepared_folder(chosen, root)
     if folder is not None:
         check(chosen, folder)

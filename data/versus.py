@@ -18,7 +18,6 @@ from data.base import tables
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
 from data.base.writing import save_json
-from data.images import specs
 from data.run import results, runfolder
 from data.tree.interval import Z
 
@@ -51,7 +50,7 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
     if summaries[0]["dataset"] != summaries[1]["dataset"]:
         raise UserError(f"{a} and {b} are of different datasets")
     marks = [runfolder.read_config(run).get("dataset_sha256") for run in (a, b)]
-    classes = len(specs.spec(summaries[0]["dataset"]).class_names)
+    classes = len(runfolder.read_recipe(a).spec.class_names)
     (labels, guess_a), (others, guess_b) = (
         results.read_predictions(run, "test", classes) for run in (a, b)
     )

@@ -221,7 +221,10 @@ def test_specs_match_the_papers():
 
 
 def test_unknown_dataset_lists_the_choices():
-    with pytest.raises(UserError, match="'mnist'; choose from digits, svhn, emnist, cifar10"):
+    with pytest.raises(
+        UserError,
+        match="'mnist' is no dataset; give one of digits, svhn, emnist, cifar10, a folder",
+    ):
         datasets.load("mnist")
 
 

@@ -166,6 +166,12 @@ def workplace(tmp_path_factory):
         copy = shutil.copytree if source.is_dir() else shutil.copy
         copy(source, folder / name)
     Image.new("RGB", (32, 32), (90, 120, 40)).save(folder / "image.png")
+    for place in range(30):  # docs/your-data.md: a folder of three classes, and a new image
+        file = folder / "flowers" / "abc"[place % 3] / f"{place}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (80 * (place % 3), 5 * place, 40)).save(file)
+    (folder / "new").mkdir()
+    Image.new("RGB", (20, 30), (80, 60, 40)).save(folder / "new" / "a.jpg")
     train = [sys.executable, "-m", "trunk_jax.train", "--out", "runs/demo"]
     subprocess.run(train, cwd=folder, env=environment(), check=True, capture_output=True)
     return folder

@@ -172,7 +172,7 @@ def test_help_gives_each_default(capsys):
     described = {entry.split()[0]: entry for entry in entries if not entry.startswith("--help")}
     assert {name.removeprefix("--").replace("-", "_") for name in described} == {
         *options.DEFAULTS, *options.LATER, "siblings", "data_dir", "from", "out", "resume", "json",
-        "devices", "distributed", "autotune", "tensorboard",
+        "devices", "distributed", "autotune", "tensorboard", "seeds",
     }  # fmt: skip
     for entry in described.values():
         assert re.search(r"\(default: .+\)$", entry)

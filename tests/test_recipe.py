@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from test_hierarchy import anything
 
 from data.base.errors import UserError
+from data.images import specs
 from data.images.augmentation import Augmentation
 from data.recipes import recipe
 from data.recipes.recipe import NodeRecipe, Phase, Recipe
@@ -101,7 +102,8 @@ def test_published_recipe(case):
     assert fields | {"faults": set(found.faults)} == PUBLISHED[case] | {
         "name": "published", "dataset": dataset, "backbone": backbone,
         "protocol": "published", "grouping": "threshold", "ties": "first", "limit": 0,
-        "joint": None, "monolith": None, "balanced": False, "budget": 0.0,
+        "joint": None, "monolith": None, "balanced": False, "budget": 0.0, "networks": None,
+        "data": specs.spec(dataset),
     }  # fmt: skip
     assert len(found.faults) == len(set(found.faults))
 

@@ -262,6 +262,18 @@ def test_the_table_and_its_stored_form():
     assert stored["flat_accuracy"] == 0.5
 
 
+def test_of_many_candidates_the_table_shows_the_best_and_the_chosen_one():
+    row = [an_estimate(place / 100) for place in range(60)]
+    found = selection.Selection(row[3], tuple(row), 0.9, 100)
+    table = selection.lines(found, [str(place) for place in range(100)])
+    assert len(table) == 2 + 17 + 1
+    assert table[2].endswith("<- chosen")
+    assert [
+        f"{place / 100:.3f}" in line for place, line in zip(range(44, 60), table[3:-1], strict=True)
+    ] == ([True] * 16)
+    assert table[-1] == "43 candidates of lower modularity are not shown"
+
+
 # --- costs of trees that are thought of, and the reasons of flat nodes
 
 

@@ -25,7 +25,7 @@ def examples(sizes, first=0):
 
 def dataset(train=SIZES, test=(30, 20, 10, 40)):
     return SimpleNamespace(
-        spec=SimpleNamespace(class_names=tuple(map(str, range(len(train))))),
+        spec=SimpleNamespace(class_names=tuple(map(str, range(len(train)))), validation=0),
         train=examples(train),
         test=examples(test, first=10_000),
     )

@@ -60,7 +60,7 @@ def compress(folder: Path, how: Compression, out: Path, data_dir: str | None) ->
     if not (folder / "summary.json").exists():
         raise UserError(f"{folder} is not finished (go on with train --resume)")
     recipe = runfolder.read_recipe_of_tree(folder)
-    dataset = load_of_run(folder, recipe.dataset, data_dir)
+    dataset = load_of_run(folder, recipe, data_dir)
     splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit)
     parts = {name: getattr(splits, name) for name in ("validation", "test")}
 

@@ -26,7 +26,7 @@ def export(run: Path, folder: Path, data_dir: str | None) -> None:
         raise UserError(f"{folder} exists; choose another folder")
     recipe = runfolder.read_recipe_of_tree(run)
     summary = results.read_summary(run)
-    dataset = load_of_run(run, recipe.dataset, data_dir)
+    dataset = load_of_run(run, recipe, data_dir)
     test = split(dataset, recipe.protocol, recipe.seed, recipe.limit).test
     from trunk_jax.machine import backend
 

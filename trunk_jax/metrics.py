@@ -16,7 +16,6 @@ from data.base import tables, writing
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
 from data.base.writing import save_json
-from data.images import specs
 from data.images.datasets import Dataset
 from data.images.splits import Splits, split
 from data.recipes.recipe import Recipe
@@ -283,10 +282,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = options_of(arguments)
     folder = options.run
     recipe = runfolder.read_recipe_of_tree(folder)
-    names = specs.spec(recipe.dataset).class_names
+    names = recipe.spec.class_names
     of = None if options.membership is None else label_of(options.membership, names)
     out = options.out or derived.place(folder)
-    dataset = load_of_run(folder, recipe.dataset, options.data_dir)
+    dataset = load_of_run(folder, recipe, options.data_dir)
     splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit)
     value = measure(folder, dataset, recipe, splits, options.repeats)
     if options.out is None:

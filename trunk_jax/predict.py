@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
 from data.base.writing import STDOUT, save_json
-from data.images import files, fitting, specs
+from data.images import files, fitting
 from data.inference.model import Model, predictions
 from data.inference.shipped import run_of
 from data.run import runfolder
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     run = run_of(options.run)
     recipe, tree = runfolder.read_recipe(run), runfolder.read_tree(run)
-    spec = specs.spec(recipe.dataset)
+    spec = recipe.spec
     names = files.files(options.images)
     how = fitting.Options(options.invert, options.fit, options.as_stored)
     titles = tree.titles(spec.class_names)

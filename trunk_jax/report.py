@@ -15,8 +15,8 @@ from data.base import pages, reading
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
 from data.base.writing import save_bytes, write_bytes
-from data.images import specs
 from data.run import derived, results, runfolder
+from data.tree import metrics
 from trunk_jax.pictures.run import drawings
 from trunk_jax.pictures.style import inline
 
@@ -61,7 +61,8 @@ def content(folder: Path, parity: Path | None, data_dir: str | None) -> dict[str
         for place, (name, drawing) in enumerate(drawings(folder, data_dir=data_dir).items())
     }
     recipe, manifest = config["recipe"], (folder / "manifest.json").exists()
-    about = specs.spec(recipe["dataset"])
+    about = runfolder.read_recipe(folder).spec
+    labels, predicted = results.read_predictions(folder, "test", len(about.class_names))
     return {
         "name": folder.resolve().name,
         "summary": results.read_summary(folder),
@@ -70,6 +71,8 @@ def content(folder: Path, parity: Path | None, data_dir: str | None) -> dict[str
         "config": json.dumps(config, indent=1),
         "recipe": recipe,
         "licence": about.licence,
+        "recall": metrics.recall(labels, predicted, about.class_names),
+        "balanced": metrics.accuracy(labels, predicted, balanced=True),
         "titles": runfolder.read_tree(folder).titles(about.class_names),
         "pictures": pictures,
         "others": [name for name in pictures if name.startswith("asl-") and name != "asl-root"],

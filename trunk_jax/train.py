@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data.base.errors import run_command
-from data.images import datasets
-from data.run.options import TrainOptions, train_options
+from data.run import seeds
+from data.run.options import TrainOptions
 from data.training.train import train
 from trunk_jax.machine import xla
 
@@ -18,7 +18,9 @@ T = TypeVar("T")
 
 def main(arguments: list[str] | None = None) -> None:
     """Train as the flags say. UserError for anything a user can put right."""
-    carry_out(train_options("jax", arguments), then=lambda folder: None)
+    seeds.train_all(
+        seeds.runs("jax", arguments), lambda one: carry_out(one, then=lambda folder: None)
+    )
 
 
 def carry_out(
@@ -45,7 +47,7 @@ def carry_out(
         framework = replace(FRAMEWORK, grow=partial(grow, siblings=options.siblings))
 
     def fingerprint() -> str:
-        return datasets.load(options.recipe.dataset, options.data_dir).fingerprint
+        return options.load().fingerprint
 
     with devices.using(devices.choose(options.devices, options.distributed)):
         compile_cache.use()

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data.base.errors import run_command
-from data.run.options import TrainOptions, train_options
+from data.run import seeds
+from data.run.options import TrainOptions
 from data.training.train import train
 from trunk_torch_ref.machine import settings
 
@@ -15,7 +16,9 @@ T = TypeVar("T")
 
 def main(arguments: list[str] | None = None) -> None:
     """Train as the flags say. UserError for anything a user can put right."""
-    carry_out(train_options("torch", arguments), then=lambda folder: None)
+    seeds.train_all(
+        seeds.runs("torch", arguments), lambda one: carry_out(one, then=lambda folder: None)
+    )
 
 
 def carry_out(

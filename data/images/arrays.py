@@ -30,7 +30,7 @@ def as_images(images: Any, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "n 
     except Exception as error:  # ragged lists, tensors on a GPU: each has an error of its own
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"the images are not one array of numbers ({reason:.200})") from None
-    return _as_bytes(_batch(array, shape))
+    return as_bytes(_batch(array, shape))
 
 
 def _batch(array: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
@@ -47,8 +47,8 @@ def _batch(array: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     raise UserError(message)
 
 
-def _as_bytes(array: np.ndarray) -> np.ndarray:
-    """uint8 as it is, floats from 0 to 1 as the nearest of 256 values."""
+def as_bytes(array: np.ndarray) -> np.ndarray:
+    """uint8 as it is, floats from 0 to 1 as the nearest of 256 values. UserError for others."""
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind != "f":

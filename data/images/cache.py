@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -72,32 +73,41 @@ def fetch(name: str, key: bytes, build: Callable[[], Arrays]) -> tuple[Arrays, s
     nothing works by luck of a cold cache. A damaged entry is built again; a cache that
     cannot be written costs one warning on standard error and nothing else.
     """
+    arrays, mark, _ = fetch_described(name, key, lambda: (build(), None))
+    return arrays, mark
+
+
+def fetch_described(
+    name: str, key: bytes, build: Callable[[], tuple[Arrays, Any]]
+) -> tuple[Arrays, str, Any]:
+    """As `fetch`, with what `build` found out about the arrays: plain JSON, kept with them."""
     root = optional_root()
     entry = f"{name}-{hashlib.sha256(key).hexdigest()[:24]}"
     folder = root and root / "datasets" / entry
     if folder is not None and (found := _read(folder)) is not None:
         return found
-    arrays = build()
+    arrays, about = build()
     for array in arrays.values():
         array.setflags(write=False)
     mark = fingerprint(arrays)
     if folder is None:
-        return arrays, mark
+        return arrays, mark, about
     try:
-        _write(folder, arrays, mark)
+        _write(folder, arrays, mark, about)
     except (OSError, UserError) as error:
         print(
             f"warning: {name} is not cached in {folder.parent}, so the next start decodes it "
             f"again: {error} (TRUNK_CACHE_DIR chooses another folder)",
             file=sys.stderr,
         )
-    return arrays, mark
+    return arrays, mark, about
 
 
-def _read(folder: Path) -> tuple[Arrays, str] | None:
+def _read(folder: Path) -> tuple[Arrays, str, Any] | None:
     """A cached dataset, or None where it is absent, truncated or not what was written."""
     try:
-        mark = reading.json_file(folder / _META)["fingerprint"]
+        meta = reading.json_file(folder / _META)
+        mark, about = meta["fingerprint"], meta.get("about")
         arrays = {
             # A plain array on the mapped file: np.memmap's own type would spread to results.
             name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(
@@ -105,26 +115,30 @@ def _read(folder: Path) -> tuple[Arrays, str] | None:
             )
             for name in NAMES
         }
-    except (OSError, ValueError, EOFError, KeyError, TypeError, RecursionError, UserError):
+    except (
+        *(OSError, ValueError, EOFError, KeyError, TypeError, AttributeError),
+        *(RecursionError, UserError),
+    ):
         return None
     # Reading all of it costs a tenth of a second per 100 MB, and a run's manifest states
     # this fingerprint: it must be that of the data, not of what the data once was.
-    return (arrays, mark) if fingerprint(arrays) == mark else None
+    return (arrays, mark, about) if fingerprint(arrays) == mark else None
 
 
-def _write(folder: Path, arrays: Arrays, mark: str) -> None:
+def _write(folder: Path, arrays: Arrays, mark: str, about: Any) -> None:
     """Make `folder`, whole whenever it is there."""
     for left in folder.parent.glob(".*.tmp"):  # of processes that were killed
         if time.time() - left.stat().st_mtime > _ABANDONED:
             shutil.rmtree(left, ignore_errors=True)
     if folder.exists():  # damaged
         shutil.rmtree(folder)
+    meta = {"fingerprint": mark} | ({} if about is None else {"about": about})
     try:
         with new_folder(folder) as aside:
             for name, array in arrays.items():
                 with open(aside / f"{name}.npy", "wb") as file:
                     np.save(file, array, allow_pickle=False)
-            (aside / _META).write_text(json.dumps({"fingerprint": mark}))
+            (aside / _META).write_text(json.dumps(meta))
     except UserError:
         if _read(folder) is None:  # no other process was quicker
             raise

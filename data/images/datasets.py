@@ -1,17 +1,21 @@
-"""The datasets by name: what is known of each, and how one is loaded."""
+"""Datasets as values: what is known of each, its images, and how one is loaded.
+
+`load` takes what `--dataset` takes; `load_again` the dataset that a run keeps as a value.
+"""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data.base import reading
 from data.base.errors import UserError
-from data.images import cache, decoded
+from data.images import cache, decoded, shapes, specs
 from data.images.folders import INFO, need_root, prepared_folder
-from data.images.specs import Spec, spec
+from data.images.specs import Spec
 
 # What is read of TFDS's `dataset_info.json`; TFDS fills the template in as a format string.
 _ABOUT: reading.Form = {
@@ -19,6 +23,7 @@ _ABOUT: reading.Form = {
     "description?": str,
     "splits": [{"name": str, "shardLengths": [str], "filepathTemplate?": str}],
 }
+PREFIX = "tfds:"  # of the name of any dataset that TFDS has prepared
 _TEMPLATE = re.compile(r"([\w.-]|\{[A-Z_]{1,20}\}){1,200}")
 
 
@@ -35,7 +40,8 @@ class Dataset:
     """A loaded dataset.
 
     `fingerprint` is the SHA-256 over images and labels of both splits (`cache.fingerprint`),
-    `source` says where they came from, `version` and `description` are the source's own.
+    `source` says where they came from, `version` and `description` are the source's own; `notes` is
+    what is to be said of it before it is used.
     """
 
     spec: Spec
@@ -45,6 +51,7 @@ class Dataset:
     source: str
     version: str
     description: str
+    notes: tuple[str, ...] = ()
 
     @property
     def stand_in(self) -> bool:
@@ -62,18 +69,191 @@ class Dataset:
         return given[1] if given else f"{self.spec.title} stand-in"
 
 
-def load(name: str, data_dir: str | Path | None = None, *, fetch: bool = True) -> Dataset:
-    """Load a dataset; with `fetch` prepare (download) it first where `data_dir` has none yet.
+def load(
+    name: str, data_dir: str | Path | None = None, *, fetch: bool = True, image_size: int = 0
+) -> Dataset:
+    """Load a dataset; with `fetch` prepare (download) it first where there is none yet.
 
-    `data_dir` is a TFDS data folder, by default `data_root()`; it may be read-only once it
-    is prepared. Where it holds the dataset as decoded arrays (`data.images.decoded`) those are
-    used. Raises UserError for an unknown name, a folder that cannot be read or does not hold
-    what it should, and a download that fails.
+    Args:
+      name: one of `specs.SPECS`, a folder of class folders, an `.npz` file, or `tfds:NAME`, one
+        that TFDS has prepared.
+      data_dir: of those that TFDS prepares, its data folder, by default `data_root()`; it may be
+        read-only once it is prepared. Where it holds the dataset as decoded arrays
+        (`data.images.decoded`) those are used.
+      fetch: whether to download what is not there.
+      image_size: of the user's own data, the side that images are brought to; 0: by what they are.
+
+    Raises:
+      UserError: an unknown name, a folder that cannot be read or does not hold what it should, a
+        download that fails.
+
     """
-    info = spec(name)
-    if info.tfds_name is None:
-        return _load_digits(info)
-    root = need_root(info, data_dir)
+    if name in specs.SPECS:
+        if image_size:
+            raise UserError(f"--image-size is for data of your own; {name} has its size")
+        known = specs.SPECS[name]
+        return _LOADERS[known.kind](known, data_dir, fetch)
+    asked = shapes.Asked(shapes.square(image_size) if image_size else None)
+    if name.startswith(PREFIX):
+        short = own_name(Path(name.removeprefix(PREFIX).replace("/", "-")))
+        return _load_prepared(name.removeprefix(PREFIX), short, asked, data_dir)
+    place = own_place(name)
+    return _OWN["npz" if place.suffix == ".npz" else "folder"](place, own_name(place), asked)
+
+
+def load_again(spec: Spec, data_dir: str | Path | None = None) -> Dataset:
+    """The dataset that `spec` tells of, as a run had it; nothing is downloaded.
+
+    `data_dir`: where it is now. UserError if it is not there, or has other classes.
+    """
+    if spec.kind in _LOADERS:
+        return _LOADERS[spec.kind](spec, data_dir, False)
+    asked = shapes.Asked(spec.image_shape[:2], spec.image_shape[2])
+    if spec.kind == "prepared":
+        return _same_classes(_load_prepared(str(spec.tfds_name), spec.name, asked, data_dir), spec)
+    place = Path(data_dir or spec.place)
+    if not place.exists() or not (data_dir or spec.place):
+        raise UserError(
+            f"the images of {spec.name} are not at {spec.place or 'a place that is known'} any "
+            "more; pass --data-dir with the folder or .npz file that they are in now"
+        )
+    kind = "npz" if place.suffix == ".npz" else "folder"
+    return _same_classes(_OWN[kind](place, spec.name, asked), spec)
+
+
+def _same_classes(found: Dataset, spec: Spec) -> Dataset:
+    """The dataset itself. UserError if it has other classes than a run's."""
+    if found.spec.class_names != spec.class_names:
+        raise UserError(f"{found.source} has other classes than {spec.name} of the run")
+    return found
+
+
+def unknown(tfds_name: str) -> Spec:
+    """What is known of one of TFDS's datasets before its folder is read: where TFDS keeps it."""
+    name = f"{PREFIX}{tfds_name}"
+    return Spec(name, name, tfds_name, (1, 1, 1), (), None, "not known", kind="prepared")
+
+
+def own_place(name: str) -> Path:
+    """The folder or file of a dataset of the user's own. UserError if there is none."""
+    place = Path(name).expanduser()
+    if place.is_dir() or (place.suffix == ".npz" and place.is_file()):
+        return place.absolute()
+    what = "is missing" if place.suffix == ".npz" or len(place.parts) > 1 else "is no dataset"
+    raise UserError(
+        f"--dataset {name!r:.200} {what}; give one of {', '.join(specs.SPECS)}, a folder with a "
+        "folder of images for each class, an .npz file, or tfds:NAME"
+    )
+
+
+def own_name(place: Path) -> str:
+    """What a dataset of the user's own is called: as its place, and as none of those known here."""
+    name = re.sub(r"[^\w.-]+", "-", place.resolve().name.removesuffix(".npz")).strip("-.") or "data"
+    return f"{name}-own" if name in specs.SPECS else name
+
+
+def of_arrays(
+    images: Any,
+    labels: Any,
+    classes: Sequence[str] | None = None,
+    *,
+    test_images: Any = None,
+    test_labels: Any = None,
+    name: str = "arrays",
+) -> Dataset:
+    """A dataset from arrays in memory.
+
+    Args:
+      images: uint8, or floats 0 to 1; [n, h, w] or [n, h, w, c] with 1 or 3 channels.
+      labels: whole numbers 0 to classes - 1, [n].
+      classes: their names; None: the numbers.
+      test_images, test_labels: the test split; None: a fixed, stratified fifth of the images.
+      name: of the dataset, part of file names.
+
+    Raises:
+      UserError: they are something else, or a class has too few images.
+
+    Example:
+      >>> dataset = of_arrays(np.zeros((30, 8, 8), np.uint8), np.arange(30) % 3)
+      >>> len(dataset.train.labels), len(dataset.test.labels)
+      (24, 6)
+
+    """
+    from data.images import own_arrays  # Pillow, which a start from the cache must not pay for
+
+    split = test_images is not None or test_labels is not None
+    given = {"train_images": images, "train_labels": labels} if split else {}
+    given |= {"test_images": test_images, "test_labels": test_labels} if split else {}
+    given = given or {"images": images, "labels": labels}
+    given |= {"classes": classes}
+    name = own_name(Path(name))
+    arrays, about = own_arrays.dataset(given, name, "the arrays", "arrays", shapes.Asked())
+    for array in arrays.values():
+        array.setflags(write=False)
+    about["spec"]["place"] = ""
+    return _own(arrays, cache.fingerprint(arrays), about, "arrays in memory")
+
+
+def _load_folder(place: Path, name: str, asked: shapes.Asked) -> Dataset:
+    from data.images import class_folders
+
+    found = class_folders.listing(place)
+    key = found.key() + f"\n{name} {asked}".encode()
+    arrays, mark, about = cache.fetch_described(
+        name, key, lambda: class_folders.decode(found, name, asked)
+    )
+    about["spec"]["place"] = str(place)  # files that were moved as they are have the same key
+    return _own(arrays, mark, about, str(place))
+
+
+def _load_npz(place: Path, name: str, asked: shapes.Asked) -> Dataset:
+    about = place.stat()
+    key = f"npz 1 {about.st_size} {about.st_mtime_ns} {name} {asked} {place}".encode()
+
+    def build() -> tuple[cache.Arrays, dict[str, Any]]:
+        from data.images import own_arrays
+
+        return own_arrays.dataset(own_arrays.read(place), name, str(place), "npz", asked)
+
+    arrays, mark, found = cache.fetch_described(name, key, build)
+    return _own(arrays, mark, found, str(place))
+
+
+def _load_prepared(
+    tfds_name: str, name: str, asked: shapes.Asked, data_dir: str | Path | None
+) -> Dataset:
+    found = unknown(tfds_name)
+    root = need_root(found, data_dir)
+    folder = prepared_folder(found, root)
+    if folder is None:
+        raise UserError(
+            f"dataset {found.name!r} is not prepared in {root / tfds_name}; prepare it with python "
+            f"-m data.prepare {found.name} --data-dir DIR if that knows it, else with TFDS itself "
+            f"(tfds build {tfds_name}), and pass --data-dir DIR or set TFDS_DATA_DIR"
+        )
+    text, version, description = _about(found, folder)
+
+    def build() -> tuple[cache.Arrays, dict[str, Any]]:
+        from data.images import any_tfds  # a start from the cache must not pay for TFDS
+
+        return any_tfds.decode(found, folder, name, asked)
+
+    key = text + _listing(folder) + f"\nprepared 1 {name} {asked}".encode()
+    arrays, mark, about = cache.fetch_described(name, key, build)
+    loaded = _own(arrays, mark, about, str(folder.absolute()))
+    return replace(loaded, version=version, description=description)
+
+
+def _own(arrays: cache.Arrays, mark: str, about: dict[str, Any], source: str) -> Dataset:
+    """A dataset of the user's own, from its arrays and what was found out about them."""
+    described = _of_arrays(
+        specs.from_json(about["spec"]), arrays, mark, source, "1", "data of the user's own"
+    )
+    return replace(described, notes=tuple(about["notes"]))
+
+
+def _load_tfds(info: Spec, data_dir: str | Path | None, fetch: bool) -> Dataset:
+    name, root = info.name, need_root(info, data_dir)
     if decoded.folder_of(name, root).is_dir():
         return _load_decoded(info, root)
     folder = prepared_folder(info, root)
@@ -94,10 +274,15 @@ def load(name: str, data_dir: str | Path | None = None, *, fetch: bool = True) -
 
         return prepared.decode(info, folder)
 
-    files = sorted((path.name, path.stat()) for path in folder.iterdir())
-    listing = "".join(f"\n{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files)
-    key = text + listing.encode()
+    key = text + _listing(folder)
     return _dataset(info, key, decode, str(folder.absolute()), version, description)
+
+
+def _listing(folder: Path) -> bytes:
+    """The files of a folder, with sizes and times."""
+    files = sorted((path.name, path.stat()) for path in folder.iterdir())
+    rows = (f"\n{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files)
+    return "".join(rows).encode()
 
 
 def _load_decoded(info: Spec, root: Path) -> Dataset:
@@ -112,7 +297,11 @@ def check(spec: Spec, folder: Path) -> None:
     from data.images import prepared
 
     _about(spec, folder)
-    prepared.opened(spec, folder)
+    if spec.kind == "prepared":
+        builder = prepared.builder_of(spec, folder)
+        prepared.need_shards(builder, spec, folder, list(builder.info.splits))
+    else:
+        prepared.opened(spec, folder)
 
 
 def _about(spec: Spec, folder: Path) -> tuple[bytes, str, str]:
@@ -131,7 +320,7 @@ def _about(spec: Spec, folder: Path) -> tuple[bytes, str, str]:
         ) from None
 
 
-def _load_digits(info: Spec) -> Dataset:
+def _load_sklearn(info: Spec, data_dir: str | Path | None, fetch: bool) -> Dataset:
     from data.images import digits
 
     version = digits.version()
@@ -163,3 +352,14 @@ def _of_arrays(
 ) -> Dataset:
     train, test = (Examples(arrays[f"{s}_images"], arrays[f"{s}_labels"]) for s in cache.SPLITS)
     return Dataset(info, train, test, fingerprint, source, version, description)
+
+
+# By the kind of a dataset: how it is loaded.
+_LOADERS: dict[str, Callable[[Spec, str | Path | None, bool], Dataset]] = {
+    "tfds": _load_tfds,
+    "sklearn": _load_sklearn,
+}
+_OWN: dict[str, Callable[[Path, str, shapes.Asked], Dataset]] = {
+    "folder": _load_folder,
+    "npz": _load_npz,
+}

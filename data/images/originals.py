@@ -10,6 +10,7 @@ import dataclasses
 import gzip
 import io
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -60,7 +61,8 @@ def prepare(spec: Spec, root: Path) -> Path:
 
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with locking.alone(root / f".{spec.name}.lock", wait):
+        lock = re.sub(r"[^\w.-]", "-", spec.name)  # of tfds:NAME
+        with locking.alone(root / f".{lock}.lock", wait):
             found = prepared_folder(spec, root)
             return _written(spec, root) if found is None else found
     except Unavailable as error:
@@ -173,8 +175,13 @@ class _Downloads:
             raise Unavailable(problem) from None
         return found | skipped if isinstance(found, dict) else found
 
-    def download_and_extract(self, url: str) -> str:
-        """Fetch an archive and unpack it into a folder that goes once all is prepared."""
+    def download_and_extract(self, url: str | dict[str, str]) -> str | dict[str, Path]:
+        """Fetch an archive and unpack it into a folder that goes once all is prepared.
+
+        Of a dict, which is of single compressed files, each is fetched and stays as it is.
+        """
+        if isinstance(url, dict):
+            return {key: Path(self.download(each)) for key, each in url.items()}
         archive = Path(self.download(url))
         folder = archive.with_name(archive.name + _UNPACKED)
         shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
@@ -225,11 +232,11 @@ def _svhn_examples(split_prefix: str, filepath: str) -> Keyed:
         yield i, {"image": _png(image), "label": int(label) % 10, "id": f"{split_prefix}{i:06d}"}
 
 
-def _emnist_examples(num_examples: int, data_path: str, label_path: str) -> Keyed:
-    """EMNIST's gzipped IDX files, images uint8 [N, 28, 28] as stored (transposed)."""
+def _mnist_examples(num_examples: int, data_path: str, label_path: str) -> Keyed:
+    """Gzipped IDX files, images uint8 [N, 28, 28] as stored (EMNIST's transposed)."""
     images, labels = _idx(data_path), _idx(label_path)
     if images.shape != (num_examples, 28, 28) or labels.shape != (num_examples,):
-        raise Unavailable(f"EMNIST's archive does not hold the {num_examples} images it should")
+        raise Unavailable(f"the archive does not hold the {num_examples} images it should")
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         yield i, {"image": _png(image[..., None]), "label": int(label)}
 
@@ -252,8 +259,28 @@ def _cifar10_examples(split_prefix: str, filepaths: Iterable[str]) -> Keyed:
         yield i, {"id": f"{split_prefix}{i:05d}", "image": _png(image), "label": int(label)}
 
 
+def _cifar100_examples(split_prefix: str, filepaths: Iterable[str]) -> Keyed:
+    """CIFAR-100's binary files: as CIFAR-10's, with a label of 20 classes before it."""
+    rows = np.concatenate(
+        [np.fromfile(path, np.uint8).reshape(-1, 2 + 3 * 32 * 32) for path in filepaths]
+    )
+    images = rows[:, 2:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    for i, (image, row) in enumerate(zip(images, rows, strict=True)):
+        yield i, {
+            "id": f"{split_prefix}{i:05d}", "image": _png(image), "label": int(row[1]),
+            "coarse_label": int(row[0]),
+        }  # fmt: skip
+
+
 _EXAMPLES = {
     "svhn_cropped": _svhn_examples,
-    "emnist": _emnist_examples,
+    "emnist": _mnist_examples,
+    "mnist": _mnist_examples,
+    "fashion_mnist": _mnist_examples,
+    "kmnist": _mnist_examples,
     "cifar10": _cifar10_examples,
+    "cifar100": _cifar100_examples,
 }
+
+# Those of TFDS without a configuration, by its name.
+PREPARED = ("cifar10", "cifar100", "mnist", "fashion_mnist", "kmnist", "svhn_cropped")

@@ -1,6 +1,7 @@
 """Reading a folder that TFDS has prepared, without TensorFlow."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +30,10 @@ def decode(spec: Spec, folder: Path) -> Arrays:
     builder = opened(spec, folder)
     arrays = {}
     for split in SPLITS:
-        try:
-            records = _records(builder, split)
-        except Exception as error:  # the readers raise a different type for each damage
-            problem = f"a shard of split {split!r} is damaged ({_first_line(error)})"
-            raise _refusal(spec, folder, problem) from None
-        images = np.empty((len(records), *spec.image_shape), np.uint8)
-        labels = np.empty(len(records), np.int32)
-        shown = counted(f"decoding {spec.name}, {split}", records, len(records))
+        stored = records(builder, spec, folder, split)
+        images = np.empty((len(stored), *spec.image_shape), np.uint8)
+        labels = np.empty(len(stored), np.int32)
+        shown = counted(f"decoding {spec.name}, {split}", stored, len(stored))
         for i, record in enumerate(shown):
             try:
                 images[i], labels[i] = _example(record, spec)
@@ -55,19 +52,39 @@ def opened(spec: Spec, folder: Path) -> tfds.core.DatasetBuilder:
     UserError for a folder that is damaged or has other classes, for a format that is not read,
     and for a shard that is missing. The shards themselves are not read.
     """
+    builder = builder_of(spec, folder)
     try:
-        builder = tfds.builder_from_directory(str(folder))
         label_names = builder.info.features["label"].names
-        infos = {split: builder.info.splits[split] for split in SPLITS}
-    except Exception as error:  # TFDS has no one error for a folder that it cannot make sense of
+        for split in SPLITS:
+            builder.info.splits[split]
+    except Exception as error:
         raise _refusal(spec, folder, f"TFDS cannot read it ({_first_line(error)})") from None
     numbered = [str(i) for i in range(len(spec.class_names))]  # TFDS's names where it has none
     if list(label_names) not in (numbered, list(spec.class_names)):
         raise _other(spec, folder, "its classes are not this dataset's")
+    need_shards(builder, spec, folder, SPLITS)
+    return builder
+
+
+def builder_of(spec: Spec, folder: Path) -> tfds.core.DatasetBuilder:
+    """TFDS's builder of a folder. UserError if it cannot make sense of it."""
+    try:
+        builder = tfds.builder_from_directory(str(folder))
+        _ = builder.info.features, builder.info.splits
+        return builder
+    except Exception as error:  # TFDS has no one error for a folder that it cannot make sense of
+        raise _refusal(spec, folder, f"TFDS cannot read it ({_first_line(error)})") from None
+
+
+def need_shards(
+    builder: tfds.core.DatasetBuilder, spec: Spec, folder: Path, splits: Sequence[str]
+) -> None:
+    """UserError for a format that is not read, and for a shard of these splits that is missing."""
     if builder.info.file_format.value not in _FORMATS:
         problem = f"file format {builder.info.file_format.value}, not {' or '.join(_FORMATS)}"
         raise _other(spec, folder, problem)
-    for split, info in infos.items():
+    for split in splits:
+        info = builder.info.splits[split]
         try:
             shards = info.filepaths
         except Exception as error:
@@ -80,11 +97,18 @@ def opened(spec: Spec, folder: Path) -> tfds.core.DatasetBuilder:
         room = sum(Path(shard).stat().st_size for shard in shards)
         if not 0 < info.num_examples <= room:  # a record takes a byte at least
             raise _refusal(spec, folder, f"split {split!r} cannot have {info.num_examples} records")
-    return builder
+
+
+def records(builder: tfds.core.DatasetBuilder, spec: Spec, folder: Path, split: str) -> list[bytes]:
+    """The serialised examples of a split, in stored order. UserError for a damaged shard."""
+    try:
+        return _records(builder, split)
+    except Exception as error:  # the readers raise a different type for each damage
+        problem = f"a shard of split {split!r} is damaged ({_first_line(error)})"
+        raise _refusal(spec, folder, problem) from None
 
 
 def _records(builder: tfds.core.DatasetBuilder, split: str) -> list[bytes]:
-    """The serialised examples of a split, in stored order."""
     if builder.info.file_format.value == "array_record":
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         source = builder.as_data_source(split, deserialize_method=raw)

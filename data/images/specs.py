@@ -1,19 +1,32 @@
 """What is known of each dataset without reading it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from data.base.errors import UserError
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What is known of a dataset without reading it.
+    """A dataset as a value: all that a run needs to know of it but the images.
 
-    `tfds_name` is `None` for the dataset that ships with scikit-learn; `image_shape` is
-    (height, width, channels); `official_sizes` counts the images of the official train and
-    test splits, `None` where there is no official split; `light_strokes` says that its images are
-    light strokes on a dark ground, so that dark ink on paper has to be inverted; `turned` that
-    they are stored with rows and columns exchanged.
+    A run keeps it in its `config.json`, so that whatever reads the run needs no name of ours.
+
+    Attributes:
+      name: short, part of file names.
+      title: what reports call it.
+      tfds_name: of those that TFDS prepares, with the configuration.
+      image_shape: (height, width, channels).
+      class_names: in the order of the labels.
+      official_sizes: images of the official train and test splits, None where there are none.
+      licence: in a few words.
+      light_strokes: its images are light strokes on a dark ground, so that dark ink on paper has to
+        be inverted.
+      turned: they are stored with rows and columns exchanged.
+      kind: where its images come from, one of `KINDS`.
+      place: the file or folder of those that are the user's own.
+      validation: so many images at the end of `train` are its own validation split; 0: none.
+
     """
 
     name: str
@@ -25,8 +38,12 @@ class Spec:
     licence: str
     light_strokes: bool = False
     turned: bool = False
+    kind: str = "tfds"
+    place: str = ""
+    validation: int = 0
 
 
+KINDS = ("tfds", "sklearn", "prepared", "folder", "npz", "arrays")
 _DIGITS = tuple("0123456789")
 
 
@@ -42,6 +59,7 @@ SPECS = {
             official_sizes=None,
             licence="CC BY 4.0 (UCI, Optical Recognition of Handwritten Digits)",
             light_strokes=True,
+            kind="sklearn",
         ),
         Spec(
             name="svhn",
@@ -77,6 +95,31 @@ SPECS = {
         ),
     )
 }
+
+
+_NO_NAMES = set('/\\:*?"<>|\0\n\r')  # what a file's name may not hold on some system
+
+
+def check(spec: Spec) -> Spec:
+    """The spec itself; UserError naming the first value that makes no sense."""
+    height, width, channels = spec.image_shape
+    good = {
+        f"the name {spec.name!r:.80}": spec.name and not _NO_NAMES & set(spec.name),
+        f"the image shape {spec.image_shape}": min(height, width) >= 1 and channels in (1, 3),
+        f"{len(spec.class_names)} classes": len(set(spec.class_names)) > 1,
+        "a class twice": len(set(spec.class_names)) == len(spec.class_names),
+        f"the kind {spec.kind!r:.80}": spec.kind in KINDS,
+        f"{spec.validation} validation images": spec.validation >= 0,
+    }
+    for what, fine in good.items():
+        if not fine:
+            raise UserError(f"no dataset can have {what}")
+    return spec
+
+
+def from_json(value: dict[str, Any]) -> Spec:
+    """A spec from the plain values of `dataclasses.asdict`, which JSON has made lists of tuples."""
+    return check(Spec(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}))
 
 
 def spec(name: str) -> Spec:

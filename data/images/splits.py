@@ -7,6 +7,7 @@ import numpy as np
 from data.base.errors import UserError
 from data.base.streams import stream
 from data.images.datasets import Dataset, Examples
+from data.images.strata import stratified
 
 HELD_OUT = 0.1
 
@@ -23,7 +24,8 @@ class Splits:
 def split(dataset: Dataset, protocol: str, seed: int, limit: int = 0) -> Splits:
     """The dataset's splits.
 
-    `holdout`: a seeded, class-stratified 10 % of train is held out for model selection.
+    `holdout`: a seeded, class-stratified 10 % of train is held out for model selection; of a
+    dataset with a validation split of its own, that split.
     `published`: train is whole and selection looks at test, as the release did.
     With `limit` each split is reduced to so many images, class-stratified.
     """
@@ -31,41 +33,38 @@ def split(dataset: Dataset, protocol: str, seed: int, limit: int = 0) -> Splits:
     if protocol == "published":
         held_out, kept = None, np.arange(len(train.labels))
     else:
-        held_out = stratified(train.labels, HELD_OUT, seed, "validation")
+        own = dataset.spec.validation  # the last images of train
+        held_out = np.arange(len(train.labels) - own, len(train.labels))
+        if not own:
+            held_out = stratified(train.labels, HELD_OUT, seed, "validation")
         kept = np.setdiff1d(np.arange(len(train.labels)), held_out)
     if limit:
         kept = _limited(train.labels, kept, limit, seed, "limit train")
         test = _take(test, _limited(test.labels, np.arange(len(test.labels)), limit, seed, "limit"))
         if held_out is not None:
             held_out = _limited(train.labels, held_out, limit, seed, "limit validation")
-    _check_classes(train.labels[kept], len(dataset.spec.class_names), protocol, limit)
+    names = dataset.spec.class_names
+    _check_classes(train.labels[kept], names, protocol, limit, dataset.spec.validation)
     train_part = _take(train, kept) if len(kept) < len(train.labels) else train
     return Splits(train_part, test if held_out is None else _take(train, held_out), test)
 
 
-def _check_classes(labels: np.ndarray, classes: int, protocol: str, limit: int) -> None:
+def _check_classes(
+    labels: np.ndarray, names: tuple[str, ...], protocol: str, limit: int, own: int
+) -> None:
     """UserError if a class has no training image: no node could be trained for it."""
+    classes = len(names)
     missing = classes - len(np.unique(labels))
     if not missing:
         return
     advice = "the dataset needs images of each"
     if limit and limit == len(labels):
         advice = "raise --limit"
-    elif protocol != "published":
+    elif protocol != "published" and not own:
         advice = "one image of each is held out, so the dataset needs at least two"
     raise UserError(
         f"{len(labels)} training images leave {missing} of {classes} classes without any; {advice}"
     )
-
-
-def stratified(labels: np.ndarray, fraction: float, seed: int, *names: str) -> np.ndarray:
-    """Sorted indices of a random `fraction` of each class (rounded, at least one image)."""
-    chosen = []
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        count = max(1, round(fraction * len(rows)))
-        chosen.append(stream(seed, *names, int(label)).permutation(rows)[:count])
-    return np.sort(np.concatenate(chosen))
 
 
 def _limited(labels: np.ndarray, rows: np.ndarray, limit: int, seed: int, name: str) -> np.ndarray:

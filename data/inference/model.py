@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from data.base.errors import UserError
-from data.images import specs
 from data.images.fitting import Options
 from data.images.specs import Spec
 from data.inference.inputs import pixels_of
@@ -119,7 +118,7 @@ class Model:
     @property
     def spec(self) -> Spec:
         """What is known of the data that it was trained on."""
-        return specs.spec(self.recipe.dataset)
+        return self.recipe.spec
 
     @property
     def classes(self) -> tuple[str, ...]:

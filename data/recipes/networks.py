@@ -67,6 +67,18 @@ class ResNet:
 Network = MobileNet | Vgg | ResNet
 
 
+@dataclass(frozen=True)
+class Designed:
+    """The networks of a recipe that was made for its data (`data.recipes.auto`): no table's."""
+
+    root: ResNet
+    others: ResNet
+
+    def network(self, node: str) -> ResNet:
+        """That of the node called `node`."""
+        return self.root if node == "root" else self.others
+
+
 def _residuals(*rows: tuple[int, ...]) -> tuple[Residual, ...]:
     return tuple(Residual(*row) for row in rows)
 

@@ -13,7 +13,9 @@ from data.base import reading
 from data.base.errors import UserError
 from data.images import specs
 from data.images.augmentation import Augmentation
-from data.recipes.networks import BACKBONES
+from data.images.specs import Spec
+from data.recipes import networks
+from data.recipes.networks import BACKBONES, Designed, Network
 
 FOLDER = Path(__file__).parent
 
@@ -111,7 +113,7 @@ class NodeRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a training run, but for the dataset itself.
+    """All that decides a training run, but for the images themselves.
 
     `mean`, `std`: per channel, applied to pixels/255; empty for none.
     `ties`: which of the epochs with the same validation accuracy is kept; `final`: the last
@@ -122,6 +124,8 @@ class Recipe:
     epoch is chosen: for data whose classes are less even in training than where they are used.
     `monolith`: of a monolithic baseline, a tree of one node that `backbone` names; None: a tree.
     `budget`: with the volatility auto, multiply-adds that the mean path may cost; 0: any number.
+    `data`: what is known of the dataset; None: what `specs` has under its name, put in by `check`.
+    `networks`: those of a recipe that was designed for its data; None: the table's.
     """
 
     name: str
@@ -146,6 +150,19 @@ class Recipe:
     monolith: Monolith | None = None
     balanced: bool = False
     budget: float = 0.0
+    data: Spec | None = None
+    networks: Designed | None = None
+
+    @property
+    def spec(self) -> Spec:
+        """What is known of the dataset."""
+        return specs.spec(self.dataset) if self.data is None else self.data
+
+    def network(self, node: str) -> Network:
+        """The layers of the node called `node`."""
+        if self.networks is not None:
+            return self.networks.network(node)
+        return networks.network(self.dataset, self.backbone, node)
 
     def node(self, is_root: bool) -> NodeRecipe:
         """The row that applies to a node."""
@@ -179,8 +196,10 @@ def first(dataset: str, backbone: str | None) -> str:
     return next((name for name in PREFERRED if having(name, dataset, backbone)), PREFERRED[0])
 
 
-def load(name: str, dataset: str, backbone: str | None = None) -> Recipe:
+def load(name: str, dataset: str, backbone: str | None = None, data: Spec | None = None) -> Recipe:
     """The recipe `name` for a dataset and backbone (None: the first one it has).
+
+    `data`: of one that `specs` does not have, what is known of it.
 
     `name`: one of `names()`, or the path of a TOML file of the same form; the recipe is then
     called as the file is. UserError, with the choices, if there is none, and naming file, table
@@ -201,7 +220,7 @@ def load(name: str, dataset: str, backbone: str | None = None) -> Recipe:
     try:
         for key in rows[backbone].keys() & {"name", "dataset", "backbone"}:
             raise UserError(f"unknown setting {key!r}; the table's name says it")
-        return check(_build(Recipe, row))
+        return check(dataclasses.replace(_build(Recipe, row), data=data))
     except (UserError, OverflowError) as error:  # the latter: too large for a float
         text = str(error).replace("_phase", "")
         raise UserError(f"{file}, table [{dataset}.{backbone}]: {text}") from None
@@ -223,7 +242,8 @@ def _no_such(name: str, table: dict[str, Any], dataset: str, backbone: str | Non
     others = [other for other in names() if other != name and having(other, dataset, backbone)]
     also = f", but {' and '.join(others)} {'have' if others[1:] else 'has'}" if others else ""
     choices = ", ".join(f"{d} {b}" for d, backbones in table.items() for b in backbones)
-    return f"recipe {name!r} has none for {wanted}{also}; it has: {choices}"
+    auto = "" if dataset in specs.SPECS else "; --recipe auto designs one"
+    return f"recipe {name!r} has none for {wanted}{also}; it has: {choices}{auto}"
 
 
 def _file(name: str) -> Path:
@@ -311,6 +331,15 @@ def check(recipe: Recipe) -> Recipe:
         _need(not faulty, "joint with the faults", ", ".join(faulty), "without them")
     _need(recipe.budget >= 0 and math.isfinite(recipe.budget), "budget", recipe.budget, "0 or more")
     _need(not recipe.balanced or recipe.joint is not None, "balanced", True, "off without joint")
+    return _with_data(recipe)
+
+
+def _with_data(recipe: Recipe) -> Recipe:
+    """The recipe with its dataset as a value; those of before were written without one."""
+    if recipe.data is None:
+        return dataclasses.replace(recipe, data=specs.spec(recipe.dataset))
+    specs.check(recipe.data)
+    _need(recipe.data.name == recipe.dataset, "dataset", recipe.dataset, repr(recipe.data.name))
     return recipe
 
 
@@ -343,7 +372,7 @@ def _check_phase(recipe: Recipe, phase: Phase) -> None:
 def to_json(recipe: Recipe) -> dict[str, Any]:
     """The form stored in `config.json`; later settings stand in it only where they are used."""
     value = dataclasses.asdict(recipe)
-    for key in ("joint", "monolith"):
+    for key in ("joint", "monolith", "networks"):
         if value[key] is None:
             del value[key]
     for key in ("balanced", "budget"):
@@ -403,7 +432,7 @@ def _typed(value: Any, kind: Any, what: str) -> Any:
         if value == AUTO:
             return value
         kind = float
-    if isinstance(kind, UnionType):  # a tuple or None
+    if isinstance(kind, UnionType):  # a type or None
         if value is None:
             return None
         kind = get_args(kind)[0]
@@ -436,5 +465,5 @@ def image_shape(recipe: Recipe) -> tuple[int, int, int]:
 
     They are the dataset's; of a recipe that normalises other channels there are as many as those.
     """
-    height, width, channels = specs.spec(recipe.dataset).image_shape
+    height, width, channels = recipe.spec.image_shape
     return height, width, len(recipe.mean) or channels

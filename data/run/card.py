@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from data.base import tables
-from data.images import specs
 from data.run import results, runfolder
 from data.run.options import DEFAULTS
 from data.tree.interval import interval
@@ -37,7 +36,7 @@ def card(folder: Path, name: Path) -> str:
 
 def _text(folder: Path, name: Path, summary: dict[str, Any], about: dict[str, Any]) -> str:
     recipe = runfolder.read_recipe(folder)
-    spec = specs.spec(summary["dataset"])
+    spec = recipe.spec
     data, images = about["dataset"], about["dataset"]["images"]
     test, paths = summary["accuracy"]["test"], summary["paths"]
     low, high = interval(test["correct"], test["total"])

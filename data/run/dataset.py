@@ -1,14 +1,16 @@
-"""The dataset that a run was trained on."""
+"""The dataset of a run: that it is to be trained on, and that it was trained on."""
 
 from pathlib import Path
 
-from data.images.datasets import Dataset, load
+from data.images import datasets
+from data.images.datasets import Dataset
+from data.recipes.recipe import Recipe
 from data.run import runfolder
 
 
-def load_of_run(run: Path, name: str, data_dir: str | Path | None = None) -> Dataset:
+def load_of_run(run: Path, recipe: Recipe, data_dir: str | Path | None = None) -> Dataset:
     """The dataset of a run: in `data_dir`, else where the run was trained with it.
 
     It is not downloaded: a file says which it is, and where, and nobody has asked for it.
     """
-    return load(name, data_dir or runfolder.data_dir(run), fetch=False)
+    return datasets.load_again(recipe.spec, data_dir or runfolder.data_dir(run))

@@ -67,9 +67,9 @@ def manifest(
             "name": dataset.spec.name,
             "version": dataset.version,
             "title": dataset.title,
-            "data_dir": None
-            if dataset.spec.tfds_name is None
-            else (str(folders.data_root(options.data_dir).absolute())),
+            "data_dir": str(folders.data_root(options.data_dir).absolute())
+            if dataset.spec.tfds_name is not None
+            else None,
             "sha256": dataset.fingerprint,
             "images": {
                 part: len(getattr(splits, part).labels) for part in ("train", "validation", "test")

@@ -2,15 +2,17 @@
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from data.base.errors import UserError
 from data.base.parser import Parser, target
-from data.images import specs
+from data.images import datasets, specs
+from data.images.datasets import Dataset
+from data.images.splits import split
 from data.inference.shipped import run_of
-from data.recipes import recipe
+from data.recipes import auto, recipe
 from data.recipes.baselines import models as baselines
 from data.recipes.networks import BACKBONES
 from data.recipes.recipe import Recipe
@@ -34,7 +36,9 @@ DEFAULTS: dict[str, Any] = {
     "speed_up": None,
 }
 # In a run's configuration only where they were given; the first is the recipe's as well.
-LATER = {"precision": None, "deterministic": False, "budget": None, "init": None}
+LATER = {
+    "precision": None, "deterministic": False, "budget": None, "init": None, "image_size": None,
+}  # fmt: skip
 # Not what decides a run but how it runs.
 HOW = ("siblings", "devices", "distributed", "autotune", "tensorboard")
 SIBLINGS = ("auto", "together", "alone")
@@ -46,7 +50,10 @@ OF_MODELS = ("size", "weights", "speed_up")
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What `train` was asked for."""
+    """What `train` was asked for.
+
+    `dataset`: where it had to be loaded to know the recipe; `notes`: what is to be said of both.
+    """
 
     recipe: Recipe
     flags: dict[str, Any]
@@ -62,6 +69,13 @@ class TrainOptions:
     source: Path | None = None  # the run of --from
     init: Path | None = None  # the run whose weights it starts from
     tensorboard: bool = False
+    dataset: Dataset | None = None
+    notes: tuple[str, ...] = ()
+    seeds: int | None = None  # trainings of --seeds
+
+    def load(self) -> Dataset:
+        """The dataset to train on."""
+        return self.dataset or datasets.load(self.recipe.dataset, self.data_dir)
 
 
 def train_parser(framework: str) -> Parser:
@@ -72,14 +86,20 @@ def train_parser(framework: str) -> Parser:
         argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument
-    add("--dataset", help=f"one of {', '.join(specs.SPECS)} (default: digits)")
+    add("--dataset", help=f"one of {', '.join(specs.SPECS)}; or data of your own: a folder with a "
+        "folder of images for each class, at the top or in train, test and perhaps validation, an "
+        ".npz file of images and labels, or tfds:NAME, any that TFDS has prepared (default: "
+        "digits)")  # fmt: skip
+    add("--image-size", type=int, metavar="N", help="bring images of your own to N x N (default: "
+        "the size that most have, up to 64, else 64 or 32)")  # fmt: skip
     add("--data-dir", help="folder of prepared TFDS datasets (default: TFDS_DATA_DIR, else "
                            "~/tensorflow_datasets)")  # fmt: skip
     add("--backbone", help=f"node networks: {', '.join(BACKBONES)} (default: the recipe's first "
                            "for the dataset)")  # fmt: skip
-    add("--recipe", help=f"one of {', '.join(recipe.names())}, or FILE.toml, a file of that form "
-        f"(default: the first of {', '.join(recipe.PREFERRED)} that has the backbone; corrected "
-        "for --model)")  # fmt: skip
+    add("--recipe", help=f"one of {', '.join(recipe.names())}, or FILE.toml, a file of that form, "
+        "or auto: designed for the data (default: the first of "
+        f"{', '.join(recipe.PREFERRED)} that has the backbone; auto for data of your own; "
+        "corrected for --model)")  # fmt: skip
     add("--protocol", help="holdout: select on held-out training images; published: select on "
                            "test, as the release did (default: the recipe's)")  # fmt: skip
     add("--epochs", type=int, help="epochs of every phase (default: the recipe's)")
@@ -87,11 +107,14 @@ def train_parser(framework: str) -> Parser:
     add("--limit", type=int, help="use only so many images of each split (default: 0, all)")
     add("--seed", type=int, help="of weights, batches, augmentation and splits (default: the "
                                  "recipe's)")  # fmt: skip
+    add("--seeds", type=int, metavar="N", help="train N times, each with the next seed and in a "
+        "folder of its own, and print mean and interval (default: once)")  # fmt: skip
     add("--volatility", type=volatility, help="grouping threshold for all nodes, above 0, "
         "higher splits more; or auto: groups are chosen on validation images (default: the "
         "recipe's)")  # fmt: skip
     add("--budget", type=_amount, help="with the volatility auto, multiply-adds that an image's "
-        "mean path may cost, such as 40M, or 0 for any number (default: 0)")  # fmt: skip
+        "mean path may cost, such as 40M, or 0 for any number; the recipe auto designs "
+        "networks for it (default: 0; of auto 40M for images of 32x32)")  # fmt: skip
     add("--grouping", help="threshold, or sampled: by 100,000 draws, as the release does "
                            "(default: threshold)")  # fmt: skip
     add("--model", help="train a monolithic baseline instead of a tree: "
@@ -166,8 +189,12 @@ def _count(text: str) -> str:
     return text
 
 
-def train_options(framework: str, arguments: list[str] | None = None) -> TrainOptions:
+def train_options(
+    framework: str, arguments: list[str] | None = None, data: Dataset | None = None
+) -> TrainOptions:
     """Parse and check the flags of `train`; UserError for any that makes no sense.
+
+    `data`: a dataset in memory (`datasets.of_arrays`), in place of the flag.
 
     A resumed run keeps the flags it was started with: those given again must agree. Without
     `--out` it is the run in the default folder for the flags given.
@@ -176,30 +203,40 @@ def train_options(framework: str, arguments: list[str] | None = None) -> TrainOp
     given = vars(parser.parse_args(arguments))
     if recipe.is_file(given.get("recipe", "")):  # --resume may be said in another folder
         given["recipe"] = str(Path(given["recipe"]).expanduser().absolute())
+    name = given.get("dataset", "digits")
+    if data is not None:
+        given["dataset"] = data.spec.name
+    elif name not in specs.SPECS and not name.startswith(datasets.PREFIX):  # likewise
+        given["dataset"] = str(datasets.own_place(given["dataset"]))
     out = given.pop("out", None)
     resume, data_dir = given.pop("resume", False), given.pop("data_dir", None)
     report = given.pop("json", None)
-    source = given.pop("from", None)
+    source, seeds = given.pop("from", None), given.pop("seeds", None)
     how = {k: given.pop(k) for k in HOW if k in given}
     if source is not None:
         given = _flags_from(Path(source), framework, parser, given, out)
     elif given.get("init") is not None:
         given = _flags_of_init(parser, given, out)
     flags = _named(DEFAULTS | given)
-    out = _default_folder(_recipe(flags), framework) if out is None else Path(out)
+    chosen = None
+    if out is None:
+        chosen = _chosen(flags, data_dir, data)
+        out = _default_folder(chosen.recipe, framework)
+    out = Path(out)
     if resume and (out / "config.json").exists():
-        flags = _named(DEFAULTS | _stored_flags(out, parser) | given)
+        flags, chosen = _named(DEFAULTS | _stored_flags(out, parser) | given), None
     deterministic = flags.get("deterministic", False)
     if deterministic and "autotune" in how:
         raise UserError("--autotune is of no use with --deterministic, which times no kernels")
-    chosen = _recipe(flags)
+    chosen = chosen or _chosen(flags, data_dir, data)
     if source is not None:
-        how["source"] = _same_but_groups(Path(source), chosen)
+        how["source"] = _same_but_groups(Path(source), chosen.recipe)
     if flags.get("init") is not None:
         how["init"] = Path(flags["init"])
     return TrainOptions(
-        chosen, flags, out, resume, data_dir, report, deterministic=deterministic, **how
-    )
+        chosen.recipe, flags, out, resume, data_dir, report, deterministic=deterministic,
+        dataset=chosen.dataset, notes=chosen.notes, seeds=seeds, **how,
+    )  # fmt: skip
 
 
 def words_of(flags: Mapping[str, Any]) -> list[str]:
@@ -220,6 +257,8 @@ def _named(flags: dict[str, Any]) -> dict[str, Any]:
         return flags
     if flags["model"] is not None:
         return flags | {"recipe": OF_MODELS_RECIPE}
+    if flags["dataset"] not in specs.SPECS:
+        return flags | {"recipe": recipe.AUTO}
     return flags | {"recipe": recipe.first(flags["dataset"], flags["backbone"])}
 
 
@@ -275,22 +314,66 @@ def _same_but_groups(source: Path, chosen: Recipe) -> Path:
     return source
 
 
-def _recipe(flags: dict[str, Any]) -> Recipe:
+@dataclass(frozen=True)
+class _Chosen:
+    """A recipe, and the dataset if it was loaded for it."""
+
+    recipe: Recipe
+    dataset: Dataset | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _chosen(flags: dict[str, Any], data_dir: str | None, data: Dataset | None) -> _Chosen:
     """The recipe that the flags choose, with what they override."""
-    specs.spec(flags["dataset"])
+    known = flags["dataset"] in specs.SPECS
     wrong = OF_MODELS if flags["model"] is None else OF_TREES
     for flag in wrong:
         if flags.get(flag) != DEFAULTS.get(flag):
             needs = "needs --model" if flags["model"] is None else "is for trees, not --model"
             raise UserError(f"--{flag.replace('_', '-')} {needs}")
-    if flags["model"] is None:
-        chosen = recipe.load(flags["recipe"], flags["dataset"], flags["backbone"])
+    own = flags["recipe"] == recipe.AUTO and flags["model"] is None
+    dataset, notes = None, []
+    if own or not known:
+        size = flags.get("image_size")
+        dataset = data or datasets.load(flags["dataset"], data_dir, image_size=size or 0)
+        notes = [f"note: {note}" for note in dataset.notes]
+    elif flags.get("image_size") is not None:
+        raise UserError(f"--image-size is for data of your own; {flags['dataset']} has its size")
+    name, spec = flags["dataset"], None
+    if not known and dataset is not None:
+        name, spec = dataset.spec.name, dataset.spec
+    if own and dataset is not None:
+        found = _facts(dataset, flags)
+        chosen = auto.design(found, flags["backbone"], flags.get("budget"))
+    elif flags["model"] is None:
+        chosen = recipe.load(flags["recipe"], name, flags["backbone"], spec)
+        if spec is not None:  # of which no table has networks
+            designed = auto.networks_of(spec, chosen.backbone, chosen.budget or flags.get("budget"))
+            chosen = replace(chosen, networks=designed)
     else:
-        own = {flag: flags[flag] for flag in OF_MODELS}
-        chosen = baselines.load(flags["model"], flags["dataset"], flags["recipe"], **own)
+        mine = {flag: flags[flag] for flag in OF_MODELS}
+        chosen = baselines.load(flags["model"], name, flags["recipe"], data=spec, **mine)
     overrides = DEFAULTS.keys() - {"dataset", "recipe", "backbone", "model", *OF_MODELS}
     overrides |= {"precision", "budget"} & flags.keys()
-    return recipe.override(chosen, **{key: flags[key] for key in overrides})
+    given = {key: flags[key] for key in overrides}
+    if own and not given.get("budget"):
+        given["budget"] = None  # its own
+    chosen = recipe.override(chosen, **given)
+    if own:
+        notes += auto.lines(chosen, found)
+    return _Chosen(chosen, dataset, tuple(notes))
+
+
+def _facts(dataset: Dataset, flags: dict[str, Any]) -> auto.Facts:
+    """What a recipe is designed from: the images that will be trained on."""
+    protocol = flags["protocol"] or Recipe.protocol
+    seed = Recipe.seed if flags["seed"] is None else flags["seed"]
+    if protocol not in recipe.PROTOCOLS or seed < 0 or flags["limit"] < 0:
+        protocol, seed, limit = Recipe.protocol, Recipe.seed, 0  # refused when it is checked
+    else:
+        limit = flags["limit"]
+    train = split(dataset, protocol, seed, limit).train
+    return auto.facts(dataset.spec, train.images, train.labels)
 
 
 def _default_folder(chosen: Recipe, framework: str) -> Path:

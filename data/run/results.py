@@ -42,6 +42,8 @@ SUMMARY: reading.Form = {
     "depth": int,
     "paths": {"shortest": _COST, "longest": _COST, "mean": _COST},
     "int8?": {"bytes": int, "test": _COUNTS},
+    "balanced_accuracy?": {str: float},
+    "recall?": {str: {"recall": (float, None), "correct": int, "total": int}},
 }
 
 
@@ -82,6 +84,11 @@ def summary(
         "accuracy": {
             part: _counts(examples.labels, labels) for part, (examples, labels) in parts.items()
         },
+        "balanced_accuracy": {
+            part: metrics.accuracy(examples.labels, labels, balanced=True)
+            for part, (examples, labels) in parts.items()
+        },
+        "recall": metrics.recall(examples.labels, predicted, dataset.spec.class_names),
         "nodes": {
             name: costs[name] | {"test": accuracy}
             for name, accuracy in metrics.node_accuracy(tree, examples.labels, predicted).items()
@@ -103,6 +110,8 @@ def evaluation(
 ) -> dict[str, Any]:
     """What `evaluate` prints: `accuracy` (0 to 1), `correct`, `total`, `split` and more."""
     return _counts(examples.labels, labels) | {
+        "balanced_accuracy": metrics.accuracy(examples.labels, labels, balanced=True),
+        "recall": metrics.recall(examples.labels, labels, dataset.spec.class_names),
         "split": split,
         "dataset": dataset.spec.name,
         "dataset_title": dataset.title,
@@ -136,11 +145,10 @@ def write_predictions(
     writing.write_bytes(folder / f"predictions-{split}.csv", text.encode())
     names = dataset.spec.class_names
     table = io.StringIO()
-    table.write("true \\ predicted," + ",".join(names) + "\n")
-    for name, row in zip(
-        names, metrics.confusion(examples.labels, labels, len(names)), strict=True
-    ):
-        table.write(name + "," + ",".join(map(str, row)) + "\n")
+    writer = csv.writer(table, lineterminator="\n")  # names may hold commas
+    writer.writerow(("true \\ predicted", *names))
+    counts = metrics.confusion(examples.labels, labels, len(names))
+    writer.writerows((name, *row) for name, row in zip(names, counts.tolist(), strict=True))
     writing.write_bytes(folder / f"confusion-{split}.csv", table.getvalue().encode())
 
 
@@ -175,11 +183,13 @@ def lines(value: dict[str, Any], titles: Mapping[str, str] | None = None) -> lis
     result = [
         f"{value['dataset_title']}, {value['backbone']} nodes, recipe {value['recipe']}, {how}"
     ]
+    even = value.get("balanced_accuracy", {})
     rows = [
-        (part, tables.percent(counts["accuracy"]), f"{counts['correct']:,} of {counts['total']:,}")
+        (part, tables.percent(counts["accuracy"]), tables.percent(even.get(part)),
+         f"{counts['correct']:,} of {counts['total']:,}")
         for part, counts in value["accuracy"].items()
-    ]
-    blocks = [tables.text(("split", "accuracy", "right"), rows, width=98)]
+    ]  # fmt: skip
+    blocks = [tables.text(("split", "accuracy", "balanced", "right"), rows, width=98)]
     nodes = [
         (titles.get(name, name), tables.percent(node["test"]["accuracy"]),
          f"{node['parameters']:,}", f"{node['multiply_adds']:,}")
@@ -191,6 +201,8 @@ def lines(value: dict[str, Any], titles: Mapping[str, str] | None = None) -> lis
     ]
     blocks.append(tables.text(("node", "accuracy", "parameters", "multiply-adds"), nodes, width=98))
     result += [f"  {line}" for block in blocks for line in block.splitlines()]
+    if "recall" in value:
+        result.append(f"  {weakest(value['recall'])}")
     if "int8" in value:
         counts, size = value["int8"]["test"], value["int8"]["bytes"]
         result.append(
@@ -198,6 +210,13 @@ def lines(value: dict[str, Any], titles: Mapping[str, str] | None = None) -> lis
             f"{counts['total']:,}), {size / 1e6:.2f} MB"
         )
     return result
+
+
+def weakest(recall: dict[str, dict[str, Any]], most: int = 3) -> str:
+    """The classes of which the smallest share is right, in words."""
+    known = [(row["recall"], name) for name, row in recall.items() if row["recall"] is not None]
+    low = [f"{name} {tables.percent(share)}" for share, name in sorted(known)[:most]]
+    return f"least often right: {', '.join(low)}"
 
 
 def _counts(true: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:

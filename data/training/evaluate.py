@@ -3,6 +3,7 @@
 import sys
 from contextlib import nullcontext
 
+from data.base import tables
 from data.base.writing import save_json
 from data.images.splits import split
 from data.run import derived, results, runfolder
@@ -28,7 +29,7 @@ def evaluate(framework: Framework, options: EvaluateOptions) -> None:
 def _evaluate(framework: Framework, options: EvaluateOptions, shipped: bool) -> None:
     folder, part = options.run, options.split
     recipe = runfolder.read_recipe(folder)
-    dataset = load_of_run(folder, recipe.dataset, options.data_dir)
+    dataset = load_of_run(folder, recipe, options.data_dir)
     model = framework.load(folder)
     examples = getattr(split(dataset, recipe.protocol, recipe.seed, recipe.limit), part)
     with framework.exact(), within_memory(framework, "free some, or use another device"):
@@ -47,6 +48,10 @@ def _evaluate(framework: Framework, options: EvaluateOptions, shipped: bool) -> 
             if results.selected_on(recipe) == "test"
             else ""
         )
+    )
+    print(
+        f"  balanced over classes {tables.percent(value['balanced_accuracy'])}; "
+        f"{results.weakest(value['recall'])}"
     )
     if options.json:
         save_json(options.json, value)

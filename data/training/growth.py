@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 
 from data.base.streams import stream
-from data.images import specs
-from data.recipes import networks
 from data.recipes.recipe import AUTO, Recipe
 from data.run import runfolder
 from data.training.stages import Stage, row_of, stages_of
@@ -206,8 +204,7 @@ def keep(folder: Path, name: str, decision: Decision) -> None:
 
 def class_names(recipe: Recipe, labels: Sequence[int]) -> list[str]:
     """Labels in words."""
-    names = specs.spec(recipe.dataset).class_names
-    return [names[label] for label in labels]
+    return [recipe.spec.class_names[label] for label in labels]
 
 
 def remembered(recipe: Recipe, cost: Callable[[Tree, Node], int]) -> Callable[[Tree, Node], int]:
@@ -215,7 +212,7 @@ def remembered(recipe: Recipe, cost: Callable[[Tree, Node], int]) -> Callable[[T
     known: dict[Any, int] = {}
 
     def of(tree: Tree, node: Node) -> int:
-        words = networks.network(recipe.dataset, recipe.backbone, tree.names[node])
+        words = recipe.network(tree.names[node])
         key = (words, tree.width(node), node[:-1])
         if key not in known:
             known[key] = cost(tree, node)

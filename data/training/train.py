@@ -12,7 +12,6 @@ from data.base import reading, writing
 from data.base.errors import UserError
 from data.base.progress import Reporter
 from data.base.writing import save_json
-from data.images import datasets
 from data.images.datasets import Dataset
 from data.images.splits import Splits, split
 from data.inference.model import Model
@@ -43,7 +42,7 @@ def train(
     whether anything is printed on standard output.
     """
     recipe, folder = options.recipe, options.out
-    dataset = datasets.load(recipe.dataset, options.data_dir)
+    dataset = options.load()
     splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit)
     if recipe.batch_size > len(splits.train.labels):
         raise UserError(
@@ -151,6 +150,8 @@ def _grow(
         if options.tensorboard:
             listeners.append(opened.enter_context(scalars.writing(options.out)))
         report.note(f"{dataset.spec.name}: {dataset.source}")
+        for line in options.notes:
+            report.note(line)
         if recipe.protocol == "published":
             chosen = {
                 "test": "epochs are selected on the TEST split",

@@ -1,5 +1,6 @@
 """What a run is measured by, from predictions alone."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,16 @@ def accuracy(labels: Labels, predicted: Labels, balanced: bool = False) -> float
         return float(right.mean())
     counts = np.bincount(labels)
     return float((np.bincount(labels, weights=right)[counts > 0] / counts[counts > 0]).mean())
+
+
+def recall(labels: Labels, predicted: Labels, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Of each class, by name: the share of its images that are right (None: it has none)."""
+    total = np.bincount(labels, minlength=len(names)).tolist()
+    right = np.bincount(labels[labels == predicted], minlength=len(names)).tolist()
+    return {
+        name: {"recall": correct / count if count else None, "correct": correct, "total": count}
+        for name, correct, count in zip(names, right, total, strict=True)
+    }
 
 
 def node_accuracy(tree: Tree, labels: Labels, predicted: Labels) -> dict[str, dict[str, Any]]:

@@ -22,6 +22,7 @@ CLEAR = 0.3  # modularity from which groups are taken for real (Newman and Girva
 
 LARGEST = 2 / 3  # of the images that one group may hold where there is a choice
 _ROUNDED = 1e-12  # what sums of weights may be off by
+_SHOWN = 16  # rows of a table
 
 
 @dataclass(frozen=True)
@@ -274,7 +275,10 @@ def _finite(value: float) -> float | None:
 
 
 def lines(selection: Selection, names: Sequence[str]) -> list[str]:
-    """The table of candidates for the terminal. `names`: of the node's classes."""
+    """The table of candidates for the terminal. `names`: of the node's classes.
+
+    Of many, those of the highest modularity and the chosen one are shown.
+    """
     head = (
         f"groups by --volatility auto, from {selection.images:,} validation images; without groups "
         f"{100 * selection.flat_accuracy:.2f} % are right"
@@ -282,7 +286,9 @@ def lines(selection: Selection, names: Sequence[str]) -> list[str]:
     if not selection.estimates:
         return [f"{head}; {len(names)} classes cannot be split"]
     result = [head, f"{'volatility':>16}  node %  tree %  M mult-adds  modularity  groups"]
-    for each in selection.estimates:
+    best = sorted(selection.estimates, key=lambda each: -each.modularity)[:_SHOWN]
+    shown = [each for each in selection.estimates if each in best or each is selection.chosen]
+    for each in shown:
         low, high = each.candidate.low, each.candidate.high
         span = f"{low:.4g} to {high:.4g}" if low < high else "(likelihoods tie)"
         result.append(
@@ -291,6 +297,9 @@ def lines(selection: Selection, names: Sequence[str]) -> list[str]:
             f"{in_words(each.candidate.groups, names)}"
             f"{'  <- chosen' if each is selection.chosen else ''}"
         )
+    left_out = len(selection.estimates) - len(shown)
+    if left_out:
+        result.append(f"{left_out} candidates of lower modularity are not shown")
     if selection.chosen is None:
         result.append("no grouping pays: the node keeps one output a class")
     return result

@@ -31,7 +31,7 @@ def check_checkpoint(folder: Path, data_dir: str | None) -> list[Check]:
         )
     ours = trunk_jax.inference.load.load(folder)
     theirs = trunk_torch_ref.inference.load.load(folder)
-    dataset = load_of_run(folder, recipe.dataset, data_dir)
+    dataset = load_of_run(folder, recipe, data_dir)
     test = split(dataset, recipe.protocol, recipe.seed, recipe.limit).test
     checks, titles = [], ours.tree.titles(dataset.spec.class_names)
     for node, network in ours.networks.items():

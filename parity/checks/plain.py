@@ -22,7 +22,6 @@ from data.base.streams import integer, stream
 from data.images.augmentation import Augmentation, draw
 from data.images.datasets import Examples
 from data.images.splits import Splits
-from data.recipes import networks
 from data.recipes.recipe import Phase, Recipe
 from data.tree import hierarchy
 from data.tree.hierarchy import ROOT, Groups, Node, Tree
@@ -185,7 +184,7 @@ class Setting:
             with torch.no_grad():
                 first = next(module.parameters()).view(-1)
                 first[0] = torch.nextafter(first[0], torch.tensor(torch.inf, dtype=first.dtype))
-        words = networks.network(recipe.dataset, recipe.backbone, name).layers
+        words = recipe.network(name).layers
         module = self.masks.prepare(module, words)
         return module.to(memory_format=torch.channels_last)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from data.images import datasets, specs
+from data.images import datasets
 from data.images.splits import Splits, split
 from data.recipes import recipe as recipes
 from data.recipes.recipe import Recipe
@@ -215,7 +215,7 @@ def _in_float32(recipe: Recipe, grown: Model) -> tuple[Model, TorchModel]:
     ours = {node: cast(network, "float32") for node, network in grown.networks.items()}
     theirs: dict = {}
     for node in grown.tree.nodes:
-        shape = (specs.spec(recipe.dataset).image_shape[i] for i in (2, 0, 1))
+        shape = (recipe.spec.image_shape[i] for i in (2, 0, 1))
         template = torch_grow.initial_network(
             recipe, grown.tree, node, "group", theirs, tuple(shape)
         )

@@ -15,7 +15,6 @@ import trunk_torch_ref.network.exchange
 from data.base import writing
 from data.base.errors import UserError
 from data.base.writing import new_folder
-from data.images import specs
 from data.run import results, runfolder
 from trunk_jax.network.network import Network
 
@@ -106,7 +105,7 @@ def convert_run(folder: Path, to: str, out: Path) -> dict[str, int]:
         changed["manifest.json"] = about | {"converted": [*about.get("converted", []), entry]}
 
     recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
-    shape = specs.spec(recipe.dataset).image_shape
+    shape = recipe.spec.image_shape
     networks = _LOAD[origin](folder, recipe, tree, shape)
     states = {node: _EXCHANGES[origin].to_state_dict(networks[node]) for node in networks}
 

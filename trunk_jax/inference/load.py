@@ -69,5 +69,5 @@ def _template(recipe: Recipe, name: str, shape: nodes.Shape, outputs: int) -> Ne
     """A node's network, whose weights are about to be set."""
     if recipe.monolith is not None:
         return baselines.empty(recipe, shape, outputs)
-    where, rng = (recipe.dataset, recipe.backbone, name), np.random.default_rng(0)
-    return split(nodes.build(*where, shape, outputs, faults=recipe.faults, rng=rng))
+    layers, rng = recipe.network(name), np.random.default_rng(0)
+    return split(nodes.make(layers, shape, outputs, faults=recipe.faults, rng=rng))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from data.recipes.networks import MobileNet, ResNet, network
+from data.recipes.networks import MobileNet, Network, ResNet, network
 from trunk_jax.nodes.mobilenet import MobileNetNode
 from trunk_jax.nodes.resnet import ResNetNode
 from trunk_jax.nodes.vgg import VggNode
@@ -21,7 +21,7 @@ def build(
     faults: tuple[str, ...] = (),
     rng: np.random.Generator,
 ) -> NodeNetwork:
-    """The node called `name`, with PyTorch's default initialisation.
+    """The node called `name` in the table, with PyTorch's default initialisation.
 
     Args:
       in_shape: height, width and channels of its input: an image or its parent's features.
@@ -30,7 +30,18 @@ def build(
       rng: what the weights are drawn from.
 
     """
-    spec = network(dataset, backbone, name)
+    return make(network(dataset, backbone, name), in_shape, outputs, faults=faults, rng=rng)
+
+
+def make(
+    spec: Network,
+    in_shape: Shape,
+    outputs: int,
+    *,
+    faults: tuple[str, ...] = (),
+    rng: np.random.Generator,
+) -> NodeNetwork:
+    """A node of these layers, with PyTorch's default initialisation; otherwise as `build`."""
     if isinstance(spec, MobileNet):
         padding = 1 if "pointwise_padding" in faults else 0
         return MobileNetNode(spec, in_shape, outputs, pointwise_padding=padding, rng=rng)
@@ -39,4 +50,4 @@ def build(
     return VggNode(spec, in_shape, outputs, rng=rng)
 
 
-__all__ = ["MobileNetNode", "NodeNetwork", "ResNetNode", "Shape", "VggNode", "build"]
+__all__ = ["MobileNetNode", "NodeNetwork", "ResNetNode", "Shape", "VggNode", "build", "make"]

@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from data.base import reading
 from data.base.errors import UserError
-from data.images import specs
 from data.images.datasets import Examples
 from data.run import derived, results, runfolder
 from data.run.dataset import load_of_run
@@ -36,14 +35,14 @@ def drawings(
     run is not finished.
     """
     recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
-    about = specs.spec(recipe.dataset)
+    about = recipe.spec
     names = about.class_names
     summary = results.read_summary(folder)
     what = f"{summary['dataset_title']}, {recipe.backbone} nodes"
     labels, predicted = results.read_predictions(folder, split, len(names))
     samples = None
     if images:
-        data = load_of_run(folder, recipe.dataset, data_dir)
+        data = load_of_run(folder, recipe, data_dir)
         samples = first_of_each(data.test, about.turned)
     counts = metrics.confusion(labels, predicted, len(names))
     result = {

@@ -169,10 +169,8 @@ def initial_network(
     if recipe.monolith is not None:
         return baselines.start(recipe, image_shape, stage.outputs)
     shape = input_shape(networks, node, image_shape)
-    module = nodes.build(
-        recipe.dataset,
-        recipe.backbone,
-        stage.name,
+    module = nodes.make(
+        recipe.network(stage.name),
         shape,
         stage.outputs,
         faults=recipe.faults,
@@ -212,11 +210,8 @@ def multiply_adds(
 ) -> int:
     """Multiply-adds of one image in a node's network; its ancestors are in `networks`."""
     shape = input_shape(networks, node, image_shape)
-    where, outputs = (
-        (recipe.dataset, recipe.backbone, tree.names[node]),
-        tree.width(node),
-    )
+    layers, outputs = recipe.network(tree.names[node]), tree.width(node)
     with jax.enable_x64(False):  # a network as it is built has float32 parameters
         rng = np.random.default_rng(0)
-        module = nodes.build(*where, shape, outputs, faults=recipe.faults, rng=rng)
+        module = nodes.make(layers, shape, outputs, faults=recipe.faults, rng=rng)
         return cost(split(module), shape)["multiply_adds"]

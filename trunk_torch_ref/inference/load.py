@@ -79,5 +79,5 @@ def _template(recipe: Recipe, name: str, shape: nodes.Shape, outputs: int) -> No
     """A node's network, whose weights are about to be set."""
     if recipe.monolith is not None:
         return baselines.empty(recipe, shape, outputs)
-    where = (recipe.dataset, recipe.backbone, name)
-    return initial(lambda: nodes.build(*where, shape, outputs, faults=recipe.faults), seed=0)
+    layers = recipe.network(name)
+    return initial(lambda: nodes.make(layers, shape, outputs, faults=recipe.faults), seed=0)

@@ -2,7 +2,7 @@
 
 import torch
 
-from data.recipes.networks import MobileNet, ResNet, network
+from data.recipes.networks import MobileNet, Network, ResNet, network
 from trunk_torch_ref.nodes.mobilenet import MobileNetNode
 from trunk_torch_ref.nodes.resnet import ResNetNode
 from trunk_torch_ref.nodes.vgg import VggNode
@@ -20,7 +20,7 @@ def build(
     *,
     faults: tuple[str, ...] = (),
 ) -> NodeNetwork:
-    """The node called `name`, initialised by PyTorch from its global generator.
+    """The node called `name` in the table, initialised by PyTorch from its global generator.
 
     Args:
       in_shape: channels, height and width of its input: an image or its parent's features.
@@ -28,7 +28,17 @@ def build(
       faults: of the recipe; `pointwise_padding` and `warm_batchnorm` matter here.
 
     """
-    spec = network(dataset, backbone, name)
+    return make(network(dataset, backbone, name), in_shape, outputs, faults=faults)
+
+
+def make(
+    spec: Network,
+    in_shape: Shape,
+    outputs: int,
+    *,
+    faults: tuple[str, ...] = (),
+) -> NodeNetwork:
+    """A node of these layers; otherwise as `build`."""
     if isinstance(spec, MobileNet):
         padding = 1 if "pointwise_padding" in faults else 0
         node = MobileNetNode(spec, in_shape, outputs, pointwise_padding=padding)
@@ -42,4 +52,4 @@ def build(
     return node
 
 
-__all__ = ["MobileNetNode", "NodeNetwork", "ResNetNode", "Shape", "VggNode", "build"]
+__all__ = ["MobileNetNode", "NodeNetwork", "ResNetNode", "Shape", "VggNode", "build", "make"]

@@ -46,8 +46,7 @@ def initial_network(
     shape = input_shape(networks, node, image_shape)
 
     def build() -> NodeNetwork:
-        dataset, backbone, faults = recipe.dataset, recipe.backbone, recipe.faults
-        return nodes.build(dataset, backbone, stage.name, shape, stage.outputs, faults=faults)
+        return nodes.make(recipe.network(stage.name), shape, stage.outputs, faults=recipe.faults)
 
     return initial(build, streams.integer(recipe.seed, stage.name, phase, "weights"))
 
@@ -185,11 +184,8 @@ def multiply_adds(
 ) -> int:
     """Multiply-adds of one image in a node's network; its ancestors are in `networks`."""
     shape = input_shape(networks, node, image_shape)
-    where, outputs = (
-        (recipe.dataset, recipe.backbone, tree.names[node]),
-        tree.width(node),
-    )
-    network = initial(lambda: nodes.build(*where, shape, outputs, faults=recipe.faults), seed=0)
+    layers, outputs = recipe.network(tree.names[node]), tree.width(node)
+    network = initial(lambda: nodes.make(layers, shape, outputs, faults=recipe.faults), seed=0)
     return cost(network, shape)["multiply_adds"]
 
 

@@ -18,6 +18,7 @@ from data.base.streams import stream
 from data.base.weights import need_safetensors
 from data.images import specs
 from data.images.augmentation import Augmentation
+from data.images.specs import Spec
 from data.recipes import recipe
 from data.recipes.baselines import folding as names
 from data.recipes.baselines import pretrained, pruning
@@ -64,6 +65,7 @@ def load(
     size: int | None = None,
     weights: str | None = None,
     speed_up: float | None = None,
+    data: Spec | None = None,
 ) -> Recipe:
     """The recipe of a model on a dataset.
 
@@ -75,6 +77,7 @@ def load(
       size: images are resized to size x size, 0 for their own (default: the recipe's).
       weights: a safetensors file to start from, or `none` (default: the recipe's).
       speed_up: how many times cheaper a pruned model is (default: 2).
+      data: of a dataset that `specs` does not have, what is known of it.
 
     UserError for anything that there is not or that does not go together.
 
@@ -98,10 +101,11 @@ def load(
         speed_up=(2.0 if speed_up is None else speed_up) if model in PRUNED else 1.0,
     )
     node = NodeRecipe(1.0, phase, phase)
-    coloured: dict[str, Any] = {} if dataset in ("emnist", "digits") else _NORMALISED
+    data = data or specs.spec(dataset)
+    coloured: dict[str, Any] = {} if data.image_shape[2] == 1 else _NORMALISED
     chosen = Recipe(
         name=name, dataset=dataset, backbone=model, root=node, others=node,
-        monolith=monolith, **coloured, **settings,
+        monolith=monolith, data=data, **coloured, **settings,
     )  # fmt: skip
     _check_size(chosen, asked=size is not None)
     return recipe.check(chosen)
@@ -167,7 +171,7 @@ class WrongSize(UserError):
 def _check_size(chosen: Recipe, asked: bool) -> None:
     """WrongSize if the model cannot take its size, which the user `asked` for or the recipe has."""
     spec, size = base_of(chosen), monolith_of(chosen).size
-    least, own = smallest(spec), min(specs.spec(chosen.dataset).image_shape[:2])
+    least, own = smallest(spec), min(chosen.spec.image_shape[:2])
     if size < 0:
         raise WrongSize(f"--size {size} must be above 0, or 0 for images as they are")
     good, wanted = (size or own) >= least, f"{least} or more"

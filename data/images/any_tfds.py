@@ -1,0 +1,136 @@
+"""Any dataset that TFDS has prepared on disk, of which no more is known than its own files say.
+
+It must have one image and one class label in a record; PNG or JPEG, of any size.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
+
+from data.base.errors import UserError
+from data.base.progress import counted
+from data.images import decoding, fitting, prepared, shapes
+from data.images.cache import Arrays
+from data.images.specs import Spec
+from data.images.splitting import Part, assembled
+
+_SPLITS = ("train", "validation", "test")
+
+
+def decode(
+    found: Spec, folder: Path, name: str, asked: shapes.Asked
+) -> tuple[Arrays, dict[str, Any]]:
+    """The arrays of a prepared folder, and what is known of it: `spec` and `notes`, plain JSON.
+
+    The splits train, validation and test are used; of a dataset with train alone a fixed,
+    stratified fifth becomes test.
+
+    Args:
+      found: what is known of it before its folder is read: its name, and TFDS's.
+      folder: that of its version.
+      name: what the dataset is called here.
+      asked: size and channels.
+
+    Raises:
+      UserError: a folder that is damaged, or has other than one image and one label a record.
+
+    """
+    builder = prepared.builder_of(found, folder)
+    image, label = _features(builder, found, folder)
+    classes = tuple(builder.info.features[label].names)
+    splits = [split for split in _SPLITS if split in builder.info.splits]
+    if "train" not in splits:
+        raise UserError(f"{folder} has no split train; it has {', '.join(builder.info.splits)}")
+    prepared.need_shards(builder, found, folder, splits)
+    stored = {split: prepared.records(builder, found, folder, split) for split in splits}
+    *given, channels = builder.info.features[image].shape
+    size = asked.size
+    if size is None and None not in given and min(given) >= shapes.LEAST:
+        size = tuple(given) if max(given) <= shapes.LARGEST_OWN else None
+    size = size or shapes.chosen(
+        [_size(_parts(row, image, label, found, folder)[0]) for row in stored["train"]]
+    )
+    channels = asked.channels or (channels if channels in (1, 3) else 0)
+    wanted = shapes.plain_spec(name, (*size, channels or 3), classes)
+    parts = {
+        split: _part(rows, image, label, wanted, (found, folder, split))
+        for split, rows in stored.items()
+    }
+    if not channels:
+        whole = np.concatenate([part.images for part in parts.values()])
+        if shapes.with_channels(whole, 0, np.ones(len(whole), bool)).shape[-1] == 1:
+            parts = {
+                split: Part(part.images[..., :1], part.labels) for split, part in parts.items()
+            }
+    if "test" not in parts:
+        if "validation" in parts:
+            parts["test"] = parts.pop("validation")
+        else:
+            parts = {"all": parts["train"]}
+    about = {"tfds_name": found.tfds_name}
+    return assembled(name, parts, classes, "", "prepared", (), about)
+
+
+def _features(builder: Any, found: Spec, folder: Path) -> tuple[str, str]:
+    """The names of the image and the label. UserError, with all there are, if not one of each."""
+    features = builder.info.features
+    if not isinstance(features, tfds.features.FeaturesDict):
+        raise UserError(f"dataset {found.name!r} in {folder}: its records are no features by name")
+    kinds = {name: type(feature).__name__ for name, feature in sorted(features.items())}
+    images = [name for name, kind in kinds.items() if kind == "Image"]
+    labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
+    if "label" in labels and len(images) == 1:
+        labels = ["label"]  # cifar100 has a coarse one as well
+    if len(images) != 1 or len(labels) != 1:
+        there = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+        raise UserError(
+            f"dataset {found.name!r} in {folder}: a record must have one image and one class "
+            f"label, and has {there}"
+        )
+    return images[0], labels[0]
+
+
+def _part(
+    rows: Sequence[bytes], image: str, label: str, wanted: Spec, where: tuple[Spec, Path, str]
+) -> Part:
+    found, folder, split = where
+    images = np.empty((len(rows), *wanted.image_shape), np.uint8)
+    labels = np.empty(len(rows), np.int32)
+    shown = counted(f"decoding {found.name}, {split}", rows, len(rows))
+    for place, row in enumerate(shown):
+        what = f"record {place} of split {split!r} of {folder}"
+        encoded, labels[place] = _parts(row, image, label, found, folder)
+        images[place] = fitting.fit(
+            decoding.decode(encoded, what), wanted, fitting.Options(), what
+        ).pixels
+        if not 0 <= labels[place] < len(wanted.class_names):
+            raise UserError(f"{what} has the label {labels[place]}, which is no class")
+    return Part(images, labels)
+
+
+def _parts(row: bytes, image: str, label: str, found: Spec, folder: Path) -> tuple[bytes, int]:
+    """The encoded image and the label of a record."""
+    try:
+        features = tf_example_pb2.Example.FromString(row).features.feature
+        (encoded,) = features[image].bytes_list.value
+        (number,) = features[label].int64_list.value
+    except Exception as error:  # whatever damage makes protobuf raise
+        raise UserError(
+            f"dataset {found.name!r} in {folder}: a record is damaged ({error!s:.100}); prepare it "
+            "again"
+        ) from None
+    return encoded, number
+
+
+def _size(encoded: bytes) -> shapes.Size:
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            return image.height, image.width
+    except Exception as error:
+        raise UserError(f"an image cannot be read ({error!s:.100})") from None
