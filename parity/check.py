@@ -18,7 +18,7 @@ from data.base.parser import Parser, target
 from data.base.writing import save_json
 from data.recipes import recipe as recipes
 from data.run import derived
-from parity.checks import baselines, faults, modes, optimisers, processes, report
+from parity.checks import baselines, exported_nodes, faults, modes, optimisers, processes, report
 from parity.checks.checkpoint import check_checkpoint
 from parity.checks.lowpower import check_background
 from parity.checks.nodes import check_node
@@ -33,6 +33,7 @@ from parity.checks.training import (
 )
 from parity.pairs.families import FAMILIES
 from parity.pairs.passes import DEVICE
+from trunk_jax.interchange.extra import need
 from trunk_jax.machine import backend
 from trunk_torch_ref.machine import settings as torch_settings
 
@@ -83,6 +84,11 @@ def baseline_tasks(which: str, seed: int) -> list[Task]:
     return [Task(case.name, baselines.check_baseline, (case, seed)) for case in cases]
 
 
+def exported_tasks(seed: int) -> list[Task]:
+    """Each kind of node network as ONNX in onnxruntime."""
+    return [Task(f.name, exported_nodes.check_node, (f, seed)) for f in FAMILIES]
+
+
 def perform(task: Task) -> list[Check]:
     """A task's checks."""
     return task.run(*task.arguments)
@@ -123,6 +129,8 @@ def main(arguments: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--checkpoint", metavar="RUN", help="check a trained tree on its dataset's test split "
         "instead (default: none)")  # fmt: skip
+    add("--runtime", choices=("onnxruntime",), help="check it as ONNX in this runtime too: the "
+        "tree of --checkpoint; without one, each kind of node network (default: none)")  # fmt: skip
     add("--self-test", action="store_true", help="plant faults one at a time and see that each "
         "is caught (default: off)")  # fmt: skip
     add("--modes", action="store_true", help="add a table of what TF32 (on a GPU) and bfloat16 "
@@ -139,6 +147,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--checkpoint runs/<the run's name>/parity, where report looks for it)")  # fmt: skip
     add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     options = parser.parse_args(arguments)
+    if options.runtime and (options.self_test or options.baselines):
+        raise UserError("--runtime goes with --checkpoint, or alone")
+    if options.runtime:
+        need("onnx", "onnxruntime")
     if not 1 <= options.jobs <= 256 or options.seed < 0:
         raise UserError("--jobs must be 1 to 256 and --seed 0 or more")
     backend.start()
@@ -154,7 +166,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.checkpoint:
         processes.prepare_process()
         torch.set_num_threads(options.jobs)
-        checks = check_checkpoint(Path(options.checkpoint), options.data_dir)
+        checks = check_checkpoint(
+            Path(options.checkpoint), options.data_dir, onnxruntime=options.runtime is not None
+        )
+    elif options.runtime:
+        checks = run(exported_tasks(options.seed), options.jobs)
     elif options.baselines:
         work = baseline_tasks(options.baselines, options.seed)
         checks = run(work, options.jobs, fresh=True)

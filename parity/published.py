@@ -37,6 +37,7 @@ from data.tree.hierarchy import ROOT, Groups, Node, Tree
 from parity.pairs import published_files
 from parity.pairs.conversion import to_jax
 from parity.pairs.published_files import Layout
+from trunk_jax.interchange.extra import need
 from trunk_jax.machine import backend
 from trunk_torch_ref import framework as run
 from trunk_torch_ref.machine import settings as torch_settings
@@ -165,14 +166,35 @@ def classify(
     return labels, seconds
 
 
+def classify_exported(
+    recipe: Recipe, tree: Tree, networks: Networks, examples: Examples
+) -> tuple[np.ndarray, float]:
+    """Labels that the tree predicts as ONNX in onnxruntime, int64 [images], and seconds taken."""
+    from trunk_jax.interchange import onnx_model, runtime  # an optional extra
+    from trunk_jax.interchange.trained import Trained, about
+
+    ours = trunk_jax.inference.model.Model(recipe, tree, networks.jax)
+    trained = Trained(ours, about(recipe, tree))
+    model = onnx_model.whole_model(trained, onnx_model.node_models(trained))
+    began = time.perf_counter()
+    found = runtime.predict(runtime.session(model), examples.images)
+    return found["label"], round(time.perf_counter() - began, 1)
+
+
 def check(
-    folder: Path, dataset: str, backbone: str, data_dir: str | None = None, limit: int = 0
+    folder: Path,
+    dataset: str,
+    backbone: str,
+    data_dir: str | None = None,
+    limit: int = 0,
+    *,
+    onnxruntime: bool = False,
 ) -> dict[str, Any]:
     """All checks of a published folder: the content of `--json`.
 
-    `total` images, `correct` by framework, `agree`: the number of images on which both
-    predict the same. `limit`: only the first so many test images; 0 for all. UserError for a
-    folder that cannot be used.
+    `total` images, `correct` by framework, `agree`: the number of images on which all
+    predict the same; with `onnxruntime` the tree as ONNX is one of them. `limit`: only the first
+    so many test images; 0 for all. UserError for a folder that cannot be used.
     """
     about, how = specs.spec(dataset), recipe.load("published", dataset, backbone)
     if limit < 0:
@@ -192,7 +214,11 @@ def check(
     end = limit or None
     examples = Examples(images.test.images[:end], images.test.labels[:end])
     labels, seconds = classify(how, tree, networks, examples)
-    total, agree = len(examples.labels), int((labels["jax"] == labels["torch"]).sum())
+    if onnxruntime:
+        answer = classify_exported(how, tree, networks, examples)
+        labels["onnxruntime"], seconds["onnxruntime"] = answer
+    same = np.all([mine == labels["jax"] for mine in labels.values()], axis=0)
+    total, agree = len(examples.labels), int(same.sum())
     groups_follow = all(row["same"] for row in nodes.values())
     return {
         "passed": agree == total and groups_follow and follows,
@@ -273,17 +299,22 @@ def main(arguments: list[str] | None = None) -> int:
     add("folder", metavar="FOLDER", help="the published folder (with model_weights/)")
     add("--dataset", required=True, help="the dataset it was trained on, e.g. cifar10")
     add("--backbone", required=True, help="its node networks, e.g. vgg")
+    add("--runtime", choices=("onnxruntime",), help="classify with the tree as ONNX in this "
+        "runtime too (default: none)")  # fmt: skip
     add("--data-dir", help="folder of prepared TFDS datasets (default: TFDS_DATA_DIR, else "
                            "~/tensorflow_datasets)")  # fmt: skip
     add("--limit", type=int, default=0, help="use only the first so many test images (default: 0, "
                                              "all)")  # fmt: skip
     add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     options = parser.parse_args(arguments)
+    if options.runtime:
+        need("onnx", "onnxruntime")
     backend.start()
     torch_settings.apply()
     value = check(
-        Path(options.folder), options.dataset, options.backbone, options.data_dir, options.limit
-    )
+        Path(options.folder), options.dataset, options.backbone, options.data_dir, options.limit,
+        onnxruntime=options.runtime is not None,
+    )  # fmt: skip
     print(*lines(value), sep="\n")
     if options.json:
         save_json(options.json, value)

@@ -34,7 +34,7 @@ def test_predictions_agree_with_routing_and_export_reproduces_them(run, tmp_path
     from trunk_jax import evaluate, export, predict
 
     folder = tmp_path / "handed-on"
-    export.main([str(run), str(folder)])
+    export.main([str(run), "--format", "folder", "--out", str(folder)])
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
     assert {"README.md", "config.json", "weights/root.safetensors", "orbax"} <= set(names)
     before = {p: (folder / p).stat().st_mtime_ns for p in names}
@@ -48,7 +48,7 @@ def test_predictions_agree_with_routing_and_export_reproduces_them(run, tmp_path
     text = (folder / "README.md").read_text()
     assert f"{summary['accuracy']['test']['correct']:,} of" in text
     with pytest.raises(UserError, match="exists"):
-        export.main([str(run), str(folder)])
+        export.main([str(run), "--format", "folder", "--out", str(folder)])
 
     from data.images.splits import split
 
@@ -215,13 +215,14 @@ def test_orbax_holds_the_same_arrays(run, tmp_path):
 
     from trunk_jax import export
     from trunk_jax.inference.load import load
+    from trunk_jax.interchange.folder import text_keys
 
     folder = tmp_path / "handed-on"
-    export.main([str(run), str(folder)])
+    export.main([str(run), "--format", "folder", "--out", str(folder)])
     with ocp.StandardCheckpointer() as checkpointer:
         arrays = checkpointer.restore(folder.absolute() / "orbax")
     networks = load(run).networks
-    root = export.text_keys({"params": networks[()].params, "stats": networks[()].stats})
+    root = text_keys({"params": networks[()].params, "stats": networks[()].stats})
     assert jax.tree.structure(arrays["root"]) == jax.tree.structure(root)
     for one, other in zip(jax.tree.leaves(arrays["root"]), jax.tree.leaves(root), strict=True):
         assert np.array_equal(one, other)

@@ -1,91 +1,80 @@
-"""`python -m trunk_jax.export RUN FOLDER`: a finished run as a folder to hand on."""
+"""`python -m trunk_jax.export RUN --format FORMAT --out PLACE`: a run for other programs."""
 
-import shutil
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
-from data.base import writing
 from data.base.errors import UserError, run_command
-from data.base.parser import Parser
-from data.base.writing import copy_folder, new_folder
-from data.images.splits import split
-from data.run import card, derived, results, runfolder
-from data.run.dataset import load_of_run
+from data.base.parser import Parser, target
+from data.base.writing import save_json
 
-KEPT = ("config.json", "manifest.json", "tree.json", "metrics.jsonl", "summary.json")
+FORMATS = ("folder", "onnx", "stablehlo", "hub")
 
 
-def export(run: Path, folder: Path, data_dir: str | None) -> None:
-    """Write `folder`: the run without its training state, its weights in Orbax's form as well.
+def export(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """Export as the flags say: what was found, for JSON, and the lines for people."""
+    from trunk_jax.interchange.extra import need
 
-    The test predictions are this framework's. UserError if the run is not finished, if
-    `folder` exists, or if the predictions are not as accurate as the summary says.
-    """
-    if folder.exists():
-        raise UserError(f"{folder} exists; choose another folder")
-    recipe = runfolder.read_recipe_of_tree(run)
-    summary = results.read_summary(run)
-    dataset = load_of_run(run, recipe, data_dir)
-    test = split(dataset, recipe.protocol, recipe.seed, recipe.limit).test
+    run, out, data_dir = Path(options.run), Path(options.out), options.data_dir
+    if options.format in ("onnx", "hub"):
+        need("onnx", "onnxruntime")
+    if options.format == "hub":
+        need("huggingface_hub")
     from trunk_jax.machine import backend
 
     backend.start()
-    import orbax.checkpoint as ocp  # after what can be a user's mistake: they take seconds to load
+    if options.format == "onnx":
+        from trunk_jax.interchange import onnx_export
 
-    from trunk_jax.inference import route
-    from trunk_jax.inference.load import load
-
-    model = load(run)
-    found = route.predict(model, test.images)
-    correct = int((found.labels == test.labels).sum())
-    stated = summary["accuracy"]["test"]["correct"]
-    if correct != stated:
-        raise UserError(
-            f"{run}: {correct:,} test images are right here, and {stated:,} in summary.json"
+        result = onnx_export.export(
+            run, out, data_dir=data_dir, per_node=options.per_node, int8=options.int8
         )
-    with new_folder(folder) as aside:
-        for name in KEPT:
-            shutil.copyfile(run / name, aside / name)
-        for name in ("config.json", "manifest.json"):
-            value = card.without_places(runfolder.read_json(aside / name))
-            writing.write_json(aside / name, value)
-        about = runfolder.read_manifest(aside)
-        about["dataset"]["data_dir"] = None  # a folder of this machine
-        writing.write_json(aside / "manifest.json", about)
-        for name in ("asl", "weights"):
-            copy_folder(run / name, aside / name)
-        arrays = {
-            model.tree.names[node]: {"params": network.params, "stats": network.stats}
-            for node, network in model.networks.items()
-        }
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((aside / "orbax").absolute(), text_keys(arrays))
-        results.write_predictions(aside, "test", dataset, test, found.labels, found.confidence)
-        writing.write_bytes(aside / derived.CARD, card.card(aside, folder).encode())
+        return result, onnx_export.lines(result)
+    if options.format == "stablehlo":
+        from trunk_jax.interchange import stablehlo
 
+        return stablehlo.export(run, out)
+    if options.format == "hub":
+        from trunk_jax.interchange import hub
 
-def text_keys(value: Any) -> Any:
-    """Nested dicts with text for keys, as Orbax has them; a layer's place in a list is a number."""
-    if isinstance(value, dict):
-        return {str(key): text_keys(item) for key, item in value.items()}
-    return value
+        return hub.export(run, out, data_dir, options.push)
+    from trunk_jax.interchange import folder
+
+    folder.export(run, out, data_dir)
+    return {"out": str(out)}, [f"wrote {out}"]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Export as the flags say. UserError for anything a user can put right."""
     parser = Parser(
         prog="python -m trunk_jax.export",
-        description="Make a folder to hand on from a finished run: weights as safetensors and as "
-        "Orbax has them, tree, settings, metrics, test predictions and a model card.",
+        description="Write a finished run in a form for other programs: onnx is one file with the "
+        "whole tree, stablehlo the program as JAX has it, hub a folder for the Hugging Face Hub, "
+        "folder the run to hand on, with its weights as Orbax has them as well.",
     )
-    parser.add_argument("run", metavar="RUN", help="the run folder, of either framework")
-    parser.add_argument("folder", metavar="FOLDER", help="the folder to make")
-    parser.add_argument("--data-dir", help="folder of prepared TFDS datasets (default: the run's "
-                        "own)")  # fmt: skip
+    add = parser.add_argument
+    add("run", metavar="RUN", help="the run folder, of either framework")
+    add("--format", required=True, choices=FORMATS, help="what to write")
+    add("--out", required=True, metavar="PLACE", help="the file (onnx) or folder to make")
+    add("--per-node", action="store_true", help="onnx: a folder with a file a node and tree.json "
+        "(default: one file)")  # fmt: skip
+    add("--int8", action="store_true", help="onnx: int8 convolutions, calibrated on training "
+        "images; prints the accuracy of both (default: float32)")  # fmt: skip
+    add("--push", metavar="ORG/NAME", help="hub: send the folder there as well; the token is "
+        "huggingface_hub's own (default: none)")  # fmt: skip
+    add("--data-dir", help="folder of prepared TFDS datasets (default: the run's own)")
+    add("--json", type=target, metavar="FILE", help="also write what is printed to FILE (default: "
+        "none)")  # fmt: skip
     options = parser.parse_args(arguments)
-    export(Path(options.run), Path(options.folder), options.data_dir)
-    print(f"wrote {options.folder}")
+    if (options.per_node or options.int8) and options.format != "onnx":
+        raise UserError("--per-node and --int8 are for --format onnx")
+    if options.push and options.format != "hub":
+        raise UserError("--push is for --format hub")
+    result, lines = export(options)
+    print(*lines, sep="\n")
+    if options.json:
+        save_json(options.json, result)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def check_routing(
         "float32",
         detail,
     )
-    bound = compare.CONSTANT * compare.UNIT * _growth(theirs)
+    bound = compare.CONSTANT * compare.UNIT * growth_of(theirs)
     return [
         *checks,
         same,
@@ -71,15 +71,16 @@ def check_routing(
     ]  # fmt: skip
 
 
-def _growth(grown: Model) -> float:
-    """The root of the accumulation length, summed over the layers of the deepest path."""
+def growth_of(model: Model) -> float:
+    """`growth` summed over the nodes of the deepest path of a model in PyTorch."""
+    of = {node: growth(network) for node, network in model.networks.items()}
+    return max(sum(of[above] for above in (*ancestors(node), node)) for node in of)
 
-    def of(node: Node) -> float:
-        layers = [m for m in grown.networks[node].modules() if not list(m.children())]
-        return sum(float(np.sqrt(m.weight[0].numel())) if hasattr(m, "weight") else 1.0
-                   for m in layers)  # fmt: skip
 
-    return max(sum(of(above) for above in (*ancestors(node), node)) for node in grown.networks)
+def growth(network: torch.nn.Module) -> float:
+    """The root of the accumulation length, summed over the layers of a network."""
+    layers = [module for module in network.modules() if not list(module.children())]
+    return sum(float(np.sqrt(m.weight[0].numel())) if hasattr(m, "weight") else 1.0 for m in layers)
 
 
 @jax.jit

@@ -1,0 +1,170 @@
+"""The third runtime: a tree as ONNX in onnxruntime, held to what both frameworks are held to.
+
+Scores of each node, read back from the file that is checked, against the float64 truth: an error
+within the rounding model. Decisions of the file as a whole: identical wherever the two best scores
+of every node on the way are further apart than twice the error measured on them. And what it is
+given and what it tells besides: the normalised pixels, the path, the probabilities.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+
+from data.images.augmentation import Augmentation
+from data.inference.model import Model
+from data.tree.hierarchy import ROOT, Node, Tree
+from parity.checks import tolerance as compare
+from parity.checks.routing import BATCH, growth_of
+from parity.checks.tolerance import Check
+from trunk_jax.interchange import parts, runtime
+from trunk_torch_ref.network.augment import prepare
+
+# A product of a few float32 factors, each a softmax: units of roundoff in what is at most 1.
+PROBABILITY = 16
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What float64 says of each image, and how far the file's own nodes are from it.
+
+    `labels`, `paths` (-1 below the leaf), `probabilities` [n, classes] as the file defines them;
+    `close`: too close to call; `error`: the largest of a score, and as a share of the largest
+    score that its node gave to the batch; `pixels`: the largest of the root's input, as a share.
+    """
+
+    labels: np.ndarray
+    paths: np.ndarray
+    probabilities: np.ndarray
+    close: np.ndarray
+    error: tuple[float, float]
+    pixels: float
+
+
+def check_exported(
+    name: str, theirs: Model, model: onnx.ModelProto, images: np.ndarray,
+    labels: np.ndarray,
+) -> list[Check]:  # fmt: skip
+    """All checks of a file against PyTorch's networks in float64, on these images."""
+    found = runtime.predict(runtime.session(model), images)
+    truth = truth_of(theirs, model, images)
+    close, right = truth.close, int((found["label"] == labels).sum())
+    note = f"{int(close.sum())} of {len(images)} images are closer than the measured error"
+    decisions = [
+        compare.equal(
+            name,
+            f"{what}, onnxruntime against truth",
+            np.where(mask, wanted, mine),
+            wanted,
+            "float32",
+            detail,
+        )
+        for what, mine, wanted, mask, detail in (
+            ("predictions", found["label"], truth.labels, close, f"right: {right}; {note}"),
+            ("paths", found["path"], truth.paths, close[:, None], note),
+        )
+    ]
+    bound = compare.CONSTANT * compare.UNIT * growth_of(theirs)
+    # dlog p = ds - sum p ds: at most twice the largest error of a score, at each node of the path
+    allowed = 2 * truth.error[0] * theirs.tree.depth + PROBABILITY * compare.UNIT
+    away = np.abs(found["probabilities"] - truth.probabilities)[~close].max(initial=0.0)
+    taken = truth.probabilities[np.arange(len(images)), truth.labels]
+    away = max(float(away), float(np.abs(found["probability"] - taken)[~close].max(initial=0.0)))
+    return [
+        *decisions,
+        Check(
+            name, "error of scores, onnxruntime", "float32", truth.error[0], truth.error[1],
+            f"{bound:.0e} of scale", truth.error[1] <= bound,
+            share=truth.error[1] / bound * compare.CONSTANT,
+        ),
+        Check(
+            name, "normalised pixels, onnxruntime", "float32", truth.pixels, truth.pixels,
+            f"{compare.CONSTANT * compare.UNIT:.0e} of scale",
+            truth.pixels <= compare.CONSTANT * compare.UNIT,
+        ),
+        Check(
+            name, "probabilities, onnxruntime", "float32", away, away,
+            f"{allowed:.0e}: twice the error of scores a node", bool(away <= allowed),
+        ),
+    ]  # fmt: skip
+
+
+def truth_of(theirs: Model, model: onnx.ModelProto, images: np.ndarray) -> Truth:
+    """Follow the images in float64, and beside it in the file's own nodes, one by one."""
+    tree, recipe = theirs.tree, theirs.recipe
+    exact = {node: copy.deepcopy(net).double().eval() for node, net in theirs.networks.items()}
+    sessions = {
+        node: runtime.session(parts.node_part(model, tree.names[node])) for node in tree.nodes
+    }
+    start = runtime.session(parts.preparation(model))
+    leaves = {path: label for label, path in enumerate(tree.paths)}
+    labels, close = np.full(len(images), -1), np.zeros(len(images), bool)
+    paths = np.full((len(images), tree.depth), -1)
+    probabilities = np.zeros((len(images), len(tree.paths)))
+    largest = [0.0, 0.0, 0.0]
+
+    def visit(node: Node, x64: torch.Tensor, x: np.ndarray, places: np.ndarray, prior) -> None:
+        with torch.no_grad():
+            f64, s64 = (value.numpy() for value in exact[node](x64))
+        features, scores = sessions[node].run(None, {f"{tree.names[node]}/x": x})
+        error = np.abs(scores - s64).max(1)
+        best = np.sort(s64, 1)
+        close[places] |= best[:, -1] - best[:, -2] <= 2 * error
+        largest[0] = max(largest[0], float(error.max()))
+        largest[1] = max(largest[1], float(error.max()) / float(np.abs(s64).max()))
+        joint = prior[:, None] * torch.tensor(s64).softmax(1).numpy()
+        probabilities[places] = joint @ _shares(tree, node)
+        chosen = s64.argmax(1)
+        paths[places, len(node)] = chosen
+        for output in np.unique(chosen):
+            mine = np.flatnonzero(chosen == output)
+            child = (*node, int(output))
+            if child in leaves:
+                labels[places[mine]] = leaves[child]
+            else:
+                visit(child, torch.tensor(f64[mine]), features[mine], places[mine],
+                      joint[mine, output])  # fmt: skip
+
+    for first in range(0, len(images), BATCH):
+        part = images[first : first + BATCH]
+        pixels = torch.tensor(np.ascontiguousarray(part.transpose(0, 3, 1, 2)))
+        x64 = prepare(pixels, {}, Augmentation(), recipe.mean, recipe.std, torch.float64)
+        (x,) = start.run(None, {"image": part})
+        away = float(np.abs(x - x64.numpy()).max()) / float(x64.abs().max())
+        largest[2] = max(largest[2], away)
+        visit(ROOT, x64, x, np.arange(first, first + len(part)), np.ones(len(part)))
+    return Truth(labels, paths, probabilities, close, (largest[0], largest[1]), largest[2])
+
+
+def _shares(tree: Tree, node: Node) -> np.ndarray:
+    """[outputs, classes]: a class's share of an output's probability (docs/export.md)."""
+    outputs = [tree.members((*node, output)) for output in range(tree.width(node))]
+    result = np.zeros((len(outputs), len(tree.paths)))
+    for row, members in zip(result, outputs, strict=True):
+        row[list(members)] = 1 / len(members)
+    return result
+
+
+def stated_int8(
+    name: str, model: onnx.ModelProto, small: onnx.ModelProto, images: np.ndarray,
+    labels: np.ndarray,
+) -> Check:  # fmt: skip
+    """What int8 costs, which no tolerance judges: how many are right, and decided as in float32."""
+    before, after = (
+        runtime.predict(runtime.session(each), images)["label"] for each in (model, small)
+    )
+    differ, total = int((before != after).sum()), len(images)
+    right = [int((found == labels).sum()) for found in (before, after)]
+    detail = f"right: float32 {right[0]}, int8 {right[1]}; equal: {total - differ} of {total}"
+    return Check(
+        name,
+        "predictions, onnxruntime in int8",
+        "int8",
+        differ,
+        differ,
+        "stated only",
+        True,
+        detail,
+    )

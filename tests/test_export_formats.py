@@ -1,0 +1,243 @@
+"""What is handed on runs without us: examples, StableHLO with JAX alone, a folder for the hub."""
+
+import http.server
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("huggingface_hub")
+
+import numpy as np
+import random_trees
+import yaml
+
+from data.base.errors import UserError
+from data.run import hub, runfolder
+from trunk_jax import export
+from trunk_jax.inference import route
+from trunk_jax.inference.load import load
+
+HOUSE = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return random_trees.write_run(tmp_path_factory.mktemp("run") / "run", "vgg")
+
+
+@pytest.fixture(scope="module")
+def expected(run):
+    """Images of every depth, and for each what a program should print."""
+    images = random_trees.test_images().images[:3]
+    tree, found = runfolder.read_tree(run), route.predict(load(run), images)
+    return images, [
+        (str(label), confidence, list(tree.paths[label]))
+        for label, confidence in zip(found.labels, found.confidence, strict=True)
+    ]
+
+
+def printed(script, *arguments):
+    """Standard output of a script, run where our packages cannot be found."""
+    code = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='x');"
+    code += "assert not {'trunk_jax', 'data', 'torch'} & set(sys.modules), 'ours was loaded'"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(script), *map(str, arguments)],
+        capture_output=True, text=True, cwd="/",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_examples_run_with_numpy_and_onnxruntime_alone(run, expected, tmp_path):
+    export.main([str(run), "--format", "onnx", "--out", str(tmp_path / "tree.onnx")])
+    export.main([str(run), "--format", "onnx", "--per-node", "--out", str(tmp_path / "tree")])
+    images, rows = expected
+    np.save(tmp_path / "x.npy", images[0])
+    label, probability, path = rows[0]
+    words = printed(HOUSE / "examples" / "classify.py", tmp_path / "tree.onnx", tmp_path / "x.npy")
+    assert words.split(" ", 2)[0] == label
+    assert float(words.split(" ", 2)[1]) == pytest.approx(probability, abs=1e-4)
+    assert words.split(" ", 2)[2] == f"path {path}\n"
+    words = printed(HOUSE / "examples" / "on_demand.py", tmp_path / "tree", tmp_path / "x.npy")
+    names = runfolder.read_tree(run).names
+    loaded = [f"{names[tuple(path[:depth])]}.onnx" for depth in range(len(path))]
+    assert words == f"{label} loaded {' '.join(loaded)}\n"
+
+
+def test_stablehlo_runs_with_jax_alone(run, expected, tmp_path):
+    out = tmp_path / "program"
+    export.main([str(run), "--format", "stablehlo", "--out", str(out)])
+    assert len((out / "run.py").read_text().splitlines()) <= 16
+    about = json.loads((out / "about.json").read_text())
+    assert about["calling_convention_version"] >= 9
+    assert about["image"] == {"type": "uint8", "shape": [8, 8, 1]}
+    images, rows = expected
+    np.save(tmp_path / "x.npy", images[1])
+    label, probability, path = rows[1]
+    words = printed(out / "run.py", tmp_path / "x.npy")
+    assert words.split(" ")[0] == label
+    assert float(words.split(" ")[1]) == pytest.approx(probability, abs=1e-4)
+    assert words.split("path ")[1] == f"{path + [-1] * (2 - len(path))}\n"
+    with pytest.raises(UserError, match="exists; remove it"):
+        export.main([str(run), "--format", "stablehlo", "--out", str(out)])
+
+
+# --- the hub
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub's HTTP interface as sending and fetching a model need."""
+
+    files: dict[str, bytes] = {}  # noqa: RUF012 (of the class, for the one server of a test)
+    refuse = False
+    commit = "1234567890" * 4
+
+    def log_message(self, *_):
+        pass
+
+    def answer(self, code, body=b"", **headers):
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", headers.get("length", str(len(body))))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def json(self, value, code=200):
+        self.answer(code, json.dumps(value).encode(), Content_Type="application/json")
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.refuse:
+            self.json({"error": "no"}, 403)
+        elif self.path == "/api/repos/create":
+            assert self.headers["Authorization"] == "Bearer hf_test"
+            self.json({"url": "https://huggingface.co/someone/tree"})
+        elif self.path == "/api/validate-yaml":
+            front = yaml.safe_load(json.loads(body)["content"].split("---\n")[1])
+            self.json({"warnings": [], "errors": [] if front["license"] else [{"message": "no"}]})
+        elif "/preupload/" in self.path:
+            names = [file["path"] for file in json.loads(body)["files"]]
+            self.json({"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False}
+                                 for name in names]})  # fmt: skip
+        elif "/commit/" in self.path:
+            import base64
+
+            for line in body.splitlines():
+                row = json.loads(line)
+                if row["key"] == "file":
+                    content = base64.b64decode(row["value"]["content"])
+                    self.files[row["value"]["path"]] = content
+            self.json(
+                {
+                    "commitUrl": "https://huggingface.co/someone/tree/commit/1",
+                    "commitOid": self.commit,
+                    "hookOutput": "",
+                }
+            )
+        else:
+            self.json({"error": self.path}, 404)
+
+    def do_GET(self):
+        where = self.path.split("?")[0]
+        if where.startswith("/api/models/someone/tree/tree/"):
+            self.json([{"type": "file", "path": name, "size": len(content), "oid": str(i)}
+                       for i, (name, content) in enumerate(self.files.items())])  # fmt: skip
+        elif where.startswith("/api/models/someone/tree"):
+            self.json({"id": "someone/tree", "sha": self.commit, "private": False,
+                       "siblings": [{"rfilename": name} for name in self.files]})  # fmt: skip
+        elif where.startswith("/someone/tree/resolve/"):
+            content = self.files[where.split("/", 5)[5]]
+            self.answer(200, content, ETag=f'"{hash(content)}"', X_Repo_Commit=self.commit)
+        else:
+            self.answer(404, b"{}", X_Error_Code="RepoNotFound")
+
+    do_HEAD = do_GET
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """A stand-in of the hub, and huggingface_hub made to speak to it."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    Hub.files, Hub.refuse = {}, False
+    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread.start()
+    address = f"http://127.0.0.1:{running.server_port}"
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    yield Hub
+    huggingface_hub.close_session()
+    running.shutdown()
+    running.server_close()
+    thread.join()
+
+
+def test_a_folder_for_the_hub_goes_there_and_comes_back(run, server, tmp_path, capsys):
+    out = tmp_path / "tree"
+    export.main([str(run), "--format", "hub", "--out", str(out), "--push", "someone/tree"])
+    assert "sent to http://127.0.0.1" in capsys.readouterr().out
+    mine = {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert server.files == mine
+    assert {"model.onnx", "config.json", "weights/root.safetensors"} <= set(mine)
+    _, head, card = mine["README.md"].decode().split("---\n", 2)
+    front, test = (
+        yaml.safe_load(head),
+        runfolder.read_json(run / "summary.json")["accuracy"]["test"],
+    )
+    (result,) = front["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == pytest.approx(test["accuracy"], abs=1e-6)
+    assert (front["license"], front["library_name"]) == ("apache-2.0", "trunk-jax")
+    assert front["datasets"] == ["digits"]
+    assert "trunk_jax.predict tree IMAGE" in card
+    from huggingface_hub import ModelCardData
+    from huggingface_hub.repocard_data import model_index_to_eval_results
+
+    assert model_index_to_eval_results(front["model-index"])[1][0].metric_type == "accuracy"
+    assert ModelCardData(**{k: v for k, v in front.items() if k != "model-index"}).license
+
+    folder = hub.fetch("hub:someone/tree")
+    assert set(load(folder).networks) == set(runfolder.read_tree(run).nodes)
+    assert not (folder / "model.onnx").exists()  # a run is all that is needed here
+
+
+def test_what_the_hub_refuses_is_one_line(run, server, tmp_path):
+    with pytest.raises(UserError, match="'hub:x' is no name on the hub; it looks like"):
+        hub.fetch("hub:x")
+    with pytest.raises(UserError, match="cannot fetch no/one from the hub") as error:
+        hub.fetch("no/one")
+    assert "\n" not in str(error.value)
+    server.refuse = True
+    with pytest.raises(UserError, match=r"cannot send .* to someone/tree on the hub"):
+        hub.push(run, "someone/tree")
+    with pytest.raises(UserError, match="--push is for --format hub"):
+        export.main([str(run), "--format", "onnx", "--out", str(tmp_path / "x"), "--push", "a/b"])
+
+
+@pytest.mark.slow  # six processes, and PyTorch
+def test_the_benchmark_in_its_smallest_form(run, tmp_path, capsys):
+    from benchmarks import onnx as benchmark
+
+    words = ["--batches", "1", "2", "--threads", "1", "--repeats", "1", "--starts", "1"]
+    benchmark.main([str(run), *words, "--json", str(tmp_path / "j")])
+    value = runfolder.read_json(tmp_path / "j")
+    names = ["jax", "pytorch", "onnx float32", "onnx int8"]
+    assert [(row["batch"], list(row["us"])) for row in value["times"]] == [
+        (1, names), (2, names[1:])
+    ]  # fmt: skip
+    assert all(time > 0 for row in value["times"] for time in row["us"].values())
+    assert set(value["first"]) == {"onnx float32", "onnx int8", "onnx a file a node"}
+    assert all(row["bytes"] > 1e7 and row["seconds"] > 0 for row in value["first"].values())
+    assert "onnx a file a node" in capsys.readouterr().out
+    with pytest.raises(UserError, match="must be 1 or more"):
+        benchmark.main([str(run), "--starts", "0"])

@@ -1,0 +1,1 @@
+"""Trained trees in formats that other programs run: ONNX, StableHLO, a folder for a hub."""

@@ -1,0 +1,71 @@
+"""A finished run as a folder to hand on."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from data.base import writing
+from data.base.errors import UserError
+from data.base.writing import copy_folder, new_folder
+from data.images.splits import split
+from data.run import card, derived, results, runfolder
+from data.run.dataset import load_of_run
+
+KEPT = ("config.json", "manifest.json", "tree.json", "metrics.jsonl", "summary.json")
+
+
+def export(run: Path, folder: Path, data_dir: str | None, called: Path | None = None) -> None:
+    """Write `folder`: the run without its training state, its weights in Orbax's form as well.
+
+    The test predictions are this framework's. `called`: what the card calls the folder, if not so.
+    UserError if the run is not finished, if `folder` exists, or if the predictions are not as
+    accurate as the summary says.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} exists; choose another folder")
+    recipe = runfolder.read_recipe_of_tree(run)
+    summary = results.read_summary(run)
+    dataset = load_of_run(run, recipe, data_dir)
+    test = split(dataset, recipe.protocol, recipe.seed, recipe.limit).test
+    from trunk_jax.machine import backend
+
+    backend.start()
+    import orbax.checkpoint as ocp  # after what can be a user's mistake: they take seconds to load
+
+    from trunk_jax.inference import route
+    from trunk_jax.inference.load import load
+
+    model = load(run)
+    found = route.predict(model, test.images)
+    correct = int((found.labels == test.labels).sum())
+    stated = summary["accuracy"]["test"]["correct"]
+    if correct != stated:
+        raise UserError(
+            f"{run}: {correct:,} test images are right here, and {stated:,} in summary.json"
+        )
+    with new_folder(folder) as aside:
+        for name in KEPT:
+            shutil.copyfile(run / name, aside / name)
+        for name in ("config.json", "manifest.json"):
+            value = card.without_places(runfolder.read_json(aside / name))
+            writing.write_json(aside / name, value)
+        about = runfolder.read_manifest(aside)
+        about["dataset"]["data_dir"] = None  # a folder of this machine
+        writing.write_json(aside / "manifest.json", about)
+        for name in ("asl", "weights"):
+            copy_folder(run / name, aside / name)
+        arrays = {
+            model.tree.names[node]: {"params": network.params, "stats": network.stats}
+            for node, network in model.networks.items()
+        }
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save((aside / "orbax").absolute(), text_keys(arrays))
+        results.write_predictions(aside, "test", dataset, test, found.labels, found.confidence)
+        writing.write_bytes(aside / derived.CARD, card.card(aside, called or folder).encode())
+
+
+def text_keys(value: Any) -> Any:
+    """Nested dicts with text for keys, as Orbax has them; a layer's place in a list is a number."""
+    if isinstance(value, dict):
+        return {str(key): text_keys(item) for key, item in value.items()}
+    return value
