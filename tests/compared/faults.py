@@ -186,3 +186,10 @@ def inputs(model: str, both: dict[str, Any], seed: int = 0) -> torch.Tensor:
         return torch.randn(3, 6, both.get("features", 5), generator=generator)
     size = {"resnet": 34, "vit": both.get("image", 8), "cnn": both.get("size", 9)}[model]
     return torch.randn(3, 3, size, size, generator=generator)
+
+
+def carried(theirs, ours, x) -> None:
+    """Give the NNX model PyTorch's weights, as its user did."""
+    from parity.comparing.comparison import carry_weights
+
+    carry_weights(theirs, ours, x)
