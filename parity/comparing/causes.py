@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from parity.comparing.torch_side import Call, Change
+from parity.comparing.torch_side import Call, Change, Run
 
 EPSILONS = (1e-3, 1e-5, 1e-6, 1e-8, 1e-12, 1e-4, 1e-7, 1e-9, 0.0)
 BASES = (10000.0, 500000.0, 1000000.0, 100000.0, 100.0, 1000.0)
@@ -228,6 +228,15 @@ def _linear(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
     if weight.shape[0] == weight.shape[1]:
         yield ("transposed kernel", "JAX's kernel has inputs and outputs exchanged",
                lambda c: c.again(weight=weight.T))  # fmt: skip
+    maker = around.maker.get(call.inputs[0]) if call.inputs else None
+    before = None if maker is None else around.calls[maker]
+    if before is not None and before.inputs and x.ndim == 2:
+        shape = around.shapes[before.inputs[0]]
+        if len(shape) in (4, 5) and math.prod(shape[1:]) == x.shape[1]:
+            yield ("flatten order", f"JAX flattens {shape[1:]} with channels last, PyTorch with "
+                   "channels first",
+                   lambda c: c.again(input=x.reshape(len(x), *shape[1:]).movedim(1, -1)
+                                     .reshape(x.shape)))  # fmt: skip
     yield from _orders(x, x.ndim - 1, lambda c, y: c.again(input=y))
 
 
@@ -420,23 +429,44 @@ def _order(call: Call) -> Iterator[tuple[str, str, Change]]:
                        )  # fmt: skip
 
 
+def _powers(base: float, size: int) -> np.ndarray:
+    return base ** -(np.arange(size) / size)
+
+
+def _base(buffer: np.ndarray) -> float | None:
+    """The base that a buffer's falling powers are of, None if it holds something else."""
+    if buffer.ndim != 1 or buffer.size < 2 or not (buffer > 0).all():
+        return None
+    ratio = np.diff(np.log(buffer))
+    if not np.allclose(ratio, ratio[0], rtol=1e-4) or ratio[0] >= 0:
+        return None
+    return math.exp(-ratio[0] * buffer.size)
+
+
+def constants(run: Run) -> Iterator[Candidate]:
+    """Buffers that hold the float32 roundings of known numbers, with these in float64."""
+    for name in run.used:
+        buffer = run.state.get(name)
+        base = None if buffer is None else _base(buffer)
+        if base is not None:
+            exact = _powers(float(f"{base:.4g}"), buffer.size)
+            if 0 < np.abs(exact / buffer - 1).max() < 2.0**-22:
+                words = f"PyTorch's {name} holds powers rounded to float32"
+                yield Candidate("float32 constant", words, {}, {name: exact})
+
+
 def _rotary(call: Call, around: Around) -> Iterator[Candidate]:
     """Of position embeddings by rotation: the base, and which values make a pair."""
     for value in call.inputs:
         name = around.leaves.get(value, "")
         buffer = around.buffers.get(name)
-        if buffer is not None and buffer.ndim == 1 and buffer.size > 1 and (buffer > 0).all():
-            ratio = np.diff(np.log(buffer))
-            if np.allclose(ratio, ratio[0], rtol=1e-4) and ratio[0] < 0:
-                base = math.exp(-ratio[0] * buffer.size)
-                for other in dict.fromkeys((float(f"{base:.4g}"), *BASES)):
-                    exact = other ** -(np.arange(buffer.size) / buffer.size)
-                    if np.abs(exact / buffer - 1).max() < 1e-6:
-                        yield Candidate("float32 constant", f"PyTorch's {name} holds float32's "
-                                        "roundings of what JAX computes", {}, {name: exact})  # fmt: skip
-                    else:
-                        yield Candidate("rotary base", f"base {other:g} in JAX, {base:.6g} in "
-                                        "PyTorch", {}, {name: exact})  # fmt: skip
+        base = None if buffer is None else _base(buffer)
+        if base is None:
+            continue
+        for other in BASES:
+            if abs(other / base - 1) > 1e-3:
+                words = f"base {other:g} in JAX, {base:.6g} in PyTorch"
+                yield Candidate("rotary base", words, {}, {name: _powers(other, buffer.size)})
     starts = _rotated(around)
     if call.index in {index for group in starts.values() for index in group[1]}:
         changes = {}

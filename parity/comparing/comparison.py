@@ -10,7 +10,7 @@ import torch
 from flax import nnx
 
 from data.base.errors import UserError
-from parity.comparing import carrying, diagnosis, jax_side, optimisers, torch_side, values
+from parity.comparing import carrying, causes, diagnosis, jax_side, optimisers, torch_side, values
 from parity.comparing.carrying import Carried, Names
 from parity.comparing.diagnosis import Finding, Search, Trial
 from parity.comparing.report import Layer, Report, Section
@@ -60,6 +60,19 @@ def compare(
     """
     if layout not in LAYOUTS:
         raise UserError(f"layout is {layout!r}; it may be {', '.join(LAYOUTS)}")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # small arrays, many runs: threads would only wait for each other
+    try:
+        return _compared(torch_module, jax_model, inputs, names, train, loss, optimizer, carry,
+                         layout)  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
+
+
+def _compared(
+    torch_module: torch.nn.Module, jax_model: Any, inputs: Any, names: Names, train: bool,
+    loss: Loss | None, optimizer: tuple[Any, Any] | None, carry: bool, layout: str,
+) -> Report:  # fmt: skip
     theirs = torch_side.prepared(torch_module)
     given = _inputs(inputs)
     try:
@@ -83,7 +96,7 @@ def compare(
         _weights(report, carried, state, ours.weights)
     trial = _evaluate(report, theirs, given, jax_model, ours, program, arrays, weights, turned)
     if train:
-        _train(report, theirs, given, ours, arrays, weights, turned, trial, loss, carried,
+        _train(report, theirs, given, jax_model, ours, arrays, weights, turned, trial, loss, carried,
                optimizer, first)  # fmt: skip
     return report
 
@@ -105,9 +118,9 @@ def _tensors(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [*module.named_parameters(), *module.named_buffers()]
 
 
-def _model(given: Any, *, dropout: bool = True) -> jax_side.Model:
+def _model(given: Any, *, dropout: bool = True, half: bool = True) -> jax_side.Model:
     if isinstance(given, nnx.Module):
-        return jax_side.from_nnx(given, dropout=dropout)
+        return jax_side.from_nnx(given, dropout=dropout, half=half)
     if isinstance(given, tuple) and len(given) == 2 and callable(given[0]):
         return jax_side.from_function(*given)
     raise UserError(
@@ -251,24 +264,35 @@ def _evaluate(report, theirs, given, jax_model, ours, program, arrays, weights, 
         return Search(run_torch, run, _aligned(turned), _epsilon(ours))
 
     look = search(run)
-    start = look.standing(Trial())
+    trial = Trial()
+    start = look.standing(trial)
     _shapes(start, run, turned)
+    for candidate in causes.constants(start.run):
+        then = look.standing(trial.with_(candidate))
+        if then.difference < start.difference / 10 or then.first > start.first:
+            report.notes.append(f"{candidate.words}; it was compared with them in float64.")
+            trial, start = trial.with_(candidate), then
     report.layers = _layers(look, start)
     count = len(start.run.outputs)
-    trial, findings = Trial(), []
+    findings = []
+    opening = start
     for cause, words, wanted in (
         ("dropout", "JAX drops values at random in evaluation", run.random),
         ("bfloat16", "JAX computes in 16 bits where PyTorch does not", run.half),
     ):
         if not wanted or start.agree:
             continue
-        model = _model(jax_model, dropout=cause != "dropout")
+        model = _model(jax_model, dropout=cause != "dropout", half=cause != "bfloat16")
         exact = jax_side.Program(model, arrays, exact=cause == "bfloat16")
         other = search(exact.run(weights, arrays))
         then = other.standing(trial)
         if then.agree or then.first > start.first:
             origin = start.run.values[start.origins[0]]
             call = start.run.calls[origin.made_by]
+            if cause == "dropout":
+                before = {start.run.values[k].made_by for k in call.inputs} - {-1}
+                drops = [k for k in before if start.run.calls[k].name == "dropout"]
+                call = start.run.calls[drops[0]] if drops else call
             path, line = look.jax_place(start)
             findings.append(Finding(
                 "evaluation", call.path, call.name, call.line, path, line,
@@ -278,19 +302,11 @@ def _evaluate(report, theirs, given, jax_model, ours, program, arrays, weights, 
     for finding, better in look.causes(trial):
         findings.append(finding)
         trial = better
-    constants = [found for found in findings if found.cause == "float32 constant"]
-    findings = [found for found in findings if found not in constants]
-    report.notes += [f"{found.words}; with JAX's they agree to {found.after:.0e}."
-                     for found in constants]  # fmt: skip
-    final = start.difference if not constants else look.standing(trial).difference
-    first = Search(run_torch, run, _aligned(turned), _epsilon(ours)).standing(
-        Trial({}, trial.buffers if constants and not findings else {})
-    )
     report.sections.append(
-        Section("forward, evaluation", f"{count} output{'s' * (count > 1)}",
-                final if not findings else first.difference, not findings)
+        Section("forward, evaluation", f"{count} output{'s' * (count > 1)}", opening.difference,
+                not findings)
     )  # fmt: skip
-    report.findings += findings
+    report.findings += diagnosis.merged(findings)
     return trial
 
 
@@ -344,7 +360,7 @@ def _default_loss(first: torch_side.Run, turned: bool) -> Loss:
     return of_torch, of_jax
 
 
-def _train(report, theirs, given, ours, arrays, weights, turned, trial, loss, carried,
+def _train(report, theirs, given, jax_model, ours, arrays, weights, turned, trial, loss, carried,
            optimizer, first) -> None:  # fmt: skip
     if loss is None:
         of_torch, of_jax = _default_loss(first, turned)
@@ -365,6 +381,7 @@ def _train(report, theirs, given, ours, arrays, weights, turned, trial, loss, ca
     start = Trial({} if evaluated else trial.changes, trial.buffers)
     before = look.standing(Trial({}, trial.buffers))
     if any(found.cause == "bfloat16" for found in report.findings):
+        ours = _model(jax_model, half=False)
         program = jax_side.Program(ours, arrays, train=True, loss=of_jax, exact=True)
         run = program.run(weights, arrays)
         look = Search(run_torch, run, _aligned(turned), _epsilon(ours), train=True)
@@ -381,7 +398,7 @@ def _train(report, theirs, given, ours, arrays, weights, turned, trial, loss, ca
     report.sections.append(
         Section("forward, training", "outputs, dropout off", before.difference, before.agree)
     )
-    report.findings += findings
+    report.findings += diagnosis.merged(findings)
     if any(not found.cause for found in findings):
         return
     _statistics(report, run_torch, start, run, carried, ours)

@@ -215,7 +215,7 @@ class Search:
         ]:
             for candidate in candidates(run.calls[start], self.around(run, jax_path)):
                 other = self._tried(trial, candidate)
-                if other is None or not _further(other, standing):
+                if other is None or not _further(other, standing, start):
                     continue
                 rank = (other.agree, other.first)
                 if best is None or rank > best[0]:
@@ -241,7 +241,7 @@ class Search:
         everywhere = self._everywhere(run, candidate, call, jax_path, start)
         if everywhere is not None and len(everywhere.changes) > len(candidate.changes):
             wide = self._tried(trial, everywhere)
-            if wide is not None and (wide.agree, wide.first) > (other.agree, other.first):
+            if wide is not None and wide.agree:
                 trial_, other = trial.with_(everywhere), wide
                 places = len(everywhere.changes)
         after = self._after(other, call)
@@ -275,8 +275,13 @@ class Search:
             return standing.difference
         x = np.sort(values.bounded(standing.run.values[call.output].array).ravel())
         scale = float(np.abs(x).max(initial=0.0)) or 1.0
+        taken = {
+            other for number, other in enumerate(standing.matched) if number != call.output
+        }  # those are other values of PyTorch's
         apart = [
-            float(np.abs(x - y).max()) / scale for y in self.prints.ordered if y.size == x.size
+            float(np.abs(x - y).max()) / scale
+            for number, y in enumerate(self.prints.ordered)
+            if y.size == x.size and number not in taken
         ]
         return min(apart, default=standing.difference)
 
@@ -287,8 +292,37 @@ class Search:
         return self._difference(standing, again)
 
 
-def _further(other: Standing, before: Standing) -> bool:
-    return other.agree or other.first > before.first
+def merged(findings: Sequence[Finding]) -> list[Finding]:
+    """Findings of one cause and function, in the same words, as one with the number of places."""
+    result: list[Finding] = []
+    for found in findings:
+        for place, known in enumerate(result):
+            same = (known.stage, known.cause, known.words, known.operation)
+            if found.cause and same == (found.stage, found.cause, found.words, found.operation):
+                result[place] = replace(
+                    known, places=known.places + found.places, after=found.after
+                )
+                break
+        else:
+            result.append(found)
+    return result
+
+
+def _further(other: Standing, before: Standing, start: int) -> bool:
+    """Whether a change takes the first difference away, and not only to the next call.
+
+    A change that gives back what went in always matches, and so proves nothing by itself: then
+    what is made of it must match as well.
+    """
+    if other.agree:
+        return True
+    if other.first <= before.first:
+        return False
+    call = other.run.calls[start]
+    if call.output < 0 or other.matched[call.output] not in before.matched:
+        return True
+    uses = [c.index for c in other.run.calls if call.output in c.inputs]
+    return other.first not in uses
 
 
 def statistics(
@@ -329,7 +363,7 @@ def _statistic_causes(call: Call, momentum: Sequence[float]) -> Iterator[tuple[s
     m = call.given["momentum"]
     m = 0.1 if m is None else m
     yield ("running variance", "JAX's running variance is biased, PyTorch's unbiased",
-           lambda c: _biased(c, "biased"))  # fmt: skip
+           lambda c: _biased(c))  # fmt: skip
     for new in dict.fromkeys((1 - m, *(1 - k for k in momentum), 0.01, 0.001, 0.9, 0.99, 0.0)):
         if new == m:
             continue
@@ -338,17 +372,18 @@ def _statistic_causes(call: Call, momentum: Sequence[float]) -> Iterator[tuple[s
                  f"(1 - its momentum){told}")  # fmt: skip
         yield "momentum", words, lambda c, k=new: c.again(momentum=k)
         yield ("momentum", f"{words}; and JAX's running variance is biased, PyTorch's unbiased",
-               lambda c, k=new: _biased(c, "biased", momentum=k))  # fmt: skip
+               lambda c, k=new: _biased(c, momentum=k))  # fmt: skip
 
 
-def _biased(call: Call, _: str, **other: Any) -> Any:
+def _biased(call: Call, **other: Any) -> Any:
     given = {**call.given, **other}
     x, variance = given["input"], given["running_var"]
     count = x.numel() // x.shape[1]
     kept = (1 - given["momentum"]) * variance.detach().clone()
-    result = functional.batch_norm(**given)
+    fresh = variance.detach().clone()  # autograd minds changes of what a call was given
+    result = functional.batch_norm(**{**given, "running_var": fresh})
     with torch.no_grad():
-        variance.copy_(kept + (variance - kept) * (count - 1) / count)
+        variance.copy_(kept + (fresh - kept) * (count - 1) / count)
     return result
 
 
@@ -357,6 +392,7 @@ def stopped(
 ) -> tuple[Call, float] | None:
     """The call whose gradient JAX does not pass on, and what is left when PyTorch's stops too."""
     calls = run(trial).calls
+    found = None
     for call in reversed(calls):
         if call.output < 0:
             continue
@@ -366,8 +402,10 @@ def stopped(
         except (RuntimeError, AttributeError):
             continue
         if left <= SAME:
-            return call, left
-    return None
+            found = call, left  # and on: the first such call is the nearest to where it stops
+        elif found is not None:
+            break
+    return found
 
 
 def names_of(standing: Mapping[str, float]) -> list[str]:

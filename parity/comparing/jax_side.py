@@ -51,8 +51,11 @@ def path_of(path: Sequence[Any]) -> str:
     return ".".join(str(part) for part in path)
 
 
-def from_nnx(module: nnx.Module, *, dropout: bool = True) -> Model:
-    """The model of an NNX module, which stays as it is; `dropout`: whether evaluation may have it."""
+def from_nnx(module: nnx.Module, *, dropout: bool = True, half: bool = True) -> Model:
+    """The model of an NNX module, which stays as it is.
+
+    Evaluation without its `dropout`, and `half` precision in float64, where these are False.
+    """
     graph, variables, rest = nnx.split(module, (nnx.Param, nnx.BatchStat), ...)
     flat = dict(nnx.to_flat_state(variables))
     paths = {path_of(path): path for path in flat}
@@ -73,7 +76,7 @@ def from_nnx(module: nnx.Module, *, dropout: bool = True) -> Model:
             {path: flat[path].replace(arrays[name]) for name, path in paths.items()}
         )
         merged = nnx.merge(graph, state, rest, copy=True)
-        in_float64(merged)
+        in_float64(merged, half=half)
         if train:
             merged.train()
             without_dropout(merged)
@@ -110,11 +113,12 @@ def from_function(function: Callable[..., Any], tree: Any) -> Model:
     return Model(apply, weights, frozenset(names), {}, what)
 
 
-def in_float64(module: nnx.Module) -> None:
-    """Have layers that were made for float32 compute in float64."""
+def in_float64(module: nnx.Module, *, half: bool) -> None:
+    """Have layers that were made for float32 compute in float64; without `half` all others too."""
+    narrow = _NARROW if half else (*_NARROW, *_HALF)
     for _, layer in nnx.iter_modules(module):
         for name in ("dtype", "param_dtype"):
-            if name in vars(layer) and getattr(layer, name) == jnp.float32:
+            if getattr(layer, name, None) is not None and getattr(layer, name) in narrow:
                 setattr(layer, name, jnp.dtype("float64"))
 
 

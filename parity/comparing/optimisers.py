@@ -87,8 +87,7 @@ def causes(maker: Any, start: Arrays, gradients: Sequence[Arrays]) -> Iterator[t
     def other(new: type = kind, **changed: Any) -> Callable[[], list[Arrays]]:
         known = {key: x for key, x in {**settings, **changed}.items()
                  if key in new([torch.nn.Parameter(torch.zeros(1))], lr=0.1).defaults}  # fmt: skip
-        if "decoupled_weight_decay" in known:
-            del known["decoupled_weight_decay"]
+        known.pop("decoupled_weight_decay", None)
         return lambda: torch_steps(lambda p: new(p, **known), start, gradients)
 
     decay = settings.get("weight_decay", 0)

@@ -1,7 +1,5 @@
 """What `compare` found: as text, JSON and a page."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,18 +94,21 @@ class Report:
             "layers": [asdict(layer) for layer in self.layers],
         }  # fmt: skip
 
+    def as_html(self) -> str:
+        """A page that needs nothing else."""
+        content: dict[str, Any] = {
+            "report": self, "told": [told(found) for found in self.findings],
+            "first": self.findings[0].path if self.findings else None,
+        }  # fmt: skip
+        return pages.render(Path(__file__).with_name("report.html"), content)
+
     def save(self, file: str | Path) -> None:
         """Write a page (`.html`) or JSON (`.json`), by the file's name."""
         file = Path(file)
         if file.suffix == ".json":
-            text = json.dumps(self.as_json(), indent=1) + "\n"
+            writing.write_json(file, self.as_json())
         else:
-            content: Mapping[str, Any] = {
-                "report": self, "told": [told(found) for found in self.findings],
-                "first": self.findings[0].path if self.findings else None,
-            }  # fmt: skip
-            text = pages.render(Path(__file__).with_name("report.html"), dict(content))
-        writing.write_bytes(file, text.encode())
+            writing.write_bytes(file, self.as_html().encode())
 
 
 def told(found: Finding) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 # In float64 both programs' values differ by rounding, 1e-16 times what layers make of it; the
 # smallest fault that is looked for, an epsilon of 1e-12 for 1e-6, changes a value by 5e-7.
 SAME = 1e-9
-HUGE = 1e30  # what masks are filled with
+HUGE = 1e20  # beyond it lies what masks are filled with
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,13 @@ class Prints:
 
 
 def bounded(array: np.ndarray) -> np.ndarray:
-    """Infinities and the numbers of masks as one number each."""
-    return np.clip(np.nan_to_num(array, nan=2 * HUGE, posinf=HUGE, neginf=-HUGE), -HUGE, HUGE)
+    """Infinities and the huge numbers of masks as twice the largest of the rest, of their sign."""
+    x = np.nan_to_num(np.asarray(array, np.float64), nan=3 * HUGE, posinf=HUGE, neginf=-HUGE)
+    huge = np.abs(x) >= HUGE
+    if not huge.any():
+        return x
+    scale = float(np.abs(x[~huge]).max(initial=0.0)) or 1.0
+    return np.where(huge, np.sign(x) * 2 * scale, x)
 
 
 def prints(arrays: Sequence[np.ndarray]) -> Prints:
@@ -96,7 +101,7 @@ def same_numbers(x: np.ndarray, y: np.ndarray, bound: float) -> bool:
 
 
 def turned(ours: np.ndarray, theirs: np.ndarray, bound: float) -> tuple[int, ...] | None:
-    """The order of axes in which `ours` is `theirs`, axes of one left out; None if there is none."""
+    """The order of axes in which `ours` is `theirs`, axes of size 1 left out; None if none is."""
     a, b = np.squeeze(ours), np.squeeze(theirs)
     if a.ndim != b.ndim or sorted(a.shape) != sorted(b.shape) or a.ndim > 6:
         return None

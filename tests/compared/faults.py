@@ -121,7 +121,7 @@ FAULTS = [
     Fault("projections without bias", "vit", "bias", "attention", {"bias": False}),
     Fault("scores without their scale", "vit", "scale", "attention", {"scaled": False}),
     Fault("softmax over queries", "vit", "softmax axis", "attention", {"axis": -2}),
-    Fault("dropout that stays on", "vit", "dropout", "mlp", {"drop": True}),
+    Fault("dropout that stays on", "vit", "dropout", "dropout", {"drop": True}),
     Fault("bfloat16 in one layer", "vit", "bfloat16", "mlp", {"dtype": jnp.bfloat16}),
     # decoder
     Fault("rotary pairs interleaved", "decoder", "rotary pairs", "self_attn",
@@ -184,7 +184,7 @@ def inputs(model: str, both: dict[str, Any], seed: int = 0) -> torch.Tensor:
         return torch.randint(both.get("vocabulary", 23), (2, 7), generator=generator)
     if model == "lstm":
         return torch.randn(3, 6, both.get("features", 5), generator=generator)
-    size = {"resnet": 34, "vit": both.get("image", 8), "cnn": both.get("size", 9)}[model]
+    size = {"resnet": 32, "vit": both.get("image", 8), "cnn": both.get("size", 9)}[model]
     return torch.randn(3, 3, size, size, generator=generator)
 
 
