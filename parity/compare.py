@@ -1,7 +1,6 @@
 """`python -m parity.compare TORCH JAX`: do your two models compute the same? Where not, and why."""
 
 import importlib
-import json
 import re
 import sys
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Any
 
 import torch
 
+from data.base import reading, writing
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
-from data.base import reading, writing
 from parity.comparing.comparison import LAYOUTS, carry_weights, compare
 from parity.comparing.report import Report
 

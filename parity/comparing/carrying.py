@@ -289,7 +289,9 @@ def _cell(path: str, layer: Any, names: Sequence[str], weights: Mapping[str, Arr
             for key in ("kernel", "bias"):
                 if f"{path}.dense_{side}.{key}" in names:
                     pieces[f"{side} {key}"] = Piece((f"{path}.dense_{side}.{key}",), _same)
-    return Owner(path, "LSTM" if lstm else "GRU", (layer.in_features, layer.hidden_features), pieces)
+    return Owner(
+        path, "LSTM" if lstm else "GRU", (layer.in_features, layer.hidden_features), pieces
+    )
 
 
 def _joined(theirs: Owner, ours: Owner) -> Owner:

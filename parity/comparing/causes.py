@@ -175,10 +175,7 @@ def _convolution(call: Call) -> Iterator[tuple[str, str, Change]]:
     dims = weight.ndim - 2
     stride, dilation = (_pair(given[key], dims) for key in ("stride", "dilation"))
     window, sizes = weight.shape[2:], x.shape[2:]
-    if isinstance(given["padding"], str):
-        padding = None
-    else:
-        padding = _pair(given["padding"], dims)
+    padding = None if isinstance(given["padding"], str) else _pair(given["padding"], dims)
     if "transpose" not in call.name:
         reach = [(w - 1) * d + 1 for w, d in zip(window, dilation, strict=True)]
         pads = [same_padding(s, r, t) for s, r, t in zip(sizes, reach, stride, strict=True)]
@@ -254,7 +251,8 @@ def _norm(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
                    lambda c: c.again(training=False))  # fmt: skip
         else:
             yield ("batch statistics in evaluation", "JAX normalises by the batch's statistics",
-                   lambda c: c.again(training=True, running_mean=None, running_var=None))  # fmt: skip
+                   lambda c: c.again(training=True, running_mean=None, running_var=None),
+                   )  # fmt: skip
     if given.get("weight") is not None:
         yield "scale", "JAX has no scale here", lambda c: c.again(weight=None)
     if given.get("bias") is not None:

@@ -96,8 +96,8 @@ def _compared(
         _weights(report, carried, state, ours.weights)
     trial = _evaluate(report, theirs, given, jax_model, ours, program, arrays, weights, turned)
     if train:
-        _train(report, theirs, given, jax_model, ours, arrays, weights, turned, trial, loss, carried,
-               optimizer, first)  # fmt: skip
+        _train(report, theirs, given, jax_model, ours, arrays, weights, turned, trial, loss,
+               carried, optimizer, first)  # fmt: skip
     return report
 
 
@@ -133,16 +133,12 @@ def _program(
     ours: jax_side.Model, given: Sequence[torch.Tensor], layout: str
 ) -> tuple[jax_side.Program, bool, list[np.ndarray]]:
     plain = [x.numpy() for x in given]
-    last = [
-        np.moveaxis(x, 1, -1) if x.ndim in (4, 5) and x.dtype.kind == "f" else x for x in plain
-    ]
+    last = [np.moveaxis(x, 1, -1) if x.ndim in (4, 5) and x.dtype.kind == "f" else x for x in plain]
     tries = {"nchw to nhwc": [(True, last)], "same": [(False, plain)]}.get(
         layout, [(True, last), (False, plain)]
     )
     if all(a.shape == b.shape for a, b in zip(plain, last, strict=True)):
-        three = [
-            np.moveaxis(x, 1, -1) if x.ndim == 3 and x.dtype.kind == "f" else x for x in plain
-        ]
+        three = [np.moveaxis(x, 1, -1) if x.ndim == 3 and x.dtype.kind == "f" else x for x in plain]
         tries = [(False, plain), (True, three)]
     errors = []
     for turned, arrays in tries:
@@ -417,9 +413,12 @@ def _statistics(report, run_torch, trial, run, carried, ours) -> None:
         return
 
     def apart(theirs: torch_side.Run) -> dict[str, float]:
-        right = carried.to_jax(theirs.state)
-        return {name: values.distance(np.asarray(run.state[name]), right[name])
-                for name in names if name in right}  # fmt: skip
+        right = carried.to_jax(theirs.state)  # in the order of the layers
+        return {
+            name: values.distance(np.asarray(run.state[name]), x)
+            for name, x in right.items()
+            if name in names
+        }
 
     sizes = apart(run_torch(trial))
     worst = max(sizes.values(), default=0.0)
@@ -461,11 +460,9 @@ def _gradients(report, run_torch, trial, run, carried, turned, given) -> None:
     sizes = apart(theirs)
     worst = max(sizes.values(), default=0.0)
     scale = max(abs(theirs.loss), 1e-300)
-    report.sections.append(Section("loss", "", abs(run.loss - theirs.loss) / scale,
-                                   abs(run.loss - theirs.loss) <= SAME * max(scale, 1.0)))  # fmt: skip
-    report.sections.append(
-        Section("gradients", f"{len(sizes)} arrays", worst, worst <= SAME)
-    )
+    same = abs(run.loss - theirs.loss) <= SAME * max(scale, 1.0)
+    report.sections.append(Section("loss", "", abs(run.loss - theirs.loss) / scale, same))
+    report.sections.append(Section("gradients", f"{len(sizes)} arrays", worst, worst <= SAME))
     if worst <= SAME:
         return
     name = max(sizes, key=lambda key: sizes[key])

@@ -210,9 +210,8 @@ class Search:
         starts = sorted({run.values[number].made_by for number in standing.origins} - {-1})
         jax_path, jax_line = self.jax_place(standing)
         best: tuple[Any, ...] | None = None
-        for start in starts[:6] + [
-            index for start in starts[:2] for index in self._strict(standing, run.calls[start])
-        ]:
+        reordered = [k for number in starts[:2] for k in self._strict(standing, run.calls[number])]
+        for start in (*starts[:6], *reordered):
             for candidate in candidates(run.calls[start], self.around(run, jax_path)):
                 other = self._tried(trial, candidate)
                 if other is None or not _further(other, standing, start):
@@ -254,7 +253,7 @@ class Search:
         if candidate.cause == "rotary pairs":
             return None
         changes = dict(candidate.changes)
-        for other in run.calls[start + 1:]:
+        for other in run.calls[start + 1 :]:
             if other.name != call.name:
                 continue
             for again in candidates(other, self.around(run, jax_path)):
@@ -363,7 +362,7 @@ def _statistic_causes(call: Call, momentum: Sequence[float]) -> Iterator[tuple[s
     m = call.given["momentum"]
     m = 0.1 if m is None else m
     yield ("running variance", "JAX's running variance is biased, PyTorch's unbiased",
-           lambda c: _biased(c))  # fmt: skip
+           _biased)  # fmt: skip
     for new in dict.fromkeys((1 - m, *(1 - k for k in momentum), 0.01, 0.001, 0.9, 0.99, 0.0)):
         if new == m:
             continue

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.extend import core as jex_core
 from jax._src import source_info_util
+from jax.extend import core as jex_core
 
 from parity.comparing.values import Value
 
@@ -28,7 +28,7 @@ _QUICK = {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_pas
 
 @dataclass(frozen=True)
 class Model:
-    """A JAX model as a pure function: `apply(weights, inputs, train)` gives (outputs, weights after).
+    """A JAX model as a pure function: `apply(weights, inputs, train)` gives (outputs, statistics).
 
     Attributes:
       apply: the function.
@@ -245,9 +245,7 @@ class Program:
                 return [x for _, x in outs], arrays
 
             flat = [x for _, x in leaves]
-            self._compiled = (
-                jax.jit(everything).lower(*flat).compile(compiler_options=_QUICK)
-            )
+            self._compiled = jax.jit(everything).lower(*flat).compile(compiler_options=_QUICK)
 
     @staticmethod
     def _name(path: Sequence[Any]) -> str:
@@ -271,7 +269,7 @@ class Program:
         def walk(jaxpr: Any, names: dict[Any, str]) -> None:
             for eqn in jaxpr.eqns:
                 inner = _inner(eqn)
-                for place, x in enumerate(eqn.invars):
+                for x in eqn.invars:
                     name = names.get(x) if not isinstance(x, jex_core.Literal) else None
                     if name is None:
                         continue
@@ -319,16 +317,14 @@ class Program:
                 inner = _inner(eqn)
                 if inner is not None:
                     body, body_consts = inner
-                    given = given[len(given) - len(body.invars):]
+                    given = given[len(given) - len(body.invars) :]
                     results = evaluate(body, body_consts, given, (path, line, _called(eqn)))
                 else:
                     of = tuple(number for number, _ in given if number >= 0)
                     outs = self._bind(eqn, [x for _, x in given])
                     name = outer[2] or eqn.primitive.name
                     backward = "transpose(" in str(eqn.source_info.name_stack)
-                    results = [
-                        (-2 if backward else node(x, name, path, line, of), x) for x in outs
-                    ]
+                    results = [(-2 if backward else node(x, name, path, line, of), x) for x in outs]
                     results = [
                         (number if number != -2 else (of[0] if of else -2), x)
                         for number, x in results

@@ -78,7 +78,9 @@ def drawn(start: Arrays, gradients: Arrays, count: int = STEPS) -> list[Arrays]:
     ]  # fmt: skip
 
 
-def causes(maker: Any, start: Arrays, gradients: Sequence[Arrays]) -> Iterator[tuple[str, str, Any]]:
+def causes(
+    maker: Any, start: Arrays, gradients: Sequence[Arrays]
+) -> Iterator[tuple[str, str, Any]]:
     """Changes of PyTorch's optimiser: (cause, words, what gives its steps)."""
     sample = maker([torch.nn.Parameter(torch.zeros(1))])
     kind = type(sample)
@@ -128,6 +130,7 @@ def causes(maker: Any, start: Arrays, gradients: Sequence[Arrays]) -> Iterator[t
             for value in (0.9, 0.99, 0.0, 0.95, 0.5):
                 yield name, f"{name} {value} in JAX, {settings[name]}", other(**{name: value})
     for factor in (10.0, 0.1, 100.0, 0.01, 2.0, 0.5, -1.0):
+
         def scaled(f: float = factor) -> list[Arrays]:
             steps = torch_steps(maker, start, gradients)
             return [{n: start[n] + f * (x - start[n]) for n, x in s.items()} for s in steps]

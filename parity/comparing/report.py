@@ -117,8 +117,7 @@ def told(found: Finding) -> list[str]:
     where = f"{found.path or 'the model'}"
     call = f" ({', '.join(x for x in (found.operation, found.line) if x)})"
     lines = [
-        f"{found.stage}: {where}{call if call != ' ()' else ''}"
-        + (f"; JAX: {jax}" if jax else ""),
+        f"{found.stage}: {where}{call if call != ' ()' else ''}" + (f"; JAX: {jax}" if jax else ""),
         f"difference {found.difference:.1e} of the largest value",
     ]
     if found.cause:

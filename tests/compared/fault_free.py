@@ -1,6 +1,6 @@
 """Comparisons of models without a fault: none may be reported.
 
-    python -m tests.compared.fault_free --count 200 --json tests/compared/fault-free.json
+python -m tests.compared.fault_free --count 200 --json tests/compared/fault-free.json
 """
 
 import argparse

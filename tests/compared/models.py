@@ -113,6 +113,9 @@ def torch_resnet(widths=(6, 10), depths=(1, 1), classes=5):
 # ------------------------------------------------------------------ ViT
 
 
+exact_gelu = partial(nnx.gelu, approximate=False)
+
+
 class OwnAttention(nnx.Module):
     """Attention as many write it, with `einsum`."""
 
@@ -156,7 +159,7 @@ class ViTBlock(nnx.Module):
 class ViT(nnx.Module):
     def __init__(
         self, width=12, heads=3, hidden=20, layers=2, image=8, patch=4, classes=5, *, epsilon=1e-12,
-        act=partial(nnx.gelu, approximate=False), dtype=None, drop=False, own=True, rngs,
+        act=exact_gelu, dtype=None, drop=False, own=True, rngs,
         **attention,
     ):  # fmt: skip
         self.patch_embed = nnx.Conv(3, width, (patch, patch), strides=patch, padding=0, rngs=rngs)
@@ -228,7 +231,7 @@ class DecoderBlock(nnx.Module):
 
     def __call__(self, x):
         options = self.options
-        batch, tokens, width = x.shape
+        batch, tokens, _ = x.shape
         y = self.attn_norm(x)
         q = self.q_proj(y).reshape(batch, tokens, self.heads, self.dim)
         k = self.k_proj(y).reshape(batch, tokens, self.kv_heads, self.dim)
