@@ -244,6 +244,9 @@ class Search:
                 trial_, other = trial.with_(everywhere), wide
                 places = len(everywhere.changes)
         after = self._after(other, call)
+        x, y = (r.values[r.calls[call.index].output].array for r in (run, other.run))
+        if call.output >= 0 and values.distance(y, x) > 0:
+            finding = replace(finding, difference=values.distance(y, x))
         return replace(
             finding, cause=candidate.cause, words=candidate.words, after=after, places=places
         ), (trial_, other)
@@ -285,10 +288,18 @@ class Search:
         return min(apart, default=standing.difference)
 
     def _after(self, standing: Standing, call: Call) -> float:
+        """What is left: at the outputs, or up to the next difference of all that has a match."""
         if standing.agree:
             return standing.difference
-        again = standing.run.calls[call.index]
-        return self._difference(standing, again)
+        left = 0.0
+        for later in standing.run.calls[call.index : standing.first]:
+            other = standing.matched[later.output] if later.output >= 0 else -1
+            if other >= 0:
+                x = np.sort(values.bounded(standing.run.values[later.output].array).ravel())
+                y = self.prints.ordered[other]
+                if x.size == y.size:
+                    left = max(left, values.distance(y, x))
+        return left
 
 
 def merged(findings: Sequence[Finding]) -> list[Finding]:

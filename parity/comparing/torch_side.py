@@ -97,6 +97,10 @@ _BUILT_IN = {  # arguments of functions that do not say
     "conv_transpose3d": "input weight bias stride padding output_padding groups dilation",
     "linear": "input weight bias",
     "gelu": "input",
+    **dict.fromkeys(
+        ("max_pool1d", "max_pool2d", "max_pool3d"),
+        "input kernel_size stride padding dilation ceil_mode return_indices",
+    ),
     "avg_pool1d": "input kernel_size stride padding ceil_mode count_include_pad",
     "avg_pool2d": "input kernel_size stride padding ceil_mode count_include_pad divisor_override",
     "avg_pool3d": "input kernel_size stride padding ceil_mode count_include_pad divisor_override",
