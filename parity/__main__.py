@@ -12,6 +12,7 @@ GROUPS = {
         "parity.pretrained",
         "parity.study",
     ),
+    "Do your two models?": ("parity.compare",),
     "Runs": ("parity.convert", "parity.interrupt"),
 }
 

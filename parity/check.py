@@ -138,6 +138,11 @@ def main(arguments: list[str] | None = None) -> int:
     add("--baselines", nargs="?", const="full", choices=("full", "small"), help="check the "
         "monolithic models instead: at their published sizes, or, in a minute or two, small "
         "ones of the same kinds (default: off)")  # fmt: skip
+    add("--only", metavar="NAME", action="append", help="only the tasks of this name or with this "
+        "in their names; again for more (default: all)")  # fmt: skip
+    add("--list", action="store_true", help="print the tasks' names and do nothing (default: off)")
+    add("--quick", action="store_true", help="the nodes for digits, which are of each kind, "
+        "the optimisers and the likelihood; no training (default: off)")  # fmt: skip
     add("--seed", type=int, default=0, help="of weights and inputs (default: %(default)s)")
     add("--jobs", type=int, default=machine.cores(), help="processes (default: the "
         "number of cores, %(default)s)")  # fmt: skip
@@ -153,6 +158,10 @@ def main(arguments: list[str] | None = None) -> int:
         need("onnx", "onnxruntime")
     if not 1 <= options.jobs <= 256 or options.seed < 0:
         raise UserError("--jobs must be 1 to 256 and --seed 0 or more")
+    if options.list:
+        print("\n".join(task.name for task in _work(options)))
+        return 0
+    work = _work(options)
     backend.start()
     torch_settings.apply()
     if options.self_test:
@@ -172,10 +181,9 @@ def main(arguments: list[str] | None = None) -> int:
     elif options.runtime:
         checks = run(exported_tasks(options.seed), options.jobs)
     elif options.baselines:
-        work = baseline_tasks(options.baselines, options.seed)
         checks = run(work, options.jobs, fresh=True)
     else:
-        checks = run(tasks(options.seed), options.jobs)
+        checks = run(work, options.jobs)
     report.print_table(checks)
     costs = _costs(options)
     report.print_costs(costs)
@@ -186,6 +194,46 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         save_json(options.json, report.as_json(checks, options.seed, costs))
     return 0 if all(check.passed for check in checks) else 1
+
+
+def _work(options: argparse.Namespace) -> list[Task]:
+    """The tasks that the flags ask for.
+
+    UserError if there is none of a name, or if the flags choose among tasks where none are.
+    """
+    if (options.checkpoint or options.self_test) and (
+        options.only or options.list or options.quick
+    ):
+        raise UserError("--only, --list and --quick choose among tasks; --checkpoint and "
+                        "--self-test have none")  # fmt: skip
+    if options.baselines and options.quick:
+        raise UserError("--quick is of the TRUNK's checks; of baselines take --baselines small")
+    work = (
+        baseline_tasks(options.baselines, options.seed)
+        if options.baselines
+        else tasks(options.seed)
+    )
+    if options.quick:
+        work = quick(work)
+    for name in options.only or ():
+        if not any(name in task.name for task in work):
+            raise UserError(f"--only {name}: no task has that in its name; see --list")
+    if options.only:
+        exact = {task.name for task in work} & set(options.only)
+        work = [
+            task for task in work
+            if task.name in exact or any(n in task.name for n in options.only if n not in exact)
+        ]  # fmt: skip
+    return work
+
+
+def quick(work: Sequence[Task]) -> list[Task]:
+    """The nodes for digits, which are of each kind, the optimisers and the likelihood."""
+    return [
+        task for task in work
+        if task.run in (optimisers.check_phase, check_likelihood)
+        or (task.run is check_node and task.arguments[0].dataset == "digits")
+    ]  # fmt: skip
 
 
 def _costs(options: argparse.Namespace) -> list[modes.Cost]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.base.errors import UserError
 from data.images.datasets import load
 from data.recipes import recipe as recipes
 from data.tree import hierarchy
@@ -236,3 +237,22 @@ def test_every_planted_fault_is_caught(tmp_path):
     outcome = json.loads(file.read_text())["faults"]
     assert len(outcome) == len(faults.faults())
     assert all(fault["caught_by"] for fault in outcome)
+
+
+def test_tasks_are_listed_and_chosen_by_name(capsys):
+    assert check.main(["--list"]) == 0
+    names = capsys.readouterr().out.splitlines()
+    assert names == [task.name for task in check.tasks(0)]
+    assert check.main(["--list", "--only", "digits vgg root"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["digits vgg root"]
+    assert check.main(["--list", "--only", "vgg sg1", "--only", "likelihood"]) == 0
+    chosen = capsys.readouterr().out.splitlines()
+    assert chosen == [name for name in names if "vgg sg1" in name or name == "likelihood"]
+    assert check.main(["--list", "--quick"]) == 0
+    quick = capsys.readouterr().out.splitlines()
+    assert {"digits mobilenet root", "digits vgg sg1", "digits resnet root"} <= set(quick)
+    assert not any("tree" in name or "program" in name for name in quick)
+    with pytest.raises(UserError, match="no task has that in its name"):
+        check.main(["--only", "nothing"])
+    with pytest.raises(UserError, match="choose among tasks"):
+        check.main(["--only", "likelihood", "--self-test"])

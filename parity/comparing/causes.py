@@ -1,0 +1,512 @@
+"""What may be behind a difference at a call of PyTorch's: changes of it, to be tried.
+
+A candidate computes the call as the JAX model may compute it. Nothing here says that it does:
+`parity.comparing.diagnosis` makes each change and compares again.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from parity.comparing.torch_side import Call, Change, Run
+
+EPSILONS = (1e-3, 1e-5, 1e-6, 1e-8, 1e-12, 1e-4, 1e-7, 1e-9, 0.0)
+BASES = (10000.0, 500000.0, 1000000.0, 100000.0, 100.0, 1000.0)
+SLOPES = (0.01, 0.02, 0.1, 0.2, 0.3, 0.25)
+ACTIVATIONS = {
+    "relu": torch.relu, "exact GELU": functional.gelu,
+    "tanh GELU": lambda x: functional.gelu(x, approximate="tanh"), "SiLU": functional.silu,
+    "tanh": torch.tanh, "sigmoid": torch.sigmoid, "leaky ReLU": functional.leaky_relu,
+    "ELU": functional.elu, "ReLU6": functional.relu6, "softplus": functional.softplus,
+    "hard swish": functional.hardswish, "hard sigmoid": functional.hardsigmoid,
+    "quick GELU": lambda x: x * torch.sigmoid(1.702 * x), "SELU": functional.selu,
+    "Mish": functional.mish, "ReLU squared": lambda x: torch.relu(x) ** 2, "nothing": lambda x: x,
+}  # fmt: skip
+_NAMES = {"gelu": "exact GELU", "silu": "SiLU", "relu": "relu", "relu_": "relu", "tanh": "tanh",
+          "sigmoid": "sigmoid", "leaky_relu": "leaky ReLU", "elu": "ELU", "relu6": "ReLU6",
+          "softplus": "softplus", "hardswish": "hard swish", "hardsigmoid": "hard sigmoid",
+          "selu": "SELU", "mish": "Mish", "celu": "ELU"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A change: its cause in a word or two, the change in words, and what makes it.
+
+    `changes` are by index of a call; those of `buffers` by name.
+    """
+
+    cause: str
+    words: str
+    changes: Mapping[int, Change]
+    buffers: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Around:
+    """What is known around a call: the calls by index, who made a value, what uses it, buffers."""
+
+    calls: Sequence[Call]
+    maker: Mapping[int, int]  # value -> call
+    leaves: Mapping[int, str]
+    shapes: Mapping[int, tuple[int, ...]]
+    train: bool
+    buffers: Mapping[str, np.ndarray]
+    epsilon: float | None = None
+
+
+def candidates(call: Call, around: Around) -> Iterator[Candidate]:
+    """Changes to try of a call, the likeliest first."""
+    for cause, words, _ in _of(call, around):
+        yield Candidate(cause, words, {call.index: partial(_made, around, cause, words)})
+    yield from _rotary(call, around)
+
+
+def _made(around: Around, cause: str, words: str, call: Call) -> Any:
+    """The change of that name, made of a call as it is when it is made."""
+    for other, told, change in _of(call, around):
+        if (other, told) == (cause, words):
+            return change(call)
+    return call.plain()
+
+
+def _of(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
+    name = call.name.rstrip("_")
+    given = call.given
+    if name.startswith("conv"):
+        yield from _convolution(call)
+    if name == "linear":
+        yield from _linear(call, around)
+    if name in ("batch_norm", "layer_norm", "group_norm", "rms_norm", "instance_norm"):
+        yield from _norm(call, around)
+    if name in ("add", "radd", "iadd", "clamp", "clamp_min"):
+        number = next((x for x in (*call.args[1:], *call.kwargs.values())
+                       if isinstance(x, float) and 0 <= x <= 1e-2), None)  # fmt: skip
+        if number is not None:
+            known = () if around.epsilon is None else (around.epsilon,)
+            for value in dict.fromkeys((*known, *EPSILONS)):
+                if value != number:
+                    yield ("epsilon", f"epsilon {value:g} in JAX, {number:g} in PyTorch",
+                           _swapped(number, value))  # fmt: skip
+        yield from _mask(call)
+    if name == "masked_fill" or name == "where":
+        yield from _mask(call)
+    if name in ("mul", "rmul", "imul", "div", "truediv", "itruediv"):
+        number = next((x for x in call.args if isinstance(x, float | int)), None)
+        if number is not None:
+            yield "scale", f"no factor {number:.6g} in JAX", lambda c: _tensor(c).clone()
+            for power, words in ((2, "squared"), (-1, "inverted"), (0.5, "its root")):
+                factor = abs(number) ** power
+                if math.isfinite(factor):
+                    yield ("scale", f"factor {factor:.6g} ({words}) in JAX, {number:.6g} in "
+                           "PyTorch", _swapped(number, factor))  # fmt: skip
+    if name in _NAMES:
+        yield from _activation(call, name)
+    if name in ("softmax", "log_softmax"):
+        x = call.args[0] if call.args else given["input"]
+        dim = given.get("dim", given.get("1", -1))
+        function = torch.softmax if name == "softmax" else torch.log_softmax
+        for other in range(x.ndim):
+            if other != dim % x.ndim:
+                yield ("softmax axis", f"softmax over axis {other - x.ndim} in JAX, "
+                       f"{dim % x.ndim - x.ndim} in PyTorch (its axes)",
+                       lambda c, o=other: function(_tensor(c), o))  # fmt: skip
+        if x.ndim >= 3 and x.shape[-1] == x.shape[-2]:
+            for lower, words in ((True, "JAX alone has a causal mask"),
+                                 (False, "JAX masks what a causal mask shows")):  # fmt: skip
+                cause = "causal mask" if lower else "mask polarity"
+                yield cause, words, lambda c, low=lower: function(_causal(_tensor(c), low), dim)
+    if "pool" in name:
+        yield from _pool(call, name)
+    if name in ("interpolate", "upsample"):
+        yield from _resize(call)
+    if name in ("var", "std"):
+        yield from _variance(call)
+    if name in ("matmul", "rmatmul", "bmm", "einsum"):
+        yield from _matmul(call)
+    if name in ("flatten", "reshape", "view", "channel_shuffle", "pixel_shuffle"):
+        yield from _order(call)
+    if name == "cat":
+        tensors = call.args[0]
+        yield ("order of parts", "parts joined in the other order in JAX",
+               lambda c: torch.cat(tuple(tensors)[::-1], *c.args[1:], **c.kwargs))  # fmt: skip
+
+
+def _tensor(call: Call) -> torch.Tensor:
+    return next(x for x in (*call.args, *call.kwargs.values()) if isinstance(x, torch.Tensor))
+
+
+def _swapped(old: float, new: float) -> Change:
+    def change(call: Call) -> Any:
+        args = tuple(
+            new if isinstance(x, float | int) and not isinstance(x, bool) and x == old else x
+            for x in call.args
+        )
+        kwargs = {key: new if isinstance(x, float) and x == old else x
+                  for key, x in call.kwargs.items()}  # fmt: skip
+        return call.function(*args, **kwargs)
+
+    return change
+
+
+def _pair(x: Any, count: int) -> tuple[int, ...]:
+    return tuple(x) if isinstance(x, tuple | list) else (x,) * count
+
+
+def same_padding(size: int, window: int, stride: int) -> tuple[int, int]:
+    """What SAME pads before and after."""
+    total = max((math.ceil(size / stride) - 1) * stride + window - size, 0)
+    return total // 2, total - total // 2
+
+
+def _padded(x: torch.Tensor, pads: Sequence[tuple[int, int]], value: float = 0.0) -> torch.Tensor:
+    return functional.pad(x, [p for pair in reversed(pads) for p in pair], value=value)
+
+
+def _convolution(call: Call) -> Iterator[tuple[str, str, Change]]:
+    given = {"stride": 1, "padding": 0, "dilation": 1, "bias": None, "groups": 1, **call.given}
+    x, weight = given["input"], given["weight"]
+    dims = weight.ndim - 2
+    stride, dilation = (_pair(given[key], dims) for key in ("stride", "dilation"))
+    window, sizes = weight.shape[2:], x.shape[2:]
+    padding = None if isinstance(given["padding"], str) else _pair(given["padding"], dims)
+    if "transpose" not in call.name:
+        reach = [(w - 1) * d + 1 for w, d in zip(window, dilation, strict=True)]
+        pads = [same_padding(s, r, t) for s, r, t in zip(sizes, reach, stride, strict=True)]
+        where = "".join(f"({a}, {b})" for a, b in pads)
+        yield ("padding", f"JAX pads {where} (SAME), PyTorch {padding} on both sides",
+               lambda c: c.again(input=_padded(x, pads), padding=0))  # fmt: skip
+        for other in range(max(reach) // 2 + 2):
+            if padding != (other,) * dims:
+                yield ("padding", f"JAX pads {other}, PyTorch {padding}",
+                       lambda c, o=other: c.again(padding=o))  # fmt: skip
+        for other in (1, 2, 3, 4):
+            if (other,) * dims != dilation:
+                pad = tuple((w - 1) * other // 2 for w in window)
+                yield ("dilation", f"dilation {other} in JAX, {dilation[0]} in PyTorch",
+                       lambda c, o=other, p=pad: c.again(dilation=o, padding=p))  # fmt: skip
+    if given["bias"] is not None:
+        yield "bias", "JAX adds no bias here", lambda c: c.again(bias=None)
+    yield from _orders(x, 1, lambda c, y: c.again(input=y))
+    spatial = tuple(range(2, weight.ndim))
+    yield ("flipped kernel", "JAX's kernel is flipped",
+           lambda c: c.again(weight=weight.flip(spatial)))  # fmt: skip
+    if dims == 2 and window[0] == window[1]:
+        yield ("transposed kernel", "JAX's kernel has height and width exchanged",
+               lambda c: c.again(weight=weight.transpose(2, 3)))  # fmt: skip
+    if weight.shape[0] == weight.shape[1]:
+        yield ("transposed kernel", "JAX's kernel has inputs and outputs exchanged",
+               lambda c: c.again(weight=weight.transpose(0, 1)))  # fmt: skip
+
+
+def _orders(x: torch.Tensor, axis: int, use: Any) -> Iterator[tuple[str, str, Change]]:
+    """The channels of an input in other orders."""
+    size = x.shape[axis]
+    yield ("channel order", "channels in reverse (RGB for BGR)",
+           lambda c: use(c, x.flip(axis)))  # fmt: skip
+    for groups in range(2, size):
+        if size % groups == 0:
+            order = torch.arange(size).reshape(groups, -1).T.reshape(-1)
+            yield ("group order", f"channels shuffled as {groups} groups",
+                   lambda c, o=order: use(c, x.index_select(axis, o)))  # fmt: skip
+
+
+def _linear(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
+    given = {"bias": None, **call.given}
+    x, weight = given["input"], given["weight"]
+    if given["bias"] is not None:
+        yield "bias", "JAX adds no bias here", lambda c: c.again(bias=None)
+    if weight.shape[0] == weight.shape[1]:
+        yield ("transposed kernel", "JAX's kernel has inputs and outputs exchanged",
+               lambda c: c.again(weight=weight.T))  # fmt: skip
+    maker = around.maker.get(call.inputs[0]) if call.inputs else None
+    before = None if maker is None else around.calls[maker]
+    if before is not None and before.inputs and x.ndim == 2:
+        shape = around.shapes[before.inputs[0]]
+        if len(shape) in (4, 5) and math.prod(shape[1:]) == x.shape[1]:
+            yield ("flatten order", f"JAX flattens {shape[1:]} with channels last, PyTorch with "
+                   "channels first",
+                   lambda c: c.again(input=x.reshape(len(x), *shape[1:]).movedim(1, -1)
+                                     .reshape(x.shape)))  # fmt: skip
+    yield from _orders(x, x.ndim - 1, lambda c, y: c.again(input=y))
+
+
+def _norm(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
+    given = call.given
+    epsilon = given.get("eps", 1e-5)
+    known = () if around.epsilon is None else (around.epsilon,)
+    for value in dict.fromkeys((*known, *EPSILONS)):
+        if epsilon is not None and value != epsilon:
+            yield ("epsilon", f"epsilon {value:g} in JAX, {epsilon:g} in PyTorch",
+                   lambda c, v=value: c.again(eps=v))  # fmt: skip
+    if call.name == "batch_norm":
+        if given["training"]:
+            yield ("running statistics in training", "JAX normalises by running statistics",
+                   lambda c: c.again(training=False))  # fmt: skip
+        else:
+            yield ("batch statistics in evaluation", "JAX normalises by the batch's statistics",
+                   lambda c: c.again(training=True, running_mean=None, running_var=None),
+                   )  # fmt: skip
+    if given.get("weight") is not None:
+        yield "scale", "JAX has no scale here", lambda c: c.again(weight=None)
+    if given.get("bias") is not None:
+        yield "bias", "JAX adds no bias here", lambda c: c.again(bias=None)
+    if call.name == "group_norm":
+        channels = given["input"].shape[1]
+        for groups in range(1, channels + 1):
+            if channels % groups == 0 and groups != given["num_groups"]:
+                yield ("number of groups", f"{groups} groups in JAX",
+                       lambda c, g=groups: c.again(num_groups=g))  # fmt: skip
+
+
+def _activation(call: Call, name: str) -> Iterator[tuple[str, str, Change]]:
+    mine = _NAMES[name]
+    x = _tensor(call)
+    if name == "gelu":
+        other = "tanh" if call.given.get("approximate", "none") == "none" else "none"
+        words = {"tanh": "JAX approximates GELU by tanh, PyTorch is exact",
+                 "none": "JAX's GELU is exact, PyTorch approximates by tanh"}  # fmt: skip
+        yield ("tanh GELU", words[other],
+               lambda c: functional.gelu(_tensor(c), approximate=other))  # fmt: skip
+    if name == "leaky_relu":
+        for slope in SLOPES:
+            yield ("slope", f"slope {slope} in JAX, {call.given.get('negative_slope')} in PyTorch",
+                   lambda c, s=slope: functional.leaky_relu(x, s))  # fmt: skip
+    for other, function in ACTIVATIONS.items():
+        if other != mine:
+            yield ("activation", f"{other} in JAX, {mine} in PyTorch",
+                   lambda c, f=function: f(_tensor(c).clone()))  # fmt: skip
+
+
+def _causal(x: torch.Tensor, lower: bool) -> torch.Tensor:
+    seen = torch.ones(x.shape[-2:], dtype=torch.bool).tril()
+    return torch.where(seen == lower, x, torch.finfo(x.dtype).min)
+
+
+def _mask(call: Call) -> Iterator[tuple[str, str, Change]]:
+    """Of calls that put a mask on scores."""
+    if call.name == "masked_fill":
+        x, hidden = call.args[0], call.args[1]
+    else:
+        tensors = [x for x in call.args if isinstance(x, torch.Tensor)]
+        if len(tensors) < 2 or call.name == "where":
+            return
+        x, other = tensors[:2]
+        if not other.is_floating_point() or float(other.detach().min()) > -1e4:
+            return
+        hidden = other < -1e4
+    yield "causal mask", "JAX has no mask", lambda c: x.clone()
+    hidden = hidden.expand(x.shape)
+    yield ("mask polarity", "JAX hides what PyTorch shows, and shows what it hides",
+           lambda c: torch.where(hidden, x, torch.finfo(x.dtype).min))  # fmt: skip
+
+
+def _pool(call: Call, name: str) -> Iterator[tuple[str, str, Change]]:
+    given = call.given
+    if "adaptive" in name or "kernel_size" not in given:
+        return
+    x = given["input"]
+    dims = 1 if "1d" in name else 3 if "3d" in name else 2
+    window = _pair(given["kernel_size"], dims)
+    stride = _pair(given.get("stride") or window, dims)
+    padding = _pair(given.get("padding", 0), dims)
+    average = "avg" in name
+    fill = 0.0 if average else -math.inf
+    if average:
+        counted = given.get("count_include_pad", True)
+        words = "does not count padding" if counted else "counts padding"
+        yield ("count_include_pad", f"JAX's mean {words}",
+               lambda c: c.again(count_include_pad=not counted))  # fmt: skip
+    rounds = given.get("ceil_mode", False)
+    yield ("ceil_mode", f"JAX rounds the size {'down' if rounds else 'up'}",
+           lambda c: c.again(ceil_mode=not rounds))  # fmt: skip
+    yield ("ceil_mode", "JAX rounds the size up, by padding one more",
+           lambda c: c.again(input=_padded(x, [(p, p + t - 1) for p, t in zip(
+               padding, stride, strict=True)], fill), padding=0))  # fmt: skip
+    pads = [same_padding(s, w, t) for s, w, t in zip(x.shape[-dims:], window, stride, strict=True)]
+    where = "".join(f"({a}, {b})" for a, b in pads)
+    yield ("padding", f"JAX pads {where} (SAME), PyTorch {padding} on both sides",
+           lambda c: c.again(input=_padded(x, pads, fill), padding=0))  # fmt: skip
+    if average:
+
+        def uncounted(c: Call) -> Any:
+            ones = c.again(input=_padded(torch.ones_like(x), pads), padding=0)
+            return c.again(input=_padded(x, pads), padding=0) / ones
+
+        yield "padding", f"JAX pads {where} (SAME) and does not count it", uncounted
+    for other in range(max(window) // 2 + 1):
+        if (other,) * dims != padding:
+            yield ("padding", f"JAX pads {other}, PyTorch {padding}",
+                   lambda c, o=other: c.again(padding=o))  # fmt: skip
+
+
+def _resize(call: Call) -> Iterator[tuple[str, str, Change]]:
+    given = {"align_corners": None, "antialias": False, **call.given}
+    given = {key: value for key, value in given.items() if key != "recompute_scale_factor"}
+    corners, smooth = bool(given["align_corners"]), given["antialias"]
+    size = given.get("size")
+
+    def resized(**other: Any) -> Change:
+        return lambda c: functional.interpolate(**{**given, "input": given["input"], **other})
+
+    if size is None and given.get("scale_factor") is None:
+        return
+    linear = given["mode"] in ("bilinear", "bicubic", "linear", "trilinear")
+    if linear:
+        told = "aligns corners" if not corners else "does not align corners"
+        yield "align_corners", f"JAX {told}", resized(align_corners=not corners)
+        if given["mode"] in ("bilinear", "bicubic"):
+            told = "antialiases" if not smooth else "does not antialias"
+            yield "antialias", f"JAX {told}", resized(antialias=not smooth)
+            yield ("align_corners", f"JAX aligns corners: {not corners}; antialiases: {not smooth}",
+                   resized(align_corners=not corners, antialias=not smooth))  # fmt: skip
+    for mode in ("nearest", "nearest-exact", "bilinear", "bicubic"):
+        if mode != given["mode"] and given["input"].ndim == 4:
+            more = {"align_corners": None, "antialias": False} if "nearest" in mode else {}
+            yield "way of resizing", f"{mode} in JAX", resized(mode=mode, **more)
+
+
+def _variance(call: Call) -> Iterator[tuple[str, str, Change]]:
+    x = _tensor(call)
+    result = call.plain()
+    count = x.numel() // result.numel()
+    if count < 2:
+        return
+    power = 1.0 if call.name == "var" else 0.5
+    for factor, words in (
+        ((count - 1) / count, "JAX's variance is biased, PyTorch's unbiased"),
+        (count / (count - 1), "JAX's variance is unbiased, PyTorch's biased"),
+    ):
+        yield "biased variance", words, lambda c, f=factor: c.plain() * f**power
+
+
+def _matmul(call: Call) -> Iterator[tuple[str, str, Change]]:
+    """Attention's heads in another order."""
+    tensors = [x for x in call.args if isinstance(x, torch.Tensor)]
+    if len(tensors) != 2 or any(x.ndim != 4 for x in tensors):
+        return
+    first, second = tensors
+    heads = second.shape[1]
+    for groups in range(2, heads):
+        if heads % groups == 0:
+            order = torch.arange(heads).reshape(groups, -1).T.reshape(-1)
+            yield ("head order", "JAX gives queries the key and value heads in another order (tile "
+                   "for repeat)",
+                   lambda c, o=order: c.function(first, second.index_select(1, o)))  # fmt: skip
+
+
+def _order(call: Call) -> Iterator[tuple[str, str, Change]]:
+    """Values in another order."""
+    x, result = _tensor(call), call.plain()
+    if call.name == "channel_shuffle":
+        groups = call.args[1] if len(call.args) > 1 else call.kwargs["groups"]
+        channels = x.shape[1]
+        yield ("group order", "JAX shuffles channels the other way",
+               lambda c: torch.channel_shuffle(x, channels // groups))  # fmt: skip
+        yield "group order", "JAX does not shuffle channels", lambda c: x.clone()
+    if result.ndim < x.ndim and x.ndim in (3, 4, 5) and result.shape[0] == x.shape[0]:
+        for axes in permutations(range(1, x.ndim)):
+            if axes != tuple(range(1, x.ndim)):
+                order = (0, *axes)
+                words = "JAX flattens channels last" if axes[-1] == 1 else (
+                    f"JAX flattens axes in the order {axes}")  # fmt: skip
+                yield ("flatten order", words,
+                       lambda c, o=order: x.permute(o).reshape(result.shape))  # fmt: skip
+    if result.ndim > x.ndim and result.ndim - x.ndim == 1:
+        for axis, (a, b) in enumerate(zip(result.shape, result.shape[1:], strict=False)):
+            if a * b == (x.shape[axis] if axis < x.ndim else 0) and a > 1 and b > 1:
+                yield ("group order", "JAX splits the axis the other way round",
+                       lambda c, k=axis, s=(a, b): x.reshape(
+                           *x.shape[:k], s[1], s[0], *x.shape[k + 1:]).transpose(k, k + 1)
+                       )  # fmt: skip
+
+
+def _powers(base: float, size: int) -> np.ndarray:
+    return base ** -(np.arange(size) / size)
+
+
+def _base(buffer: np.ndarray) -> float | None:
+    """The base that a buffer's falling powers are of, None if it holds something else."""
+    if buffer.ndim != 1 or buffer.size < 2 or not (buffer > 0).all():
+        return None
+    ratio = np.diff(np.log(buffer))
+    if not np.allclose(ratio, ratio[0], rtol=1e-4) or ratio[0] >= 0:
+        return None
+    return math.exp(-ratio[0] * buffer.size)
+
+
+def constants(run: Run) -> Iterator[Candidate]:
+    """Buffers that hold the float32 roundings of known numbers, with these in float64."""
+    for name in run.used:
+        buffer = run.state.get(name)
+        base = None if buffer is None else _base(buffer)
+        if base is not None:
+            exact = _powers(float(f"{base:.4g}"), buffer.size)
+            if 0 < np.abs(exact / buffer - 1).max() < 2.0**-22:
+                words = f"PyTorch's {name} holds powers rounded to float32"
+                yield Candidate("float32 constant", words, {}, {name: exact})
+
+
+def _rotary(call: Call, around: Around) -> Iterator[Candidate]:
+    """Of position embeddings by rotation: the base, and which values make a pair."""
+    for value in call.inputs:
+        name = around.leaves.get(value, "")
+        buffer = around.buffers.get(name)
+        base = None if buffer is None else _base(buffer)
+        if base is None:
+            continue
+        for other in BASES:
+            if abs(other / base - 1) > 1e-3:
+                words = f"base {other:g} in JAX, {base:.6g} in PyTorch"
+                yield Candidate("rotary base", words, {}, {name: _powers(other, buffer.size)})
+    starts = _rotated(around)
+    if call.index in {index for group in starts.values() for index in group[1]}:
+        changes = {}
+        for value, (size, _) in starts.items():
+            maker = around.maker.get(value)
+            if maker is None:
+                continue
+            order = torch.arange(size).reshape(-1, 2).T.reshape(-1)
+            changes[maker] = lambda c, o=order: c.plain().index_select(-1, o)
+        yield Candidate("rotary pairs", "JAX rotates neighbours (interleaved), PyTorch the halves",
+                        changes)  # fmt: skip
+        back = {}
+        for value, (size, _) in starts.items():
+            maker = around.maker.get(value)
+            if maker is not None:
+                order = torch.arange(size).reshape(2, -1).T.reshape(-1)
+                back[maker] = lambda c, o=order: c.plain().index_select(-1, o)
+        yield Candidate("rotary pairs", "JAX rotates the halves, PyTorch neighbours (interleaved)",
+                        back)  # fmt: skip
+
+
+def _rotated(around: Around) -> dict[int, tuple[int, set[int]]]:
+    """Values whose halves are exchanged, one negated: by value the size and the calls of it."""
+    found: dict[int, tuple[int, set[int]]] = {}
+    for call in around.calls:
+        if call.name != "cat" or len(call.inputs) != 2:
+            continue
+        source: set[int] = set()
+        indices = {call.index}
+        for value in call.inputs:
+            maker = around.maker.get(value)
+            while maker is not None and around.calls[maker].name in ("neg", "getitem", "chunk"):
+                indices.add(maker)
+                value = around.calls[maker].inputs[0]
+                maker = around.maker.get(value)
+            source.add(value)
+        if len(source) != 1 or len(indices) < 3:
+            continue
+        start = source.pop()
+        users = {c.index for c in around.calls if start in c.inputs and c.name == "mul"}
+        joined = {c.index for c in around.calls if call.output in c.inputs}
+        sums = {c.index for c in around.calls if any(
+            v in c.inputs for u in users | joined for v in (around.calls[u].output,))}  # fmt: skip
+        found[start] = (around.shapes[start][-1], indices | users | joined | sums)
+    return found

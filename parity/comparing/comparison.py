@@ -1,0 +1,510 @@
+"""`compare`: the questions in their order."""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import permutations
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+
+from data.base.errors import UserError
+from parity.comparing import carrying, causes, diagnosis, jax_side, optimisers, torch_side, values
+from parity.comparing.carrying import Carried, Names
+from parity.comparing.diagnosis import Finding, Search, Trial
+from parity.comparing.report import Layer, Report, Section
+from parity.comparing.values import SAME
+
+Loss = tuple[Callable[[Any], Any], Callable[[Any], Any]]
+LAYOUTS = ("found", "nchw to nhwc", "same")
+# A gradient that is nought in exact arithmetic, as a bias before a batch norm has, is rounding of
+# the size of others: what is smaller than this share of the largest gradient has that for a scale.
+FLOOR = 1e-4
+
+
+def compare(
+    torch_module: torch.nn.Module,
+    jax_model: Any,
+    inputs: Any,
+    names: Names = None,
+    train: bool = True,
+    loss: Loss | None = None,
+    optimizer: tuple[Any, Any] | None = None,
+    *,
+    carry: bool = True,
+    layout: str = "found",
+) -> Report:
+    """Compare a PyTorch model with a JAX model in float64 and say where and why they differ.
+
+    Args:
+      torch_module: any module; it is copied, not changed.
+      jax_model: a Flax NNX module (a Linen one through `nnx.bridge.ToNNX`, initialised), or
+        (function, parameters) of a pure function `function(parameters, *inputs)`.
+      inputs: one input of PyTorch's model or a tuple: tensors or NumPy arrays.
+      names: which PyTorch layer is which JAX layer: a dict or a function of PyTorch's path, of
+        those that shall not be matched by themselves.
+      train: compare train mode, gradients and batch statistics too.
+      loss: a pair of functions of the output, PyTorch's and JAX's, that gradients are taken of.
+        Without: a fixed weighted sum of the outputs and their squares.
+      optimizer: (a PyTorch optimiser or a function of parameters that makes one, an optax
+        transformation).
+      carry: give the JAX model PyTorch's weights. Otherwise its own are compared too.
+      layout: how 4-dimensional inputs reach the JAX model: `nchw to nhwc`, `same`, or found.
+
+    UserError if they cannot be compared.
+
+    Example: `compare(torch.nn.Linear(3, 2), nnx.Linear(3, 2, rngs=nnx.Rngs(0)),
+    torch.ones(1, 3)).passed` is True.
+
+    """
+    if layout not in LAYOUTS:
+        raise UserError(f"layout is {layout!r}; it may be {', '.join(LAYOUTS)}")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # small arrays, many runs: threads would only wait for each other
+    try:
+        return _compared(torch_module, jax_model, inputs, names, train, loss, optimizer, carry,
+                         layout)  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
+
+
+def _compared(
+    torch_module: torch.nn.Module, jax_model: Any, inputs: Any, names: Names, train: bool,
+    loss: Loss | None, optimizer: tuple[Any, Any] | None, carry: bool, layout: str,
+) -> Report:  # fmt: skip
+    theirs = torch_side.prepared(torch_module)
+    given = _inputs(inputs)
+    try:
+        first = torch_side.run(theirs, given)
+    except Exception as error:
+        raise UserError(f"the PyTorch model fails on this input: {_line(error)}") from error
+    if not first.outputs:
+        raise UserError("the PyTorch model gives no tensor")
+    ours = _model(jax_model)
+    program, turned, arrays = _program(ours, given, layout)
+    carried = carrying.matched(
+        carrying.torch_owners(theirs, first.used), carrying.jax_owners(ours, program.used), names
+    )
+    state = {name: x.detach().numpy() for name, x in _tensors(theirs)}
+    weights = {**ours.weights, **carried.to_jax(state)}
+    report = Report(f"{type(torch_module).__name__} in PyTorch and {ours.line} in JAX")
+    _about_weights(report, carried)
+    if turned:
+        report.notes.append("Inputs were turned from NCHW to NHWC for JAX.")
+    if not carry:
+        _weights(report, carried, state, ours.weights)
+    trial = _evaluate(report, theirs, given, jax_model, ours, program, arrays, weights, turned)
+    if train:
+        _train(report, theirs, given, jax_model, ours, arrays, weights, turned, trial, loss,
+               carried, optimizer, first)  # fmt: skip
+    return report
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}"
+
+
+def _inputs(inputs: Any) -> list[torch.Tensor]:
+    result = []
+    for x in inputs if isinstance(inputs, tuple | list) else (inputs,):
+        x = torch.as_tensor(np.asarray(x) if not isinstance(x, torch.Tensor) else x).detach().cpu()
+        result.append(x.double() if x.is_floating_point() else x)
+    return result
+
+
+def _tensors(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def _model(given: Any, *, dropout: bool = True, half: bool = True) -> jax_side.Model:
+    if isinstance(given, nnx.Module):
+        return jax_side.from_nnx(given, dropout=dropout, half=half)
+    if isinstance(given, tuple) and len(given) == 2 and callable(given[0]):
+        return jax_side.from_function(*given)
+    raise UserError(
+        f"the JAX model is a {type(given).__name__}; give a Flax NNX module (a Linen one through "
+        "nnx.bridge.ToNNX, initialised) or (function, parameters)"
+    )
+
+
+def _program(
+    ours: jax_side.Model, given: Sequence[torch.Tensor], layout: str
+) -> tuple[jax_side.Program, bool, list[np.ndarray]]:
+    plain = [x.numpy() for x in given]
+    last = [np.moveaxis(x, 1, -1) if x.ndim in (4, 5) and x.dtype.kind == "f" else x for x in plain]
+    tries = {"nchw to nhwc": [(True, last)], "same": [(False, plain)]}.get(
+        layout, [(True, last), (False, plain)]
+    )
+    if all(a.shape == b.shape for a, b in zip(plain, last, strict=True)):
+        three = [np.moveaxis(x, 1, -1) if x.ndim == 3 and x.dtype.kind == "f" else x for x in plain]
+        tries = [(False, plain), (True, three)]
+    errors = []
+    for turned, arrays in tries:
+        try:
+            return jax_side.Program(ours, arrays), turned, arrays
+        except Exception as error:
+            errors.append(error)
+    raise UserError(f"the JAX model fails on this input: {_line(errors[0])}") from errors[0]
+
+
+def _about_weights(report: Report, carried: Carried) -> None:
+    count = len(carried.pairs)
+    by = {how: carried.by.count(how) for how in dict.fromkeys(carried.by)}
+    told = ", ".join(f"{number} {how}" for how, number in by.items())
+    report.weights.append(f"{count} layers matched: {told}.")
+    for (theirs, ours), how in zip(carried.pairs, carried.by, strict=True):
+        if how == "shape alone":
+            report.weights.append(f"By shape alone: {theirs.name} is {ours.name}.")
+    for group in carried.ambiguous:
+        shown = ", ".join(group[:4]) + (f" and {len(group) - 4} more" if len(group) > 4 else "")
+        report.weights.append(f"Told apart by the order of their use alone: {shown}.")
+    if carried.torch_only:
+        report.weights.append(f"JAX has no place for {', '.join(carried.torch_only[:8])}.")
+    if carried.jax_only:
+        report.weights.append(f"PyTorch has nothing for JAX's {', '.join(carried.jax_only[:8])}.")
+
+
+def _weights(
+    report: Report, carried: Carried, state: Mapping[str, np.ndarray],
+    own: Mapping[str, np.ndarray],
+) -> None:  # fmt: skip
+    """Are the weights the same? Without carrying them across."""
+    right = carried.to_jax(state)
+    # weights that went through float32 on the way are the same weights
+    apart = {name: values.distance(own[name], x) for name, x in right.items()}
+    wrong = {name: size for name, size in apart.items() if size > 2.0**-22}
+    worst = max(apart.values(), default=0.0)
+    report.sections.append(Section("weights", f"{len(right)} arrays", worst, not wrong))
+    taken: set[str] = set()
+    for name, size in wrong.items():
+        if name in taken:
+            continue
+        cause, words, after, others = _weight_cause(name, own, right, wrong)
+        taken |= set(others)
+        path = carried.torch_name(name)
+        report.findings.append(Finding("weights", path, "", "", name, "", size, cause, words,
+                                       after, len(others)))  # fmt: skip
+
+
+def _weight_cause(
+    name: str, own: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray],
+    wrong: Mapping[str, float],
+) -> tuple[str, str, float | None, list[str]]:  # fmt: skip
+    mine, target = own[name], right[name]
+    tries: list[tuple[str, str, np.ndarray]] = []
+    if target.ndim > 2:
+        window = tuple(range(target.ndim - 2))
+        tries.append(("flipped kernel", "JAX's kernel is flipped", np.flip(target, window)))
+    for axes in permutations(range(target.ndim)) if target.ndim > 1 else ():
+        turned = target.transpose(axes)
+        if turned.shape == mine.shape and axes != tuple(range(target.ndim)):
+            told = f"JAX's kernel has its axes in the order {axes}"
+            tries.append(("transposed kernel", told, turned))
+    tries += [("channel order", f"JAX's array is reversed along axis {axis}", np.flip(target, axis))
+              for axis in range(target.ndim)]  # fmt: skip
+    if target.ndim == 1:
+        tries.append(("bias", "JAX's array is nought", np.zeros_like(target)))
+    for cause, words, other in tries:
+        if values.distance(mine, other) < 2.0**-22 or not (mine.any() or other.any()):
+            return cause, words, float(np.abs(mine - other).max()), [name]
+    twins = {key: key for key in wrong if key != name and right[key].shape == target.shape
+             and values.distance(mine, right[key]) < 2.0**-22}  # fmt: skip
+    if twins:
+        twin = next(iter(twins))
+        gates = ".i" in name or ".h" in name
+        cause = "gate order" if gates else "weights exchanged"
+        words = f"JAX's {name} holds what belongs to {twin}"
+        others = [
+            key for key in wrong
+            if any(values.distance(own[key], right[k]) < 2.0**-22 for k in wrong
+                   if k != key and right[k].shape == own[key].shape)
+        ]  # fmt: skip
+        return cause, words, values.distance(mine, right[twin]), others
+    for count in (4, 3):
+        if target.shape[-1] % count == 0:
+            parts = np.split(target, count, axis=-1)
+            for order in permutations(range(count)):
+                other = np.concatenate([parts[k] for k in order], axis=-1)
+                if values.distance(mine, other) < 2.0**-22:
+                    told = f"JAX's gates are in the order {order}"
+                    return "gate order", told, values.distance(mine, other), [name]
+    return "", "", None, [name]
+
+
+def _aligned(turned: bool) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Puts a JAX output's axes in PyTorch's order."""
+
+    def align(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+        if turned and ours.ndim > 2:
+            first = np.moveaxis(ours, -1, 1)
+            if first.shape == theirs.shape:
+                return first
+        return ours
+
+    return align
+
+
+def _epsilon(model: jax_side.Model) -> Callable[[str], float | None]:
+    return lambda path: getattr(model.layers.get(path), "epsilon", None)
+
+
+def _evaluate(report, theirs, given, jax_model, ours, program, arrays, weights, turned) -> Trial:
+    run = program.run(weights, arrays)
+
+    def run_torch(trial: Trial) -> torch_side.Run:
+        return torch_side.run(theirs, given, changes=trial.changes, buffers=trial.buffers)
+
+    def search(run: jax_side.Run) -> Search:
+        return Search(run_torch, run, _aligned(turned), _epsilon(ours))
+
+    look = search(run)
+    trial = Trial()
+    start = look.standing(trial)
+    _shapes(start, run, turned)
+    for candidate in causes.constants(start.run):
+        then = look.standing(trial.with_(candidate))
+        if then.difference < start.difference / 10 or then.first > start.first:
+            report.notes.append(f"{candidate.words}; it was compared with them in float64.")
+            trial, start = trial.with_(candidate), then
+    report.layers = _layers(look, start)
+    count = len(start.run.outputs)
+    findings = []
+    opening = start
+    for cause, words, wanted in (
+        ("dropout", "JAX drops values at random in evaluation", run.random),
+        ("bfloat16", "JAX computes in 16 bits where PyTorch does not", run.half),
+    ):
+        if not wanted or start.agree:
+            continue
+        model = _model(jax_model, dropout=cause != "dropout", half=cause != "bfloat16")
+        exact = jax_side.Program(model, arrays, exact=cause == "bfloat16")
+        other = search(exact.run(weights, arrays))
+        then = other.standing(trial)
+        if then.agree or then.first > start.first:
+            origin = start.run.values[start.origins[0]]
+            call = start.run.calls[origin.made_by]
+            if cause == "dropout":
+                before = {start.run.values[k].made_by for k in call.inputs} - {-1}
+                drops = [k for k in before if start.run.calls[k].name == "dropout"]
+                call = start.run.calls[drops[0]] if drops else call
+            path, line = look.jax_place(start)
+            findings.append(Finding(
+                "evaluation", call.path, call.name, call.line, path, line,
+                look._difference(start, call), cause, words, then.difference,
+            ))  # fmt: skip
+            look, start = other, then
+    for finding, better in look.causes(trial):
+        findings.append(finding)
+        trial = better
+    report.sections.append(
+        Section("forward, evaluation", f"{count} output{'s' * (count > 1)}", opening.difference,
+                not findings)
+    )  # fmt: skip
+    report.findings += diagnosis.merged(findings)
+    return trial
+
+
+def _shapes(standing, run, turned) -> None:
+    theirs = [standing.run.values[k].array.shape for k in standing.run.outputs]
+    ours = [run.values[k].array.shape for k in run.outputs if k >= 0]
+    if len(theirs) != len(ours):
+        raise UserError(
+            f"PyTorch's model gives {len(theirs)} outputs, JAX's {len(ours)}: return the same"
+        )
+    for a, b in zip(theirs, ours, strict=True):
+        if int(np.prod(a)) != int(np.prod(b)):
+            raise UserError(f"outputs of different shapes: {a} in PyTorch, {b} in JAX")
+
+
+def _layers(look: Search, standing) -> list[Layer]:
+    result = []
+    for call in standing.run.calls:
+        if call.output < 0:
+            continue
+        value = standing.run.values[call.output]
+        other = standing.matched[call.output]
+        apart = None
+        if other >= 0:
+            x, y = (np.sort(values.bounded(a).ravel())
+                    for a in (value.array, look.ours.values[other].array))  # fmt: skip
+            scale = float(np.abs(x).max(initial=0.0)) or 1.0
+            same = x.size == y.size
+            apart = float(np.abs(x - y).max(initial=0.0)) / scale if same else 0.0
+        result.append(Layer(call.path, call.name, value.array.shape, apart))
+    return result
+
+
+def _default_loss(first: torch_side.Run, turned: bool) -> Loss:
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=first.values[k].array.shape) for k in first.outputs]
+
+    def of_torch(outputs: Any) -> Any:
+        return sum((torch.tensor(w) * y + 0.1 * y**2).sum()
+                   for w, y in zip(arrays, outputs, strict=True))  # fmt: skip
+
+    def of_jax(outputs: Any) -> Any:
+        total = 0.0
+        for w, y in zip(arrays, outputs, strict=True):
+            y = y.astype(jnp.promote_types(y.dtype, jnp.float32))
+            if turned and w.ndim > 2 and jnp.moveaxis(y, -1, 1).shape == w.shape:
+                y = jnp.moveaxis(y, -1, 1)
+            total = total + (w * y.reshape(w.shape) + 0.1 * y.reshape(w.shape) ** 2).sum()
+        return total
+
+    return of_torch, of_jax
+
+
+def _train(report, theirs, given, jax_model, ours, arrays, weights, turned, trial, loss, carried,
+           optimizer, first) -> None:  # fmt: skip
+    if loss is None:
+        of_torch, of_jax = _default_loss(first, turned)
+    else:
+        pick = _only if len(first.outputs) == 1 else list
+        of_torch, of_jax = (lambda y, f=f: f(pick(y)) for f in loss)
+    program = jax_side.Program(ours, arrays, train=True, loss=of_jax)
+    run = program.run(weights, arrays)
+
+    def run_torch(trial: Trial) -> torch_side.Run:
+        return torch_side.run(theirs, given, train=True, loss=of_torch, changes=trial.changes,
+                              buffers=trial.buffers)  # fmt: skip
+
+    look = Search(run_torch, run, _aligned(turned), _epsilon(ours), train=True)
+    known = {(found.path, found.operation) for found in report.findings if found.cause
+             != "batch statistics in evaluation"}  # fmt: skip
+    evaluated = [f for f in report.findings if f.cause == "batch statistics in evaluation"]
+    start = Trial({} if evaluated else trial.changes, trial.buffers)
+    before = look.standing(Trial({}, trial.buffers))
+    if any(found.cause == "bfloat16" for found in report.findings):
+        ours = _model(jax_model, half=False)
+        program = jax_side.Program(ours, arrays, train=True, loss=of_jax, exact=True)
+        run = program.run(weights, arrays)
+        look = Search(run_torch, run, _aligned(turned), _epsilon(ours), train=True)
+    findings = []
+    if any(not found.cause for found in report.findings):
+        report.notes.append("Train mode was not searched: evaluation differs without a cause.")
+        report.sections.append(Section("forward, training", "outputs", before.difference,
+                                       before.agree))  # fmt: skip
+        return
+    for finding, better in look.causes(start):
+        if (finding.path, finding.operation) not in known:
+            findings.append(finding)
+        start = better
+    report.sections.append(
+        Section("forward, training", "outputs, dropout off", before.difference, before.agree)
+    )
+    report.findings += diagnosis.merged(findings)
+    if any(not found.cause for found in findings):
+        return
+    _statistics(report, run_torch, start, run, carried, ours)
+    _gradients(report, run_torch, start, run, carried, turned, given)
+    if optimizer is not None:
+        _optimiser(report, theirs, run_torch(start), optimizer)
+
+
+def _only(outputs: Sequence[Any]) -> Any:
+    return outputs[0]
+
+
+def _statistics(report, run_torch, trial, run, carried, ours) -> None:
+    names = [name for name in run.state if name not in ours.trained]
+    if not names:
+        return
+
+    def apart(theirs: torch_side.Run) -> dict[str, float]:
+        right = carried.to_jax(theirs.state)  # in the order of the layers
+        return {
+            name: values.distance(np.asarray(run.state[name]), x)
+            for name, x in right.items()
+            if name in names
+        }
+
+    sizes = apart(run_torch(trial))
+    worst = max(sizes.values(), default=0.0)
+    report.sections.append(
+        Section("batch statistics", f"{len(sizes)} arrays", worst, worst <= SAME)
+    )
+    if worst <= SAME:
+        return
+    frozen = any(f.cause == "running statistics in training" for f in report.findings)
+    if frozen:
+        return
+    momentum = [layer.momentum for layer in ours.layers.values() if hasattr(layer, "momentum")]
+    found = diagnosis.statistics(run_torch, trial, apart, list(dict.fromkeys(momentum)))
+    for cause, words, name, before, after, _ in found:
+        path = carried.torch_name(name).rpartition(".")[0]
+        places = sum(size > SAME for size in sizes.values())
+        report.findings.append(Finding(
+            "statistics", path, "batch_norm", "", name, "", before, cause, words,
+            after if cause else None, places,
+        ))  # fmt: skip
+
+
+def _gradients(report, run_torch, trial, run, carried, turned, given) -> None:
+    def apart(theirs: torch_side.Run) -> dict[str, float]:
+        right = carried.to_jax(theirs.gradients, gradients=True)
+        for place in range(len(given)):
+            name = f"input {place}"
+            if name in run.gradients and name in theirs.gradients:
+                x = theirs.gradients[name]
+                right[name] = np.moveaxis(x, 1, -1) if turned and x.ndim > 2 else x
+        most = max((float(np.abs(x).max(initial=0.0)) for x in right.values()), default=1.0)
+        return {
+            name: float(np.abs(np.asarray(run.gradients[name]) - x).max(initial=0.0))
+            / (max(float(np.abs(x).max(initial=0.0)), FLOOR * most) or 1.0)
+            for name, x in right.items() if name in run.gradients
+        }  # fmt: skip
+
+    theirs = run_torch(trial)
+    sizes = apart(theirs)
+    worst = max(sizes.values(), default=0.0)
+    scale = max(abs(theirs.loss), 1e-300)
+    same = abs(run.loss - theirs.loss) <= SAME * max(scale, 1.0)
+    report.sections.append(Section("loss", "", abs(run.loss - theirs.loss) / scale, same))
+    report.sections.append(Section("gradients", f"{len(sizes)} arrays", worst, worst <= SAME))
+    if worst <= SAME:
+        return
+    name = max(sizes, key=lambda key: sizes[key])
+    found = diagnosis.stopped(run_torch, trial, lambda r: max(apart(r).values(), default=0.0))
+    places = sum(size > SAME for size in sizes.values())
+    if found is None:
+        report.findings.append(Finding("gradients", carried.torch_name(name) or name, "", "", name,
+                                       "", sizes[name], places=places))  # fmt: skip
+        return
+    call, left = found
+    report.findings.append(Finding(
+        "gradients", call.path, call.name, call.line, name, "", sizes[name], "gradient stopped",
+        "JAX passes no gradient on from here (stop_gradient)", left,
+    ))  # fmt: skip
+
+
+def _optimiser(report, theirs, run, optimizer) -> None:
+    start = {name: p.detach().numpy().copy() for name, p in theirs.named_parameters()}
+    one, most, cause, words, after = optimisers.diagnosed(optimizer, start, run.gradients)
+    report.sections.append(
+        Section("optimiser", f"1 and {optimisers.STEPS} steps", most, most <= SAME)
+    )
+    if most > SAME:
+        report.findings.append(
+            Finding("optimiser", "", "", "", "", "", one or most, cause, words, after)
+        )
+
+
+def carry_weights(torch_module: torch.nn.Module, nnx_module: nnx.Module, inputs: Any) -> None:
+    """Give an NNX module the weights of a PyTorch module, in the types of its own.
+
+    UserError if they cannot be told apart or run.
+    """
+    theirs, ours, given = torch_side.prepared(torch_module), _model(nnx_module), _inputs(inputs)
+    first = torch_side.run(theirs, given)
+    program, _, _ = _program(ours, given, "found")
+    carried = carrying.matched(
+        carrying.torch_owners(theirs, first.used), carrying.jax_owners(ours, program.used)
+    )
+    right = carried.to_jax({name: x.detach().numpy() for name, x in _tensors(theirs)})
+    for path, variable in nnx.to_flat_state(nnx.state(nnx_module, (nnx.Param, nnx.BatchStat))):
+        name = jax_side.path_of(path)
+        if name in right:
+            variable[...] = jnp.asarray(right[name], variable[...].dtype)
+    nnx.update(nnx_module, nnx.state(nnx_module))

@@ -1,0 +1,129 @@
+"""What `compare` found: as text, JSON and a page."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.base import pages, tables, writing
+from parity.comparing.diagnosis import Finding
+
+
+@dataclass(frozen=True)
+class Section:
+    """One question: what was compared, its largest difference, and the verdict."""
+
+    title: str
+    compared: str
+    difference: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of PyTorch's and the largest difference of its output from JAX's; None: no match."""
+
+    path: str
+    operation: str
+    shape: tuple[int, ...]
+    difference: float | None
+
+
+@dataclass
+class Report:
+    """The answer of `compare`.
+
+    Attributes:
+      models: what was compared, in words.
+      sections: question by question.
+      findings: the differences, in the order in which they were found.
+      weights: what is said of weights, a line each.
+      notes: what else a reader must know.
+      layers: PyTorch's calls and how far JAX's values are from theirs.
+
+    """
+
+    models: str
+    sections: list[Section] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    weights: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    layers: list[Layer] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing differs beyond rounding."""
+        return not self.findings and all(section.passed for section in self.sections)
+
+    @property
+    def first_difference(self) -> Finding | None:
+        """Where the models first differ, None if they do not."""
+        return self.findings[0] if self.findings else None
+
+    def __str__(self) -> str:
+        lines = [self.models, ""]
+        rows = [
+            [s.title, s.compared, f"{s.difference:.1e}", "same" if s.passed else "DIFFERENT"]
+            for s in self.sections
+        ]
+        lines += [tables.text(["question", "compared", "largest difference", "verdict"], rows,
+                              left=(0, 1)), ""]  # fmt: skip
+        for number, found in enumerate(self.findings, 1):
+            lines += [f"{number}. {text}" if not place else f"   {text}"
+                      for place, text in enumerate(told(found))]  # fmt: skip
+        lines += [""] if self.findings else []
+        lines += [f"- {line}" for line in (*self.weights, *self.notes)]
+        lines.append(self.verdict)
+        return "\n".join(lines)
+
+    @property
+    def verdict(self) -> str:
+        """In a line."""
+        if self.passed:
+            return "Same: nothing differs beyond rounding."
+        named = sum(bool(found.cause) for found in self.findings)
+        count = len(self.findings)
+        return f"Different: {count} difference{'s' * (count != 1)}, {named} with a verified cause."
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, for a file."""
+        return {
+            "models": self.models, "passed": self.passed,
+            "sections": [asdict(s) for s in self.sections],
+            "findings": [asdict(f) for f in self.findings],
+            "weights": self.weights, "notes": self.notes,
+            "layers": [asdict(layer) for layer in self.layers],
+        }  # fmt: skip
+
+    def as_html(self) -> str:
+        """A page that needs nothing else."""
+        content: dict[str, Any] = {
+            "report": self, "told": [told(found) for found in self.findings],
+            "first": self.findings[0].path if self.findings else None,
+        }  # fmt: skip
+        return pages.render(Path(__file__).with_name("report.html"), content)
+
+    def save(self, file: str | Path) -> None:
+        """Write a page (`.html`) or JSON (`.json`), by the file's name."""
+        file = Path(file)
+        if file.suffix == ".json":
+            writing.write_json(file, self.as_json())
+        else:
+            writing.write_bytes(file, self.as_html().encode())
+
+
+def told(found: Finding) -> list[str]:
+    """A finding in lines: where, how much, why."""
+    jax = ", ".join(x for x in (found.jax_path, found.jax_line) if x)
+    where = f"{found.path or 'the model'}"
+    call = f" ({', '.join(x for x in (found.operation, found.line) if x)})"
+    lines = [
+        f"{found.stage}: {where}{call if call != ' ()' else ''}" + (f"; JAX: {jax}" if jax else ""),
+        f"difference {found.difference:.1e} of the largest value",
+    ]
+    if found.cause:
+        more = f", at {found.places} places" if found.places > 1 else ""
+        lines.append(f"cause: {found.cause}{more}. {found.words[:1].upper()}{found.words[1:]}.")
+        lines.append(f"verified: with that in PyTorch too they agree to {found.after:.0e}")
+    else:
+        lines.append("no cause found among those known")
+    return lines

@@ -1,0 +1,1 @@
+"""Models in users' style, in both frameworks, and faults in them, for the tests of `compare`."""

@@ -1,0 +1,76 @@
+"""Comparisons of models without a fault: none may be reported.
+
+python -m tests.compared.fault_free --count 200 --json tests/compared/fault-free.json
+"""
+
+import argparse
+import json
+import sys
+import time
+
+import numpy as np
+
+from parity.comparing.comparison import compare
+from tests.compared.faults import PAIRS, made
+
+
+def options(model: str, rng: np.random.Generator) -> dict:
+    """Sizes of a random small model."""
+    if model == "resnet":
+        widths = tuple(int(x) for x in rng.integers(2, 9, 2))
+        return {"widths": widths, "depths": (1, int(rng.integers(1, 3)))}
+    if model == "vit":
+        heads = int(rng.integers(1, 4))
+        return {"heads": heads, "width": heads * int(rng.integers(2, 6)),
+                "hidden": int(rng.integers(5, 25)), "layers": int(rng.integers(1, 3))}  # fmt: skip
+    if model == "decoder":
+        kv = int(rng.integers(1, 3))
+        heads = kv * int(rng.integers(1, 3))
+        return {"heads": heads, "kv_heads": kv, "width": heads * 2 * int(rng.integers(1, 4)),
+                "hidden": int(rng.integers(5, 25)), "layers": int(rng.integers(1, 3)),
+                "vocabulary": int(rng.integers(5, 40))}  # fmt: skip
+    if model == "lstm":
+        return {"features": int(rng.integers(1, 9)), "hidden": int(rng.integers(1, 12))}
+    groups = int(rng.integers(1, 4))
+    return {"groups": groups, "width": groups * int(rng.integers(1, 4)) * 2,
+            "size": int(rng.integers(8, 12)), "flat": bool(rng.integers(2)),
+            "resize": int(rng.integers(8, 16))}  # fmt: skip
+
+
+def one(seed: int, *, train: bool) -> dict:
+    """A comparison: what was compared and what was reported."""
+    model = list(PAIRS)[seed % len(PAIRS)]
+    sizes = options(model, np.random.default_rng(seed))
+    if model == "cnn" and not sizes["flat"]:
+        sizes["size"] = sizes["size"] // 2 * 2
+    theirs, ours, x = made(model, seed, sizes)
+    report = compare(theirs, ours, x, train=train)
+    return {"seed": seed, "model": model, "sizes": sizes, "train": train, "passed": report.passed,
+            "worst": max(s.difference for s in report.sections),
+            "found": [f"{f.stage} {f.path} {f.cause}" for f in report.findings]}  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--train-every", type=int, default=1)
+    parser.add_argument("--until", type=float, default=float("inf"), help="seconds")
+    parser.add_argument("--json", required=True)
+    flags = parser.parse_args()
+    results, began = [], time.time()
+    for seed in range(flags.start, flags.start + flags.count):
+        results.append(one(seed, train=seed % flags.train_every == 0))
+        print(seed, results[-1]["model"], results[-1]["passed"], results[-1]["worst"], flush=True)
+        with open(flags.json, "w") as file:
+            json.dump({"comparisons": len(results), "with train mode": sum(
+                r["train"] for r in results), "reported": sum(not r["passed"] for r in results),
+                "results": results}, file, indent=1)  # fmt: skip
+            file.write("\n")
+        if time.time() - began > flags.until:
+            break
+    return int(any(not r["passed"] for r in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
