@@ -322,6 +322,9 @@ def test_where_the_data_is_said_to_be(run, monkeypatch, tmp_path):
     """A manifest from elsewhere may name a folder; nothing is written there, nothing fetched."""
     import requests
 
+    def of(name, data_dir):
+        load_of_run(run, recipe.load("published", name, "vgg"), data_dir)
+
     monkeypatch.setattr(requests.Session, "request", None)
     about = runfolder.read_json(run / "manifest.json")
     (tmp_path / "victim").mkdir()
@@ -332,7 +335,7 @@ def test_where_the_data_is_said_to_be(run, monkeypatch, tmp_path):
         for name in ("svhn", "emnist", "cifar10"):
             what = f"{folder} {name}".encode()
             data_dir = runfolder.data_dir(run) or str(tmp_path / "none")
-            assert attempt("data_dir", what, lambda n=name, d=data_dir: load_of_run(run, n, d))
+            assert attempt("data_dir", what, lambda n=name, d=data_dir: of(n, d))
     assert list((tmp_path / "victim").iterdir()) == []
     assert not (tmp_path / "none").exists()
 

@@ -6,7 +6,6 @@ from data.base import writing
 from data.base.errors import UserError
 from data.images.specs import Spec
 from data.inference.model import Model
-from data.recipes import networks
 from data.recipes.recipe import Recipe, image_shape
 from data.run import compression, runfolder
 
@@ -38,9 +37,7 @@ def need_fit(run: Path, model: Model, recipe: Recipe, spec: Spec) -> None:
                             "tree of the same shapes")  # fmt: skip
     for node in model.tree.nodes:
         name = model.tree.names[node]
-        had, wanted = (
-            networks.network(of.dataset, of.backbone, name) for of in (model.recipe, recipe)
-        )
+        had, wanted = model.recipe.network(name), recipe.network(name)
         if had != wanted:
             raise UserError(f"{run} does not fit: {name} of {recipe.dataset} has other layers; "
                             "--init takes a tree of the same shapes")  # fmt: skip

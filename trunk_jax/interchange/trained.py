@@ -7,7 +7,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from data.images import specs
 from data.recipes.recipe import Recipe
 from data.run import results, runfolder
 from data.tree import hierarchy
@@ -51,7 +50,7 @@ def of_run(run: Path) -> Trained:
 
 def about(recipe: Recipe, tree: Tree) -> dict[str, str]:
     """What any file says of itself: `classes` and `tree` as JSON, recipe, data, licences."""
-    spec = specs.spec(recipe.dataset)
+    spec = recipe.spec
     return {
         "classes": json.dumps(list(spec.class_names)),
         "tree": json.dumps(hierarchy.to_json(tree)),
