@@ -310,6 +310,35 @@ def test_growing_from_python(package, tmp_path, monkeypatch, capsys):
     assert config["flags"]["limit"] == 100
 
 
+def test_growing_from_arrays(tmp_path):
+    """Two classes of 8x8, told apart by their left half; the tree knows their names again."""
+    import trunk_torch_ref
+
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    images = rng.integers(0, 60, (60, 8, 8), np.uint8)
+    images[labels == 1, :, :4] += 150
+    model = trunk_torch_ref.grow(
+        images=images / 255, labels=labels, classes=("dark", "bright"), out=tmp_path / "run",
+        epochs=3, batch_size=16, budget="200k",
+    )  # fmt: skip
+    assert model.classes == ("dark", "bright")
+    answer = trunk_torch_ref.load(tmp_path / "run").predict(images[:20])
+    assert answer.names.tolist() == ["dark", "bright"] * 10
+    with pytest.raises(ValueError, match="give images as well"):
+        trunk_torch_ref.grow(labels=labels)
+    with pytest.raises(ValueError, match="no image has the label 0"):
+        trunk_torch_ref.grow(images=images, labels=labels + 1, out=tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_name_on_the_hub_is_fetched(monkeypatch, model):
+    from data.inference import shipped
+
+    monkeypatch.setattr(shipped.hub, "fetch", lambda name: Path("/fetched") / name)
+    assert shipped.run_of("hub:someone/tree") == Path("/fetched/hub:someone/tree")
+
+
 def test_tensorboard_gets_the_numbers_of_each_epoch(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader

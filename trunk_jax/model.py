@@ -1,6 +1,6 @@
 """What a Python program uses: load a finished tree, ask it, grow one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ def load(run: str | Path) -> Model:
 
     Args:
       run: a run folder, or the name of a tree that comes with this software: `cifar10`, `emnist` or
-        `svhn`. A folder of such a name is called `./cifar10`.
+        `svhn`, or `hub:ORG/NAME` on the Hugging Face Hub. A folder called cifar10 is `./cifar10`.
 
     Raises:
       UserError: it is no finished run, or a file of it is damaged; it is a ValueError.
@@ -39,6 +39,11 @@ def load(run: str | Path) -> Model:
 
 def grow(
     *,
+    images: Any = None,
+    labels: Any = None,
+    classes: Sequence[str] | None = None,
+    test_images: Any = None,
+    test_labels: Any = None,
     init: Model | str | Path | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     **flags: Any,
@@ -48,6 +53,11 @@ def grow(
     Progress is shown on standard error.
 
     Args:
+      images: your own images, in place of `dataset`: uint8, or floats 0 to 1; [n, h, w] or
+        [n, h, w, c] with 1 or 3 channels. For a folder of images give `dataset=FOLDER`.
+      labels: whole numbers 0 to classes - 1, [n].
+      classes: their names; None: the numbers.
+      test_images, test_labels: the test split; None: a fixed, stratified fifth of the images.
       init: a finished tree to start from, as a model that `load` or `grow` gave or as its run
         folder: its tree is kept, and its weights are trained further.
       on_epoch: called after every epoch with its numbers, the row that `metrics.jsonl` gets:
@@ -80,5 +90,12 @@ def grow(
         if init.folder is None:
             raise UserError("init is a model that is in no run folder; take one that load gave")
         init = init.folder
-    options = train_options("jax", words_of(flags | {"init": init}))
+    data = None
+    if images is not None:
+        from data.images.datasets import of_arrays
+
+        data = of_arrays(images, labels, classes, test_images=test_images, test_labels=test_labels)
+    elif any(given is not None for given in (labels, classes, test_images, test_labels)):
+        raise UserError("labels, classes and test images go with images; give images as well")
+    options = train_options("jax", words_of(flags | {"init": init}), data)
     return carry_out(options, on_epoch=on_epoch, show=False, then=load)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from data.base.errors import UserError
+from data.run import hub
 
 FOLDER = Path(__file__).parents[2] / "checkpoints"  # beside our packages, in a clone and installed
 SHIPPED = {
@@ -13,7 +14,7 @@ SHIPPED = {
 
 
 def run_of(name: str | Path) -> Path:
-    """The run folder that a name means: one of `SHIPPED`, or a folder.
+    """The run folder that a name means: one of `SHIPPED`, one on the hub, or a folder.
 
     UserError if a tree of that name is not here, or there is no such folder.
 
@@ -30,6 +31,8 @@ def run_of(name: str | Path) -> Path:
                 "trees; take checkpoints/ of the repository, and name the folder"
             )
         return folder
+    if isinstance(name, str) and name.startswith(hub.PREFIX):
+        return hub.fetch(name)
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise UserError(
