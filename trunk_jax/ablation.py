@@ -124,7 +124,7 @@ def grow_tree(options: TrainOptions, others: list[Path]) -> dict[str, Any]:
     def grow(recipe: Any, splits: Any, classes: int, folder: Path, report: Any) -> Any:
         shared = share(folder, recipe, classes, others)
         if shared:
-            report.note(f"shared: {', '.join(shared)}")
+            report(stage="shared", note=", ".join(shared))
         return FRAMEWORK.grow(recipe, splits, classes, folder, report)
 
     with redirect_stdout(io.StringIO()):  # one table for all of them comes at the end
