@@ -93,11 +93,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--write", type=target, metavar="FILE", help="put it into a "
                         "Markdown file, between the "
                         f"lines {BEGIN} and {END} (default: print it)")  # fmt: skip
-    parser.add_argument("--published", type=Path, metavar="FILE", help="a JSON list of "
+    parser.add_argument("--published", metavar="FILE", help="a JSON list of "
                         "published classifiers to put beside the runs, such as "
                         "docs/published.json")  # fmt: skip
     options = parser.parse_args(arguments)
-    text = table([Path(run) for run in options.runs], options.published)
+    text = table([Path(run) for run in options.runs], options.published and Path(options.published))
     if options.write:
         insert(options.write, text)
     else:

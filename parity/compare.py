@@ -93,9 +93,9 @@ def main(arguments: list[str]) -> int:
     add("--input", metavar="SHAPE", action="append", required=True, help="a shape, as PyTorch's "
         "model takes it: 2x3x224x224, or 2x16:50 for whole numbers below 50; again for each "
         "further input")  # fmt: skip
-    add("--names", metavar="FILE", type=Path, help="JSON: which PyTorch layer is which JAX layer "
+    add("--names", metavar="FILE", help="JSON: which PyTorch layer is which JAX layer "
         "(default: found)")  # fmt: skip
-    add("--weights", metavar="FILE", type=Path, help="weights for the PyTorch model: safetensors, "
+    add("--weights", metavar="FILE", help="weights for the PyTorch model: safetensors, "
         "or a state_dict (default: as the function makes them)")  # fmt: skip
     add("--own-weights", action="store_true", help="leave the JAX model its own weights, and "
         "compare them too (default: it is given PyTorch's)")  # fmt: skip
@@ -112,14 +112,14 @@ def main(arguments: list[str]) -> int:
     )  # fmt: skip
     names = None
     if options.names:
-        names = reading.json_file(options.names)
+        names = reading.json_file(Path(options.names))
         if not isinstance(names, dict) or not all(isinstance(x, str) for x in names.values()):
             raise UserError(f"--names {options.names}: not an object of names")
     module = made(options.torch)
     if not isinstance(module, torch.nn.Module):
         raise UserError(f"{options.torch} gives a {type(module).__name__}, not a torch.nn.Module")
     if options.weights:
-        loaded(module, options.weights)
+        loaded(module, Path(options.weights))
     report = compare(
         module, made(options.jax), inputs, names, train=not options.evaluation,
         carry=not options.own_weights, layout=options.layout,

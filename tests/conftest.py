@@ -11,9 +11,7 @@ from jaxtyping import install_import_hook
 
 # Shapes and types that annotations state are checked at each call of these, in tests.
 CHECKED = (
-    "data.tree",
     "trunk_jax.layers",
-    "trunk_jax.nodes",
     "trunk_torch_ref.nodes",
 )
 install_import_hook(CHECKED, "typechecked.check")

@@ -48,7 +48,10 @@ def test_wrong_flags(tmp_path):
         ([], "--volatility"),
         ([*three, "--out", str(tmp_path / "out")], "exists; add --resume"),
         ([*three, "--out", str(tmp_path / "file")], "is a file"),
-        ([*three, "--dataset", "mnist", "--out", str(tmp_path / "new")], "is no dataset; give one of"),
+        (
+            [*three, "--dataset", "mnist", "--out", str(tmp_path / "new")],
+            "is no dataset; give one of",
+        ),
         ([*three, "--epochs", "0", "--out", str(tmp_path / "new")], "epochs is 0"),
     ):
         with pytest.raises(UserError, match=text):

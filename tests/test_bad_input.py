@@ -362,6 +362,8 @@ def test_measurements_predictions_and_metrics(run):
     writing.write_json(file, value)
     writing.write_json(other, parity)
     page = {
+        "recall": {},
+        "balanced": None,
         "name": "x", "summary": results.read_summary(run), "config": "", "licence": "",
         "manifest": runfolder.read_manifest(run), "pictures": {}, "others": [], "titles": {},
         "recipe": runfolder.read_json(run / "config.json")["recipe"],

@@ -82,7 +82,7 @@ def test_report_finds_the_parity_that_check_leaves_and_touches_no_checkpoint(
     from parity import check
 
     before = sorted(path for path in shipped.rglob("*"))
-    monkeypatch.setattr(check, "check_checkpoint", lambda *_: [equal("a", "same", 1, 1)])
+    monkeypatch.setattr(check, "check_checkpoint", lambda *_, **__: [equal("a", "same", 1, 1)])
     monkeypatch.setattr(check.processes, "prepare_process", lambda: None)
     monkeypatch.setattr(check.torch, "set_num_threads", lambda _: None)
     monkeypatch.setattr("trunk_jax.pictures.run.load_of_run", _no_images)

@@ -250,7 +250,7 @@ def test_interval():
 def test_card_says_what_is_not_official(run, tmp_path):
     about = runfolder.read_json(run / "manifest.json")
     about["dataset"]["images"] = {"train": 70, "validation": 20, "test": 10}
-    recipe = replace(runfolder.read_recipe(run), dataset="svhn", limit=0)
+    recipe = replace(runfolder.read_recipe(run), dataset="svhn", limit=0, data=None)
     from data.recipes import recipe as recipes
 
     config = runfolder.read_config(run) | {"recipe": recipes.to_json(recipe)}

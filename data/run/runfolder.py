@@ -81,7 +81,7 @@ def create(path: Path, config: dict[str, Any], resume: bool) -> bool:
         if "settings" not in old:  # it was not kept, or the framework was another (parity.convert)
             new.pop("settings", None)
         if "data" not in old.get("recipe", {}):  # of a run from before datasets were values
-            new["recipe"].pop("data", None)
+            new.get("recipe", {}).pop("data", None)
         different = differences(new, old)
         if different:
             raise UserError(
