@@ -18,7 +18,7 @@ from data.base.parser import Parser, target
 from data.base.writing import save_json
 from data.recipes import recipe as recipes
 from data.run import derived
-from parity.checks import baselines, exported_nodes, faults, modes, optimisers, processes, report
+from parity.checks import baselines, faults, modes, optimisers, processes, report
 from parity.checks.checkpoint import check_checkpoint
 from parity.checks.lowpower import check_background
 from parity.checks.nodes import check_node
@@ -86,6 +86,8 @@ def baseline_tasks(which: str, seed: int) -> list[Task]:
 
 def exported_tasks(seed: int) -> list[Task]:
     """Each kind of node network as ONNX in onnxruntime."""
+    from parity.checks import exported_nodes  # it needs packages of an optional extra
+
     return [Task(f.name, exported_nodes.check_node, (f, seed)) for f in FAMILIES]
 
 
@@ -158,10 +160,10 @@ def main(arguments: list[str] | None = None) -> int:
         need("onnx", "onnxruntime")
     if not 1 <= options.jobs <= 256 or options.seed < 0:
         raise UserError("--jobs must be 1 to 256 and --seed 0 or more")
-    if options.list:
-        print("\n".join(task.name for task in _work(options)))
-        return 0
     work = _work(options)
+    if options.list:
+        print("\n".join(task.name for task in work))
+        return 0
     backend.start()
     torch_settings.apply()
     if options.self_test:
@@ -178,12 +180,8 @@ def main(arguments: list[str] | None = None) -> int:
         checks = check_checkpoint(
             Path(options.checkpoint), options.data_dir, onnxruntime=options.runtime is not None
         )
-    elif options.runtime:
-        checks = run(exported_tasks(options.seed), options.jobs)
-    elif options.baselines:
-        checks = run(work, options.jobs, fresh=True)
     else:
-        checks = run(work, options.jobs)
+        checks = run(work, options.jobs, fresh=options.baselines is not None)
     report.print_table(checks)
     costs = _costs(options)
     report.print_costs(costs)
@@ -208,11 +206,14 @@ def _work(options: argparse.Namespace) -> list[Task]:
                         "--self-test have none")  # fmt: skip
     if options.baselines and options.quick:
         raise UserError("--quick is of the TRUNK's checks; of baselines take --baselines small")
-    work = (
-        baseline_tasks(options.baselines, options.seed)
-        if options.baselines
-        else tasks(options.seed)
-    )
+    if options.runtime and options.quick:
+        raise UserError("--quick is of the TRUNK's checks; with --runtime choose by --only")
+    if options.checkpoint or options.self_test:
+        return []
+    if options.baselines:
+        work = baseline_tasks(options.baselines, options.seed)
+    else:
+        work = (exported_tasks if options.runtime else tasks)(options.seed)
     if options.quick:
         work = quick(work)
     for name in options.only or ():

@@ -108,6 +108,29 @@ def test_nothing_loads_the_other_framework_by_a_detour(package, absent):
     assert done.stdout.split() == []
 
 
+def test_no_command_needs_an_optional_package_to_start():
+    """`make demo` installs no extra: each command loads without what extras bring."""
+    commands = [
+        f"{package}.{file.stem}"
+        for package in ("data", "trunk_jax", "trunk_torch_ref", "parity")
+        for file in sorted((ROOT / package).glob("*.py"))
+        if not file.stem.startswith("__")
+    ]
+    commands += ["trunk_jax.pictures.__main__", "parity.study.__main__", "parity.checks.checkpoint"]
+    extras = ("onnx", "onnxruntime", "huggingface_hub", "tensorboard", "transformers", "beartype",
+              "hypothesis")  # fmt: skip
+    code = (
+        "import importlib, sys\n"
+        f"sys.modules.update(dict.fromkeys({extras}))\n"
+        f"for name in {commands}: importlib.import_module(name)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 # --- the house: no circle of imports, and none that runs back up
 
 HOUSE = ("data", "trunk_jax", "trunk_torch_ref", "parity")
