@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data.base import reading, tables
+from data.base import tables
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
 from data.base.writing import save_bytes
-from data.run import results, runfolder
+from data.run import results
 from data.tree.interval import interval
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
@@ -16,10 +16,6 @@ COLUMNS = (
     "data", "network", "test accuracy, % (95 % interval)", "right",
     "multiply-adds of an image", "parameters an image meets",
 )  # fmt: skip
-_PUBLISHED: reading.Form = {
-    "data": str, "network": str, "correct": int, "total": int, "multiply_adds": float,
-    "parameters": float,
-}  # fmt: skip
 
 
 def row(summary: dict[str, Any]) -> tuple[str, ...]:
@@ -50,24 +46,14 @@ def table(runs: list[Path], published: Path | None = None) -> str:
     stand above its first run; those of datasets without a run are left out.
     """
     rows = [row(results.read_summary(run)) for run in runs]
-    others = [_row(one["data"], one["network"], one, one) for one in _published(published)]
+    known = [] if published is None else results.read_published(published)
+    others = [_row(one["data"], one["network"], one, one) for one in known]
     result = []
     for number, mine in enumerate(rows):
         if mine[0] not in (before[0] for before in rows[:number]):
             result += [other for other in others if other[0] == mine[0]]
         result.append(mine)
     return tables.markdown(COLUMNS, result)
-
-
-def _published(file: Path | None) -> list[dict[str, Any]]:
-    if file is None:
-        return []
-    found = runfolder.read_json(file)
-    try:
-        reading.need(found, [_PUBLISHED])
-    except ValueError as error:
-        raise UserError(f"{file} has another form than docs/published.json ({error})") from None
-    return found
 
 
 def insert(file: Path, text: str) -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -331,3 +332,38 @@ def test_the_page_fits_and_is_silent(finished, tmp_path, scheme, back):
     assert "CONSOLE" not in ran.stderr
     found = re.findall(r"\[(\d+) (\d+) (\d+) (\d+) rgb\((.*?)\)\]", ran.stdout)
     assert found == [(width, "0", "0", "0", back) for width in ("1280", "390")]
+
+
+# --- accuracy against cost, with what others have published
+
+
+def test_runs_and_published_points_stand_where_they_were_measured(tmp_path):
+    from data import table
+    from trunk_jax.pictures.accuracy_cost import SINGLE, TREE, accuracy_cost, point
+
+    root = Path(__file__).parents[1]
+    runs = [root / "checkpoints" / f"cifar10-efficient{more}" for more in ("", "-monolith")]
+    known = results.read_published(root / "docs" / "published.json")
+    tree, single = map(point, runs)
+    assert (tree.kind, tree.correct, single.kind, single.correct) == (TREE, 9077, SINGLE, 9085)
+    drawing = accuracy_cost([tree, single], "title")
+    marks = [line for line in drawing.axes[0].lines if line.get_marker() in "oD"]
+    at = [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in marks]
+    assert at == [
+        pytest.approx((40.4158, 90.77), abs=1e-3),
+        pytest.approx((40.416, 90.85), abs=1e-3),
+    ]
+    rows = table.table(runs, root / "docs" / "published.json").splitlines()[2:]
+    assert [row.split("|")[2].split("(")[0].strip() for row in rows] == [
+        "published tree", "our tree, 3 nodes", "one network",
+    ]  # fmt: skip
+    assert "81.53 (80.76 to 82.28)" in rows[0]
+    words = [*map(str, runs), "--published", str(root / "docs" / "published.json")]
+    command.main([*words, "--out", str(tmp_path)])
+    assert (tmp_path / "accuracy-cost.svg").is_file()
+    with pytest.raises(UserError, match="name two or more RUNs"):
+        command.main([str(runs[0]), *words[2:]])
+    for wrong in ([known[0] | {"correct": 10**6}], [{"data": "x"}], {}):
+        writing.write_json(tmp_path / "wrong.json", wrong)
+        with pytest.raises(UserError, match="another form"):
+            results.read_published(tmp_path / "wrong.json")

@@ -222,3 +222,28 @@ def weakest(recall: dict[str, dict[str, Any]], most: int = 3) -> str:
 def _counts(true: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
     correct = int((true == predicted).sum())
     return {"accuracy": correct / len(true), "correct": correct, "total": len(true)}
+
+
+# --- classifiers that others have published
+
+_PUBLISHED: reading.Form = {
+    "data": str, "network": str, "correct": int, "total": int, "multiply_adds": float,
+    "parameters": float,
+}  # fmt: skip
+
+
+def read_published(file: Path) -> list[dict[str, Any]]:
+    """The classifiers of a JSON list such as docs/published.json. UserError for another form.
+
+    An entry: `{"data": "CIFAR-10", "network": "published tree (vgg)", "correct": 8153, "total":
+    10000, "multiply_adds": 101e6, "parameters": 310e3}`.
+    """
+    found = reading.json_file(file)
+    try:
+        reading.need(found, [_PUBLISHED])
+        for row in found:
+            if not 0 <= row["correct"] <= row["total"] or row["total"] < 1:
+                raise ValueError(f"{row['data']} counts what cannot be")
+    except ValueError as error:
+        raise UserError(f"{file} has another form than docs/published.json ({error})") from None
+    return found

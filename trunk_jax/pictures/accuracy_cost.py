@@ -7,19 +7,13 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from data.base import reading
-from data.base.errors import UserError
-from data.run import results, runfolder
+from data.run import results
 from data.tree.interval import interval
 from trunk_jax.pictures.style import BLUE, INK, LINE, ORANGE, figure, styled
 
 TREE, SINGLE, PUBLISHED = "tree of ours", "one network", "published tree"
 _MARKS = {TREE: "o", SINGLE: "D", PUBLISHED: "s"}
 _COLOURS = (BLUE, ORANGE, "#2b8a57", "#7c3aed", "#0e7490", "#b42318")
-_POINT: reading.Form = {
-    "data": str, "network": str, "correct": int, "total": int, "multiply_adds": float,
-    "parameters": float,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,19 +37,10 @@ def point(run: Path) -> Point:
 
 
 def published(file: Path) -> list[Point]:
-    """Points of published trees, from a JSON list. UserError if it has another form.
-
-    Example of an entry: `{"data": "CIFAR-10", "network": "published tree", "correct": 8153,
-    "total": 10000, "multiply_adds": 1.01e8, "parameters": 3.1e5}`.
-    """
-    rows = runfolder.read_json(file)
-    try:
-        reading.need(rows, [_POINT])
-    except ValueError as error:
-        raise UserError(f"{file} does not hold points ({error})") from None
+    """Points of published trees (`results.read_published`)."""
     return [
         Point(row["data"], PUBLISHED, row["correct"], row["total"], row["multiply_adds"])
-        for row in rows
+        for row in results.read_published(file)
     ]
 
 
