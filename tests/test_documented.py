@@ -103,9 +103,7 @@ class Parsed(BaseException):
 @pytest.mark.filterwarnings("ignore:.* found in sys.modules:RuntimeWarning")  # of runpy
 @pytest.mark.parametrize("command", ALL, ids=str)
 def test_its_flags_exist(command, tmp_path, monkeypatch):
-    for name in ("gpu.zip", "piece.zip"):
-        (tmp_path / name).touch()
-    words = [word for one in itertools.islice(filled(command, tmp_path), 1) for word in one]
+    words = next(filled(command, tmp_path))
     parse = argparse.ArgumentParser.parse_args
 
     def parsed(self, *arguments, **more):
@@ -127,7 +125,7 @@ def test_its_flags_exist(command, tmp_path, monkeypatch):
 def filled(command, folder):
     """The command as words, with things of this machine for what a page leaves to the reader.
 
-    A variable of a loop in a shell gives one line for each of its first two values.
+    A variable of a loop in a shell gives a line for some of its values.
     """
     fill = {
         "RUN": "runs/demo", "TREE": "checkpoints/cifar10-efficient",
@@ -136,10 +134,7 @@ def filled(command, folder):
         "FILE.zip": "file.zip", "VARIANT": "plain", "LEVEL": "1", "{out}": "out",
         "NAME": "resnet50", "COMMAND": "true",
     }  # fmt: skip
-    loops = {
-        "$v": ["plain"], "$seed": ["0"], "$network": ["resnet", "monolith"],
-        "resnet|monolith": ["resnet"],
-    }  # fmt: skip
+    loops = {"$v": ["plain"], "$seed": ["0"], "$network": ["resnet", "monolith"]}
     used = [name for name in loops if name in command]
     for values in itertools.product(*(loops[name] for name in used)):
         text = command
