@@ -18,7 +18,8 @@ import random_trees
 import yaml
 
 from data.base.errors import UserError
-from data.run import hub, runfolder
+from data.inference import hub
+from data.run import runfolder
 from trunk_jax import export
 from trunk_jax.inference import route
 from trunk_jax.inference.load import load

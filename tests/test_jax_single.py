@@ -1,5 +1,6 @@
 """One image through one compiled program gives what a batch gives."""
 
+import jax.numpy as jnp
 import numpy as np
 
 from data.recipes import recipe
@@ -34,7 +35,7 @@ def grown():
 def balanced(tree, networks, images):
     """The networks with biases that give each output about its share of the images."""
     for node in tree.nodes:
-        x = images.astype(np.float32) / 255
+        x = jnp.asarray(images, jnp.float32) / 255
         for ancestor in hierarchy.ancestors(node):
             x = features(networks[ancestor], x)
         classifier = networks[node].params["classifier"][0]

@@ -4,6 +4,7 @@ import csv
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -211,7 +212,7 @@ def test_converted_networks_compute_the_same():
     network, module = pair(*FAMILIES[-1])
     x = np.random.default_rng(2).normal(size=(4, 8, 8, 1)).astype(np.float32)
     to_torch(randomised(network), module)
-    (_, ours), _ = apply(to_jax(module, network), x)
+    (_, ours), _ = apply(to_jax(module, network), jnp.asarray(x))
     with torch.no_grad():
         _, theirs = module.eval()(torch.tensor(x.transpose(0, 3, 1, 2)))
     # float32, sums of up to 512 positive terms: a few hundred roundings of 6e-8 at the worst

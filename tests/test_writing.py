@@ -201,7 +201,8 @@ def flags():
                     yield file.relative_to(ROOT), first.value, words
 
 
-READ = ("--file", "--recipe", "--weights", "--from")  # files that are read, not written
+# Files that are read, not written.
+READ = ("--file", "--recipe", "--weights", "--from", "--names", "--published")
 
 
 def test_every_flag_that_names_a_file_to_write_is_checked_beforehand():

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from data.base.errors import UserError
-from data.run import hub
+from data.inference import hub
 
 FOLDER = Path(__file__).parents[2] / "checkpoints"  # beside our packages, in a clone and installed
 SHIPPED = {

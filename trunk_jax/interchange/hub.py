@@ -8,7 +8,8 @@ import yaml
 
 from data.base import writing
 from data.base.errors import UserError
-from data.run import derived, hub, results
+from data.inference import hub
+from data.run import derived, results
 from trunk_jax.interchange import folder, onnx_export
 from trunk_jax.interchange.trained import CODE_LICENCE
 
