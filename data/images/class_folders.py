@@ -106,7 +106,7 @@ def _listed(root: Path, splits: dict[str, Path], left_out: tuple[str, ...]) -> L
         rows = listed.setdefault(split, [])
         for label, name in enumerate(classes):
             if name in found[split]:
-                rows += [(path, label) for path in _files(place / found[split][name], root)]
+                rows += [(path, label) for path in _files(place / name, root)]
     for label, name in enumerate(classes):
         if not any(label == other for _, other in listed[trained]):
             raise UserError(f"{where / name} holds no files; give the class images, or remove it")
@@ -134,13 +134,13 @@ def _about(file: Path) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(value.items()))
 
 
-def _folders(place: Path, root: Path) -> dict[str, str]:
-    """The folders in a folder: their names as they are compared, and as they are on disk."""
+def _folders(place: Path, root: Path) -> list[str]:
+    """The names of the folders in a folder, sorted."""
     entries = sorted(entry.name for entry in os.scandir(place) if entry.is_dir())
     names = [name for name in entries if not name.startswith(".")]
     for name in names:
         _need_inside(place / name, root)
-    return {name: name for name in names}
+    return names
 
 
 def _normal(name: str) -> str:
@@ -184,16 +184,13 @@ def _need_inside(path: Path, root: Path) -> None:
         raise UserError(f"{path} is a link out of {root}; copy what it leads to, or remove it")
 
 
-def decode(
-    found: Listing, name: str, shape: shapes.Asked, seen: Callable[[str], None] = lambda _: None
-) -> tuple[Arrays, dict[str, Any]]:
+def decode(found: Listing, name: str, shape: shapes.Asked) -> tuple[Arrays, dict[str, Any]]:
     """All images as arrays, and what is known of them: `spec` and `notes`, plain JSON.
 
     Args:
       found: the files.
       name: of the dataset.
       shape: what was asked for of size and channels.
-      seen: told of each file that is no image (for tests).
 
     Raises:
       UserError: too many files are no images; a split or a class is left without any.
