@@ -107,8 +107,11 @@ def timed(of: dict[str, Callable], images: np.ndarray, batch: int, repeats: int)
 def first_answers(folder: Path, image: np.ndarray, repeats: int) -> dict[str, Any]:
     """Seconds from a process's start to its end with one answer, and resident bytes, medians."""
     np.save(folder / "image.npy", image)
-    cases = {"onnx float32": (_FIRST, "float32.onnx"), "onnx int8": (_FIRST, "int8.onnx"),
-             NODE_BY_NODE: (_ON_DEMAND, "nodes")}  # fmt: skip
+    cases = {
+        "onnx float32": (_FIRST, "float32.onnx"),
+        "onnx int8": (_FIRST, "int8.onnx"),
+        NODE_BY_NODE: (_ON_DEMAND, "nodes"),
+    }
     cases = {name: case for name, case in cases.items() if (folder / case[1]).exists()}
     rows: dict[str, dict[str, list[float]]] = {n: {"seconds": [], "bytes": []} for n in cases}
     for _ in range(repeats):
@@ -117,8 +120,12 @@ def first_answers(folder: Path, image: np.ndarray, repeats: int) -> dict[str, An
             began = time.perf_counter()
             subprocess.run([sys.executable, "-c", code, *words], check=True)
             rows[name]["seconds"].append(time.perf_counter() - began)
-            done = subprocess.run([sys.executable, "-c", code + _MEMORY, *words], check=True,
-                                  capture_output=True, text=True)  # fmt: skip
+            done = subprocess.run(
+                [sys.executable, "-c", code + _MEMORY, *words],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
             rows[name]["bytes"].append(1024 * int(done.stdout))
     return {name: {key: median(v) for key, v in row.items()} for name, row in rows.items()}
 
@@ -150,18 +157,26 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 times = timed(mine, images, batch, repeats)
                 rows.append({"threads": threads, "batch": batch, "us": times})
         first = first_answers(folder, images[0], options.starts)
-    return {"run": str(run), "export": found, "times": rows, "first": first,
-            "cores": machine.cores()}  # fmt: skip
+    return {
+        "run": str(run),
+        "export": found,
+        "times": rows,
+        "first": first,
+        "cores": machine.cores(),
+    }
 
 
 def show(value: dict[str, Any]) -> None:
     """Two tables on standard output."""
     names = list(value["times"][0]["us"])
     rows = [
-        [str(row["threads"]), str(row["batch"]),
-         *(f"{row['us'][name]:,.0f}" if name in row["us"] else "" for name in names)]
+        [
+            str(row["threads"]),
+            str(row["batch"]),
+            *(f"{row['us'][name]:,.0f}" if name in row["us"] else "" for name in names),
+        ]
         for row in value["times"]
-    ]  # fmt: skip
+    ]
     title = "microseconds an image, median; ours in JAX takes one image at a time, on all cores"
     tables.print_table(title, ["threads", "batch", *names], rows)
     rows = [
@@ -182,8 +197,12 @@ def main(arguments: list[str] | None = None) -> None:
     add("run", metavar="RUN", help="the run folder")
     add("--batches", type=int, nargs="+", default=BATCHES, help="(default: %(default)s)")
     add("--threads", type=int, nargs="+", default=(1, 2), help="(default: %(default)s)")
-    add("--repeats", type=int, default=500, help="of one image; a batch of 16 has a 16th, and "
-        "at least 5 (default: %(default)s)")  # fmt: skip
+    add(
+        "--repeats",
+        type=int,
+        default=500,
+        help="of one image; a batch of 16 has a 16th, and at least 5 (default: %(default)s)",
+    )
     add("--starts", type=int, default=11, help="processes (default: %(default)s)")
     add("--data-dir", help="folder of prepared TFDS datasets (default: the run's own)")
     add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")

@@ -50,9 +50,15 @@ Round = Callable[[], float]
 def prepare(case: Case, form: str, folder: Path) -> Round:
     """The function that times one round of the case; all that is compiled is compiled here."""
     kinds = {
-        "step": _step, "forward": _forward, "node": _node, "epoch": _epoch, "deep": _epoch,
-        "tree": _tree, "image": _image, "grow": _grow,
-    }  # fmt: skip
+        "step": _step,
+        "forward": _forward,
+        "node": _node,
+        "epoch": _epoch,
+        "deep": _epoch,
+        "tree": _tree,
+        "image": _image,
+        "grow": _grow,
+    }
     with _arithmetic(case):
         run = kinds[case.kind](case, form, folder)
 
@@ -152,9 +158,16 @@ def _node(case: Case, form: str, folder: Path) -> Round:
 
     def run():
         return fit.fit(
-            recipe, phase, "root/class", network, train, check,
-            restore=lambda *_: None, save=lambda *_: None, report=lambda **_: None,
-        ).network.params  # fmt: skip
+            recipe,
+            phase,
+            "root/class",
+            network,
+            train,
+            check,
+            restore=lambda *_: None,
+            save=lambda *_: None,
+            report=lambda **_: None,
+        ).network.params
 
     return partial(_timed, run, EPOCH_BATCHES * STEP_BATCH)
 

@@ -20,8 +20,13 @@ from trunk_jax.machine import xla
 FILE = Path(__file__).parent / "sweep.toml"
 PLATFORMS = ("any", "cpu", "gpu")
 _VARIANT: reading.Form = {
-    "platform": str, "expect": str, "why": str, "flags?": str, "channels?": int, "one_pass?": bool,
-}  # fmt: skip
+    "platform": str,
+    "expect": str,
+    "why": str,
+    "flags?": str,
+    "channels?": int,
+    "one_pass?": bool,
+}
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,15 @@ def measured(variant: Variant, options: Any) -> list[dict[str, Any]]:
                 first = time.perf_counter() - began
                 times = [run() for _ in range(options.rounds)]
                 seconds = statistics.median(times)
-                rows.append({"batch": batch, "precision": precision, "first_s": first,
-                             "seconds": seconds, "rounds": times})  # fmt: skip
+                rows.append(
+                    {
+                        "batch": batch,
+                        "precision": precision,
+                        "first_s": first,
+                        "seconds": seconds,
+                        "rounds": times,
+                    }
+                )
     return rows
 
 
@@ -83,14 +95,25 @@ def main(arguments: list[str] | None = None) -> None:
     add("--pair", default="cifar10-vgg", metavar="DATASET-BACKBONE", help="(default: %(default)s)")
     add("--kind", choices=("step", "forward"), default="step", help="(default: %(default)s)")
     add("--batches", nargs="+", type=int, default=[128, 2048], help="(default: 128 2048)")
-    add("--precisions", nargs="+", default=["float32", "bfloat16"], choices=("float32", "tf32",
-        "bfloat16"), help="(default: float32 bfloat16)")  # fmt: skip
+    add(
+        "--precisions",
+        nargs="+",
+        default=["float32", "bfloat16"],
+        choices=("float32", "tf32", "bfloat16"),
+        help="(default: float32 bfloat16)",
+    )
     add("--rounds", type=int, default=5, help="of each (default: %(default)s)")
     add("--steps", type=int, help="in a program (default: the benchmark's own)")
-    add("--any-platform", action="store_true", help="measure where the switch does nothing too "
-        "(default: off)")  # fmt: skip
-    add("--list", action="store_true", help="print the variants and what is expected of them "
-        "(default: off)")  # fmt: skip
+    add(
+        "--any-platform",
+        action="store_true",
+        help="measure where the switch does nothing too (default: off)",
+    )
+    add(
+        "--list",
+        action="store_true",
+        help="print the variants and what is expected of them (default: off)",
+    )
     add("--json", type=target, metavar="FILE", help="write the result to FILE (default: none)")
     options = parser.parse_args(arguments)
     if options.list:
@@ -112,12 +135,19 @@ def main(arguments: list[str] | None = None) -> None:
         ours.STEPS = ours.ACCELERATED_STEPS = options.steps
     rows = measured(variant, options)
     for row in rows:
-        print(f"{variant.name}, {options.pair}, batch {row['batch']}, {row['precision']}: first "
-              f"call {row['first_s']:.1f} s, {1e6 * row['seconds']:.2f} us an image")  # fmt: skip
+        print(
+            f"{variant.name}, {options.pair}, batch {row['batch']}, {row['precision']}: first "
+            f"call {row['first_s']:.1f} s, {1e6 * row['seconds']:.2f} us an image"
+        )
     if options.json:
-        value = {"variant": variant.name, "pair": options.pair, "kind": options.kind,
-                 "platform": platform, "xla_flags": os.environ.get("XLA_FLAGS", ""),
-                 "rows": rows}  # fmt: skip
+        value = {
+            "variant": variant.name,
+            "pair": options.pair,
+            "kind": options.kind,
+            "platform": platform,
+            "xla_flags": os.environ.get("XLA_FLAGS", ""),
+            "rows": rows,
+        }
         writing.save_json(options.json, value)
 
 

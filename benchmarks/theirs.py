@@ -46,9 +46,13 @@ Round = Callable[[], float]
 def prepare(case: Case, form: str, folder: Path) -> Round:
     """The function that times one round of the case in a form; compiled forms compile here."""
     kinds = {
-        "step": _step, "forward": _forward, "node": _node, "tree": _tree, "image": _image,
+        "step": _step,
+        "forward": _forward,
+        "node": _node,
+        "tree": _tree,
+        "image": _image,
         "grow": _epoch,
-    }  # fmt: skip
+    }
     with _arithmetic(case):
         run = kinds[case.kind](case, form, folder)
 
@@ -160,9 +164,16 @@ def _source(pixels: np.ndarray, right: np.ndarray) -> Source:
 
 def _one_epoch(case: Case, recipe: Recipe, train: Source, check: Source) -> None:
     fit(
-        recipe, replace(recipe.root.class_phase, epochs=1), "root/class", _root(case, "eager"),
-        train, check, restore=lambda *_: None, save=lambda *_: None, report=lambda **_: None,
-    )  # fmt: skip
+        recipe,
+        replace(recipe.root.class_phase, epochs=1),
+        "root/class",
+        _root(case, "eager"),
+        train,
+        check,
+        restore=lambda *_: None,
+        save=lambda *_: None,
+        report=lambda **_: None,
+    )
 
 
 def _tree(case: Case, form: str, folder: Path) -> Round:
@@ -189,9 +200,13 @@ def _image(case: Case, form: str, folder: Path) -> Round:
             return networks[node]
         name = tree.names[node]
         made = nodes.build(
-            case.dataset, case.backbone, name, shapes[node], tree.width(node),
+            case.dataset,
+            case.backbone,
+            name,
+            shapes[node],
+            tree.width(node),
             faults=recipe.faults,
-        )  # fmt: skip
+        )
         made.load_state_dict(torch.load(folder / f"{name}.pt", weights_only=True))
         return made.to(where()).eval()
 

@@ -17,9 +17,18 @@ from data.training import growth
 from data.tree import hierarchy, selection
 
 COLUMNS = (
-    "data", "recipe", "backbone", "framework", "seed", "nodes", "root's groups", "root alone, %",
-    "monolith, %", "tree, %", "tree - monolith or root, points",
-)  # fmt: skip
+    "data",
+    "recipe",
+    "backbone",
+    "framework",
+    "seed",
+    "nodes",
+    "root's groups",
+    "root alone, %",
+    "monolith, %",
+    "tree, %",
+    "tree - monolith or root, points",
+)
 MONOLITH = "monolith"
 
 
@@ -75,9 +84,13 @@ def _key(run: Path) -> tuple[Any, ...]:
     recipe, config = runfolder.read_recipe(run), runfolder.read_config(run)
     flags = config["flags"]
     return (
-        config["framework"], config["dataset_sha256"], recipe.name, recipe.seed, recipe.limit,
+        config["framework"],
+        config["dataset_sha256"],
+        recipe.name,
+        recipe.seed,
+        recipe.limit,
         flags.get("epochs"),
-    )  # fmt: skip
+    )
 
 
 def rows(runs: list[Path]) -> list[dict[str, Any]]:
@@ -99,10 +112,18 @@ def table(found: list[dict[str, Any]]) -> str:
     for each in found:
         cut = "".join(f", {key} {each[key]}" for key in ("epochs", "limit") if each[key])
         cells = (
-            each["data"], each["recipe"] + cut, each["backbone"], each["framework"],
-            str(each["seed"]), str(each["nodes"]), each["in_words"], percent(each["root_alone"]),
-            percent(each["monolith"]), percent(each["tree"]), f"{100 * each['difference']:+.2f}",
-        )  # fmt: skip
+            each["data"],
+            each["recipe"] + cut,
+            each["backbone"],
+            each["framework"],
+            str(each["seed"]),
+            str(each["nodes"]),
+            each["in_words"],
+            percent(each["root_alone"]),
+            percent(each["monolith"]),
+            percent(each["tree"]),
+            f"{100 * each['difference']:+.2f}",
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -116,10 +137,16 @@ def main(arguments: list[str] | None = None) -> None:
         "and framework if that is among the runs.",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders")
-    parser.add_argument("--write", type=target, metavar="FILE", help="put it into a Markdown file, "
-                        "between two marks, as data.table does (default: print it)")  # fmt: skip
-    parser.add_argument("--json", type=target, metavar="FILE", help="also write the rows to FILE "
-                        "(default: none)")  # fmt: skip
+    parser.add_argument(
+        "--write",
+        type=target,
+        metavar="FILE",
+        help="put it into a Markdown file, "
+        "between two marks, as data.table does (default: print it)",
+    )
+    parser.add_argument(
+        "--json", type=target, metavar="FILE", help="also write the rows to FILE (default: none)"
+    )
     options = parser.parse_args(arguments)
     found = rows([Path(run) for run in options.runs])
     if options.write:

@@ -13,9 +13,13 @@ from data.tree.interval import interval
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 COLUMNS = (
-    "data", "network", "test accuracy, % (95 % interval)", "right",
-    "multiply-adds of an image", "parameters an image meets",
-)  # fmt: skip
+    "data",
+    "network",
+    "test accuracy, % (95 % interval)",
+    "right",
+    "multiply-adds of an image",
+    "parameters an image meets",
+)
 
 
 def row(summary: dict[str, Any]) -> tuple[str, ...]:
@@ -76,12 +80,21 @@ def main(arguments: list[str] | None = None) -> None:
         description="The results of finished runs as a Markdown table, from their summary.json.",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders")
-    parser.add_argument("--write", type=target, metavar="FILE", help="put it into a "
-                        "Markdown file, between the "
-                        f"lines {BEGIN} and {END} (default: print it)")  # fmt: skip
-    parser.add_argument("--published", metavar="FILE", help="a JSON list of "
-                        "published classifiers to put beside the runs, such as "
-                        "docs/published.json")  # fmt: skip
+    parser.add_argument(
+        "--write",
+        type=target,
+        metavar="FILE",
+        help="put it into a "
+        "Markdown file, between the "
+        f"lines {BEGIN} and {END} (default: print it)",
+    )
+    parser.add_argument(
+        "--published",
+        metavar="FILE",
+        help="a JSON list of "
+        "published classifiers to put beside the runs, such as "
+        "docs/published.json",
+    )
     options = parser.parse_args(arguments)
     text = table([Path(run) for run in options.runs], options.published and Path(options.published))
     if options.write:

@@ -78,10 +78,16 @@ def lines(value: dict[str, Any]) -> list[str]:
     low, high = (100 * end for end in value["interval"])
     rows = [f"{value['dataset']}, {value['images']:,} test images"]
     cells = [
-        [name, tables.percent(run["correct"] / value["images"]), f"{run['correct']:,}",
-         f"{run['mean_multiply_adds'] / 1e6:.1f}", run["network"], run["folder"]]
+        [
+            name,
+            tables.percent(run["correct"] / value["images"]),
+            f"{run['correct']:,}",
+            f"{run['mean_multiply_adds'] / 1e6:.1f}",
+            run["network"],
+            run["folder"],
+        ]
         for name, run in zip("AB", value["runs"], strict=True)
-    ]  # fmt: skip
+    ]
     columns = ("", "accuracy", "right", "multiply-adds, M", "network", "run")
     table = tables.text(columns, cells, left=(0, 4, 5), width=98)
     rows += [f"  {line}" for line in table.splitlines()]
@@ -103,8 +109,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("a", metavar="RUN", help="a run folder")
     parser.add_argument("b", metavar="RUN", help="another")
-    parser.add_argument("--json", type=target, metavar="FILE", help="also write the result to FILE "
-                        "(default: none)")  # fmt: skip
+    parser.add_argument(
+        "--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)"
+    )
     options = parser.parse_args(arguments)
     value = compare(Path(options.a), Path(options.b))
     print("\n".join(lines(value)))

@@ -52,11 +52,14 @@ def tasks(seed: int) -> list[Task]:
     families = {family.name: family for family in FAMILIES}
     ours, published = (small_recipe(faults=faults) for faults in (False, True))
     result = [
-        Task("a whole tree, the release's faults on", check_tree,
-             (published, "digits tree, the release's faults on")),
+        Task(
+            "a whole tree, the release's faults on",
+            check_tree,
+            (published, "digits tree, the release's faults on"),
+        ),
         Task("a whole tree", check_tree, (ours, "digits tree")),
         Task("a whole tree, joint", check_tree, (joint_recipe(), "digits tree, trained jointly")),
-    ]  # fmt: skip
+    ]
     result += [
         Task(f"{framework}'s program, {case}", check_program, (framework, case))
         for framework in ("jax", "torch")
@@ -129,29 +132,66 @@ def main(arguments: list[str] | None = None) -> int:
         description="Compare the JAX and the PyTorch TRUNK: networks, training, decisions.",
     )
     add = parser.add_argument
-    add("--checkpoint", metavar="RUN", help="check a trained tree on its dataset's test split "
-        "instead (default: none)")  # fmt: skip
-    add("--runtime", choices=("onnxruntime",), help="check it as ONNX in this runtime too: the "
-        "tree of --checkpoint; without one, each kind of node network (default: none)")  # fmt: skip
-    add("--self-test", action="store_true", help="plant faults one at a time and see that each "
-        "is caught (default: off)")  # fmt: skip
-    add("--modes", action="store_true", help="add a table of what TF32 (on a GPU) and bfloat16 "
-        "cost (default: on a GPU only)")  # fmt: skip
-    add("--baselines", nargs="?", const="full", choices=("full", "small"), help="check the "
+    add(
+        "--checkpoint",
+        metavar="RUN",
+        help="check a trained tree on its dataset's test split instead (default: none)",
+    )
+    add(
+        "--runtime",
+        choices=("onnxruntime",),
+        help="check it as ONNX in this runtime too: the "
+        "tree of --checkpoint; without one, each kind of node network (default: none)",
+    )
+    add(
+        "--self-test",
+        action="store_true",
+        help="plant faults one at a time and see that each is caught (default: off)",
+    )
+    add(
+        "--modes",
+        action="store_true",
+        help="add a table of what TF32 (on a GPU) and bfloat16 cost (default: on a GPU only)",
+    )
+    add(
+        "--baselines",
+        nargs="?",
+        const="full",
+        choices=("full", "small"),
+        help="check the "
         "monolithic models instead: at their published sizes, or, in a minute or two, small "
-        "ones of the same kinds (default: off)")  # fmt: skip
-    add("--only", metavar="NAME", action="append", help="only the tasks of this name or with this "
-        "in their names; again for more (default: all)")  # fmt: skip
+        "ones of the same kinds (default: off)",
+    )
+    add(
+        "--only",
+        metavar="NAME",
+        action="append",
+        help="only the tasks of this name or with this "
+        "in their names; again for more (default: all)",
+    )
     add("--list", action="store_true", help="print the tasks' names and do nothing (default: off)")
-    add("--quick", action="store_true", help="the nodes for digits, which are of each kind, "
-        "the optimisers and the likelihood; no training (default: off)")  # fmt: skip
+    add(
+        "--quick",
+        action="store_true",
+        help="the nodes for digits, which are of each kind, "
+        "the optimisers and the likelihood; no training (default: off)",
+    )
     add("--seed", type=int, default=0, help="of weights and inputs (default: %(default)s)")
-    add("--jobs", type=int, default=machine.cores(), help="processes (default: the "
-        "number of cores, %(default)s)")  # fmt: skip
-    add("--data-dir", help="folder of prepared TFDS datasets, for --checkpoint (default: the "
-        "run's own)")  # fmt: skip
-    add("--out", help="folder for report.json and report.html (default: runs/parity; of "
-        "--checkpoint runs/<the run's name>/parity, where report looks for it)")  # fmt: skip
+    add(
+        "--jobs",
+        type=int,
+        default=machine.cores(),
+        help="processes (default: the number of cores, %(default)s)",
+    )
+    add(
+        "--data-dir",
+        help="folder of prepared TFDS datasets, for --checkpoint (default: the run's own)",
+    )
+    add(
+        "--out",
+        help="folder for report.json and report.html (default: runs/parity; of "
+        "--checkpoint runs/<the run's name>/parity, where report looks for it)",
+    )
     add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     options = parser.parse_args(arguments)
     if options.runtime and (options.self_test or options.baselines):
@@ -202,8 +242,9 @@ def _work(options: argparse.Namespace) -> list[Task]:
     if (options.checkpoint or options.self_test) and (
         options.only or options.list or options.quick
     ):
-        raise UserError("--only, --list and --quick choose among tasks; --checkpoint and "
-                        "--self-test have none")  # fmt: skip
+        raise UserError(
+            "--only, --list and --quick choose among tasks; --checkpoint and --self-test have none"
+        )
     if options.baselines and options.quick:
         raise UserError("--quick is of the TRUNK's checks; of baselines take --baselines small")
     if options.runtime and options.quick:
@@ -222,19 +263,21 @@ def _work(options: argparse.Namespace) -> list[Task]:
     if options.only:
         exact = {task.name for task in work} & set(options.only)
         work = [
-            task for task in work
+            task
+            for task in work
             if task.name in exact or any(n in task.name for n in options.only if n not in exact)
-        ]  # fmt: skip
+        ]
     return work
 
 
 def quick(work: Sequence[Task]) -> list[Task]:
     """The nodes for digits, which are of each kind, the optimisers and the likelihood."""
     return [
-        task for task in work
+        task
+        for task in work
         if task.run in (optimisers.check_phase, check_likelihood)
         or (task.run is check_node and task.arguments[0].dataset == "digits")
-    ]  # fmt: skip
+    ]
 
 
 def _costs(options: argparse.Namespace) -> list[modes.Cost]:

@@ -51,8 +51,9 @@ def example(text: str, seed: int) -> torch.Tensor:
     """
     match = re.fullmatch(r"(\d+(?:x\d+)*)(?::(\d+))?", text)
     if match is None:
-        raise UserError(f"--input {text}: write a shape like 2x3x224x224, or 2x16:50 for whole "
-                        "numbers below 50")  # fmt: skip
+        raise UserError(
+            f"--input {text}: write a shape like 2x3x224x224, or 2x16:50 for whole numbers below 50"
+        )
     shape = tuple(int(size) for size in match[1].split("x"))
     generator = torch.Generator().manual_seed(seed)
     if match[2]:
@@ -88,28 +89,53 @@ def main(arguments: list[str]) -> int:
     )
     add = parser.add_argument
     add("torch", metavar="TORCH", help="module:function that gives the torch.nn.Module")
-    add("jax", metavar="JAX", help="module:function that gives the Flax NNX module, or (function, "
-        "parameters)")  # fmt: skip
-    add("--input", metavar="SHAPE", action="append", required=True, help="a shape, as PyTorch's "
+    add(
+        "jax",
+        metavar="JAX",
+        help="module:function that gives the Flax NNX module, or (function, parameters)",
+    )
+    add(
+        "--input",
+        metavar="SHAPE",
+        action="append",
+        required=True,
+        help="a shape, as PyTorch's "
         "model takes it: 2x3x224x224, or 2x16:50 for whole numbers below 50; again for each "
-        "further input")  # fmt: skip
-    add("--names", metavar="FILE", help="JSON: which PyTorch layer is which JAX layer "
-        "(default: found)")  # fmt: skip
-    add("--weights", metavar="FILE", help="weights for the PyTorch model: safetensors, "
-        "or a state_dict (default: as the function makes them)")  # fmt: skip
-    add("--own-weights", action="store_true", help="leave the JAX model its own weights, and "
-        "compare them too (default: it is given PyTorch's)")  # fmt: skip
-    add("--evaluation", action="store_true", help="evaluation alone: no train mode, no gradients "
-        "(default: all)")  # fmt: skip
-    add("--layout", choices=LAYOUTS, default="found", help="how images reach the JAX model "
-        "(default: %(default)s)")  # fmt: skip
+        "further input",
+    )
+    add(
+        "--names",
+        metavar="FILE",
+        help="JSON: which PyTorch layer is which JAX layer (default: found)",
+    )
+    add(
+        "--weights",
+        metavar="FILE",
+        help="weights for the PyTorch model: safetensors, "
+        "or a state_dict (default: as the function makes them)",
+    )
+    add(
+        "--own-weights",
+        action="store_true",
+        help="leave the JAX model its own weights, and "
+        "compare them too (default: it is given PyTorch's)",
+    )
+    add(
+        "--evaluation",
+        action="store_true",
+        help="evaluation alone: no train mode, no gradients (default: all)",
+    )
+    add(
+        "--layout",
+        choices=LAYOUTS,
+        default="found",
+        help="how images reach the JAX model (default: %(default)s)",
+    )
     add("--seed", type=int, default=0, help="of the input (default: %(default)s)")
     add("--html", type=target, metavar="FILE", help="also write a page (default: none)")
     add("--json", type=target, metavar="FILE", help="also write the result (default: none)")
     options = parser.parse_args(arguments)
-    inputs = tuple(
-        example(text, options.seed + place) for place, text in enumerate(options.input)
-    )  # fmt: skip
+    inputs = tuple(example(text, options.seed + place) for place, text in enumerate(options.input))
     names = None
     if options.names:
         names = reading.json_file(Path(options.names))
@@ -121,9 +147,14 @@ def main(arguments: list[str]) -> int:
     if options.weights:
         loaded(module, Path(options.weights))
     report = compare(
-        module, made(options.jax), inputs, names, train=not options.evaluation,
-        carry=not options.own_weights, layout=options.layout,
-    )  # fmt: skip
+        module,
+        made(options.jax),
+        inputs,
+        names,
+        train=not options.evaluation,
+        carry=not options.own_weights,
+        layout=options.layout,
+    )
     print(report)
     if options.html:
         writing.save_bytes(options.html, report.as_html().encode())

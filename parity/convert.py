@@ -49,11 +49,17 @@ def main(arguments: list[str] | None = None) -> None:
         description="Turn a finished run over to the other framework, weights bit for bit.",
     )
     add = parser.add_argument
-    add("run", metavar="RUN", help="the run folder, or a file of weights (.pth, .pt) that is to "
-        "become safetensors")  # fmt: skip
+    add(
+        "run",
+        metavar="RUN",
+        help="the run folder, or a file of weights (.pth, .pt) that is to become safetensors",
+    )
     add("--to", choices=("jax", "torch"), help="the framework to convert a run to (default: none)")
-    add("--out", metavar="DIR", help="the new run folder, or file (default: runs/<name>-torch or "
-        "-jax; FILE.safetensors)")  # fmt: skip
+    add(
+        "--out",
+        metavar="DIR",
+        help="the new run folder, or file (default: runs/<name>-torch or -jax; FILE.safetensors)",
+    )
     options = parser.parse_args(arguments)
     backend.start()
     torch_settings.apply()

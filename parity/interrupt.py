@@ -139,9 +139,11 @@ def _timeless(file: Path) -> bytes:
     content = file.read_bytes()
     if file.suffix not in (".json", ".jsonl"):
         return content
-    values = [json.loads(line) for line in content.splitlines()] if file.suffix == ".jsonl" else (
-        json.loads(content)
-    )  # fmt: skip
+    values = (
+        [json.loads(line) for line in content.splitlines()]
+        if file.suffix == ".jsonl"
+        else (json.loads(content))
+    )
     return json.dumps(_without_times(values), sort_keys=True).encode()
 
 
@@ -171,8 +173,14 @@ def _arrays(seal: Path) -> str:
     return total.hexdigest()
 
 
-def disturb(subject: Subject, moments: int, seed: int, folder: Path, tell: Callable[[str], None],
-            kinds: tuple[str, ...] = KINDS) -> dict[str, Any]:  # fmt: skip
+def disturb(
+    subject: Subject,
+    moments: int,
+    seed: int,
+    folder: Path,
+    tell: Callable[[str], None],
+    kinds: tuple[str, ...] = KINDS,
+) -> dict[str, Any]:
     """Run a command undisturbed, then disturbed at so many moments; what was found.
 
     `passed`, `moments`, `runs` that ended, and `differing` files of each.
@@ -190,8 +198,10 @@ def disturb(subject: Subject, moments: int, seed: int, folder: Path, tell: Calla
     length, work = time.time() - began, time.time() - start
     wanted, largest = contents(run), max(f.stat().st_size for f in run.rglob("*") if f.is_file())
     run.rename(aside)
-    tell(f"{subject.name}: undisturbed {length:.1f} s, {work:.1f} s of it after the first write; "
-         f"{len(wanted)} files and checkpoints")  # fmt: skip
+    tell(
+        f"{subject.name}: undisturbed {length:.1f} s, {work:.1f} s of it after the first write; "
+        f"{len(wanted)} files and checkpoints"
+    )
 
     rng = np.random.Generator(np.random.Philox(seed))
     found: list[Moment] = []
@@ -396,14 +406,34 @@ def main(arguments: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--moments", type=int, default=50, help="of each command (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
-    add("--kinds", nargs="+", choices=KINDS, default=KINDS, help="kill, term, int: signals; disk, "
-        "memory: no more of it from then on (default: all, in turns)")  # fmt: skip
-    add("--framework", nargs="+", choices=tuple(FRAMEWORKS), default=tuple(FRAMEWORKS),
-        help="whose train command is disturbed (default: both)")  # fmt: skip
-    add("--flags", default=f"{TRAINING} --epochs 3", help="of train, as one word (default: "
-        "%(default)s)")  # fmt: skip
-    add("--save-every", type=float, default=0.0, metavar="SECONDS", help="between saves of "
-        "training state; train takes 10 (default: %(default)g, after every epoch)")  # fmt: skip
+    add(
+        "--kinds",
+        nargs="+",
+        choices=KINDS,
+        default=KINDS,
+        help="kill, term, int: signals; disk, "
+        "memory: no more of it from then on (default: all, in turns)",
+    )
+    add(
+        "--framework",
+        nargs="+",
+        choices=tuple(FRAMEWORKS),
+        default=tuple(FRAMEWORKS),
+        help="whose train command is disturbed (default: both)",
+    )
+    add(
+        "--flags",
+        default=f"{TRAINING} --epochs 3",
+        help="of train, as one word (default: %(default)s)",
+    )
+    add(
+        "--save-every",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="between saves of "
+        "training state; train takes 10 (default: %(default)g, after every epoch)",
+    )
     add("--out", default="runs/interrupt", help="(default: %(default)s)")
     add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     options = parser.parse_args(words)
@@ -431,12 +461,16 @@ def main(arguments: list[str] | None = None) -> int:
         same = sum(not each for each in value["differing"])
         slowest = max((m["ended"] for m in value["moments"] if m["kind"] in _CODES), default=0.0)
         bad = [moment for moment in value["moments"] if moment["problem"]]
-        print(f"{name}: {len(value['moments'])} moments, {same} of {value['runs']} runs the same "
-              f"bits, {len(bad)} problems; exit codes {ends}; slowest end after a signal "
-              f"{slowest:.1f} s")  # fmt: skip
+        print(
+            f"{name}: {len(value['moments'])} moments, {same} of {value['runs']} runs the same "
+            f"bits, {len(bad)} problems; exit codes {ends}; slowest end after a signal "
+            f"{slowest:.1f} s"
+        )
         for moment in bad:
-            print(f"  {moment['kind']} after {moment['after']} s: {moment['problem']}: "
-                  f"{''.join(moment['said'].splitlines()[-1:])}")  # fmt: skip
+            print(
+                f"  {moment['kind']} after {moment['after']} s: {moment['problem']}: "
+                f"{''.join(moment['said'].splitlines()[-1:])}"
+            )
     passed = all(value["passed"] for value in result.values())
     if options.json:
         about = {"passed": passed, "seed": options.seed, "command": command or options.flags}

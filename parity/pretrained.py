@@ -28,12 +28,24 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("name", metavar="NAME", help=f"one of {', '.join(SOURCES)}")
-    add("--file", metavar="FILE", help="the published file, downloaded elsewhere (default: none, "
-        "download it)")  # fmt: skip
-    add("--sha256", metavar="DIGEST", help="that the file must have; needed where its publisher "
-        "states none (default: the one in its published name)")  # fmt: skip
-    add("--out", type=target, metavar="FILE", help="the safetensors to write (default: "
-        "NAME.safetensors in the cache, where train looks for it)")  # fmt: skip
+    add(
+        "--file",
+        metavar="FILE",
+        help="the published file, downloaded elsewhere (default: none, download it)",
+    )
+    add(
+        "--sha256",
+        metavar="DIGEST",
+        help="that the file must have; needed where its publisher "
+        "states none (default: the one in its published name)",
+    )
+    add(
+        "--out",
+        type=target,
+        metavar="FILE",
+        help="the safetensors to write (default: "
+        "NAME.safetensors in the cache, where train looks for it)",
+    )
     add("--seed", type=int, default=0, help="of the images (default: %(default)s)")
     add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     options = parser.parse_args(arguments)

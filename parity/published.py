@@ -73,18 +73,27 @@ def load_networks(folder: Path, recipe: Recipe, layout: Layout) -> Networks:
             )
         found.torch[node] = initial(
             lambda name=name, node=node: trunk_torch_ref.nodes.build(
-                recipe.dataset, recipe.backbone, name, shapes[node], tree.width(node),
+                recipe.dataset,
+                recipe.backbone,
+                name,
+                shapes[node],
+                tree.width(node),
                 faults=recipe.faults,
             ),
             seed=0,
-        )  # fmt: skip
+        )
     for node, module in found.torch.items():
         name, (channels, height, width) = tree.names[node], shapes[node]
         _load(folder / "model_weights" / f"{name}.pt", module, folder, name)
         flax = trunk_jax.nodes.build(
-            recipe.dataset, recipe.backbone, name, (height, width, channels),
-            tree.width(node), faults=recipe.faults, rng=np.random.default_rng(0),
-        )  # fmt: skip
+            recipe.dataset,
+            recipe.backbone,
+            name,
+            (height, width, channels),
+            tree.width(node),
+            faults=recipe.faults,
+            rng=np.random.default_rng(0),
+        )
         found.jax[node] = to_jax(module, trunk_jax.network.network.split(flax))
         module.to(run.where()).eval()
     return found
@@ -244,10 +253,14 @@ def lines(value: dict[str, Any]) -> list[str]:
         f"{value['dataset_title']} {value['split']}"
     )
     rows = [
-        (name, f"{right:,} of {total:,}", f"{100 * right / total:.2f} %",
-         f"{value['seconds'][name]:.1f}")
+        (
+            name,
+            f"{right:,} of {total:,}",
+            f"{100 * right / total:.2f} %",
+            f"{value['seconds'][name]:.1f}",
+        )
         for name, right in value["correct"].items()
-    ]  # fmt: skip
+    ]
     columns = ("framework", "right", "accuracy", "seconds")
     result = [title, *_indented(tables.text(columns, rows, width=98))]
     result.append(f"  equal predictions: {value['agree']:,} of {total:,}")
@@ -299,12 +312,22 @@ def main(arguments: list[str] | None = None) -> int:
     add("folder", metavar="FOLDER", help="the published folder (with model_weights/)")
     add("--dataset", required=True, help="the dataset it was trained on, e.g. cifar10")
     add("--backbone", required=True, help="its node networks, e.g. vgg")
-    add("--runtime", choices=("onnxruntime",), help="classify with the tree as ONNX in this "
-        "runtime too (default: none)")  # fmt: skip
-    add("--data-dir", help="folder of prepared TFDS datasets (default: TFDS_DATA_DIR, else "
-                           "~/tensorflow_datasets)")  # fmt: skip
-    add("--limit", type=int, default=0, help="use only the first so many test images (default: 0, "
-                                             "all)")  # fmt: skip
+    add(
+        "--runtime",
+        choices=("onnxruntime",),
+        help="classify with the tree as ONNX in this runtime too (default: none)",
+    )
+    add(
+        "--data-dir",
+        help="folder of prepared TFDS datasets (default: TFDS_DATA_DIR, else "
+        "~/tensorflow_datasets)",
+    )
+    add(
+        "--limit",
+        type=int,
+        default=0,
+        help="use only the first so many test images (default: 0, all)",
+    )
     add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     options = parser.parse_args(arguments)
     if options.runtime:
@@ -312,9 +335,13 @@ def main(arguments: list[str] | None = None) -> int:
     backend.start()
     torch_settings.apply()
     value = check(
-        Path(options.folder), options.dataset, options.backbone, options.data_dir, options.limit,
+        Path(options.folder),
+        options.dataset,
+        options.backbone,
+        options.data_dir,
+        options.limit,
         onnxruntime=options.runtime is not None,
-    )  # fmt: skip
+    )
     print(*lines(value), sep="\n")
     if options.json:
         save_json(options.json, value)

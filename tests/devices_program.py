@@ -68,10 +68,15 @@ def child(dtype):
     ]
     assert kept[0].kept is not None
     result = fit.fit(
-        settings, PHASE, "sg1/class", own, *kept,
-        restore=lambda *_: None, save=lambda *_: None,
+        settings,
+        PHASE,
+        "sg1/class",
+        own,
+        *kept,
+        restore=lambda *_: None,
+        save=lambda *_: None,
         report=lambda row=None, **_: rows.append(row) if row else None,
-    )  # fmt: skip
+    )
     asl = grow.average_likelihood(settings, program, result.network, source(70), "sg1")
     return {"network": result.network, "rows": rows, "asl": asl}
 
@@ -88,10 +93,16 @@ def tree(dtype):
         networks[node] = network(TREE.names[node], shapes[node], width, dtype)
     rows, splits = [], Splits(examples(66, 5), examples(45, 5), examples(45, 5))
     trained = joint.fit_tree(
-        settings, PHASE, "tree/joint", TREE, networks, splits,
-        restore=lambda *_: None, save=lambda *_: None,
+        settings,
+        PHASE,
+        "tree/joint",
+        TREE,
+        networks,
+        splits,
+        restore=lambda *_: None,
+        save=lambda *_: None,
         report=lambda row=None, **_: rows.append(row) if row else None,
-    )  # fmt: skip
+    )
 
     def follow(networks, part):
         return route.predict(Model(settings, TREE, networks), part, 8)

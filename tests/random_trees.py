@@ -113,16 +113,23 @@ def write_run(folder, backbone, flat=False):
 
 def _manifest(dataset, parts):
     return {
-        "started": "2026-01-01T00:00:00Z", "command": ["train"], "flags": {"seed": 0},
-        "python": "3.11", "packages": {}, "device": {"kind": "cpu"},
+        "started": "2026-01-01T00:00:00Z",
+        "command": ["train"],
+        "flags": {"seed": 0},
+        "python": "3.11",
+        "packages": {},
+        "device": {"kind": "cpu"},
         "machine": {"system": "Linux", "processor": "any", "cores": 2},
         "git": {"commit": "0" * 40, "modified": False},
         "dataset": {
-            "name": "digits", "version": dataset.version, "title": dataset.title, "data_dir": None,
+            "name": "digits",
+            "version": dataset.version,
+            "title": dataset.title,
+            "data_dir": None,
             "sha256": dataset.fingerprint,
             "images": {p: len(getattr(parts, p).labels) for p in ("train", "validation", "test")},
         },
-    }  # fmt: skip
+    }
 
 
 # --- faults planted in what is exported
@@ -160,8 +167,10 @@ def plant(monkeypatch, fault):
             if op == "ScatterND":
                 backwards = self.constant([-1], "step", np.int64)
                 ends = [self.constant([v], "end", np.int64) for v in (-1, -(2**62), 0)]
-                inputs = (*inputs[:2], real(self, "Slice", inputs[2], ends[0], ends[1], ends[2],
-                                            backwards))  # fmt: skip
+                inputs = (
+                    *inputs[:2],
+                    real(self, "Slice", inputs[2], ends[0], ends[1], ends[2], backwards),
+                )
             return real(self, op, *inputs, **attributes)
 
         monkeypatch.setattr(Builder, "add", add)

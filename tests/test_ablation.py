@@ -31,9 +31,9 @@ def test_both_ends_are_included(given, values):
 
 
 @pytest.mark.parametrize(
-    "given", [(0, 1, 0.1), (1, 0.5, 0.1), (0.5, 1, 0), (0.5, 1, -1), (0.5, np.inf, 1),
-              (0.1, 1, 1e-6)],
-)  # fmt: skip
+    "given",
+    [(0, 1, 0.1), (1, 0.5, 0.1), (0.5, 1, 0), (0.5, 1, -1), (0.5, np.inf, 1), (0.1, 1, 1e-6)],
+)
 def test_ranges_that_make_no_sense(given):
     with pytest.raises(UserError, match="--volatility"):
         ablation.volatilities(*given)
@@ -77,9 +77,18 @@ def swept(tmp_path_factory):
 
         patch.setattr(grow, "fitting", counted)
         ablation.main(
-            ["--volatility", "1.2", "1.6", "0.4", *FLAGS, "--out", str(out), "--json",
-             str(out.parent / "rows.json")]
-        )  # fmt: skip
+            [
+                "--volatility",
+                "1.2",
+                "1.6",
+                "0.4",
+                *FLAGS,
+                "--out",
+                str(out),
+                "--json",
+                str(out.parent / "rows.json"),
+            ]
+        )
     return out, trained
 
 
@@ -145,13 +154,16 @@ def test_the_files_and_resuming(swept, capsys):
     assert ((out / "ablation.csv").read_bytes(), (out / "ablation.svg").read_bytes()) == before
     assert "1.6" in capsys.readouterr().out
     with pytest.raises(UserError, match="started with other settings"):
-        ablation.main(["--volatility", "1.2", "1.6", "0.4", "--epochs", "3", "--out", str(out),
-                       "--resume"])  # fmt: skip
+        ablation.main(
+            ["--volatility", "1.2", "1.6", "0.4", "--epochs", "3", "--out", str(out), "--resume"]
+        )
 
 
 def test_the_figure_shows_the_rows():
-    rows = [dict.fromkeys(ablation.COLUMNS, 0.5) | {"volatility": v, "depth": 2, "nodes": n}
-            for v, n in ((0.4, 5), (0.2, 3))]  # fmt: skip
+    rows = [
+        dict.fromkeys(ablation.COLUMNS, 0.5) | {"volatility": v, "depth": 2, "nodes": n}
+        for v, n in ((0.4, 5), (0.2, 3))
+    ]
     nodes = ablation_picture(rows, "t").axes[2]
     assert nodes.get_title(loc="left") == "nodes"
     assert list(nodes.lines[0].get_xdata()) == [0.2, 0.4]

@@ -51,14 +51,21 @@ def _stored(root, splits, features, names=None):
     for name, classes in (names or {}).items():
         (folder / f"{name}.labels.txt").write_text("\n".join(classes) + "\n")
     about = {
-        "name": "mine", "version": "1.0.0", "fileFormat": "tfrecord", "description": "of mine",
+        "name": "mine",
+        "version": "1.0.0",
+        "fileFormat": "tfrecord",
+        "description": "of mine",
         "moduleName": "mine",
         "splits": [
-            {"name": split, "shardLengths": [str(len(rows))], "numBytes": "1",
-             "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"}
+            {
+                "name": split,
+                "shardLengths": [str(len(rows))],
+                "numBytes": "1",
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+            }
             for split, rows in splits.items()
         ],
-    }  # fmt: skip
+    }
     (folder / "dataset_info.json").write_text(json.dumps(about))
     for split, rows in splits.items():
         _write_tfrecord(folder / f"mine-{split}.tfrecord-00000-of-00001", rows)
@@ -83,9 +90,11 @@ def test_jpeg_of_any_size_with_one_split_and_other_names(tmp_path):
         rows.append(_record({"photo": encoded, "kind": place % 2, "file": b"x"}))
     text = ("tensorflow_datasets.core.features.text_feature.Text", {"text": {}})
     _stored(
-        tmp_path, {"train": rows}, {"photo": _image(-1, -1, 3), "kind": _label(2), "file": text},
+        tmp_path,
+        {"train": rows},
+        {"photo": _image(-1, -1, 3), "kind": _label(2), "file": text},
         {"kind": ["frog", "toad"]},
-    )  # fmt: skip
+    )
     found = datasets.load("tfds:mine", tmp_path)
     assert found.spec.class_names == ("frog", "toad")
     assert (found.spec.kind, found.spec.image_shape) == ("prepared", (32, 32, 3))
@@ -175,10 +184,11 @@ def test_cifar100_is_prepared_with_its_fine_labels(tmp_path, monkeypatch):
     rows = np.concatenate([fine[:, None] // 5, fine[:, None], planes], 1).astype(np.uint8)
     buffer = io.BytesIO()
     content = {
-        "train.bin": rows[:200].tobytes(), "test.bin": rows[200:].tobytes(),
+        "train.bin": rows[:200].tobytes(),
+        "test.bin": rows[200:].tobytes(),
         "coarse_label_names.txt": "".join(f"coarse{n}\n" for n in range(20)).encode(),
         "fine_label_names.txt": "".join(f"fine{n}\n" for n in range(100)).encode(),
-    }  # fmt: skip
+    }
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for name, data in content.items():
             entry = tarfile.TarInfo(f"cifar-100-binary/{name}")

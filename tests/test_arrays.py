@@ -30,11 +30,18 @@ def test_floats_from_0_to_1_are_the_bytes_that_they_were(kind):
 @pytest.mark.parametrize(
     ("given", "shape", "count"),
     [
-        (GREY, GREY, 1), ((8, 8), GREY, 1), ((5, 8, 8), GREY, 5), ((5, 8, 8, 1), GREY, 5),
-        ((1, 8, 8), GREY, 1), ((8, 8, 8), GREY, 8), ((0, 8, 8, 1), GREY, 0),
-        (COLOUR, COLOUR, 1), ((5, 32, 32, 3), COLOUR, 5), ((0, 32, 32, 3), COLOUR, 0),
+        (GREY, GREY, 1),
+        ((8, 8), GREY, 1),
+        ((5, 8, 8), GREY, 5),
+        ((5, 8, 8, 1), GREY, 5),
+        ((1, 8, 8), GREY, 1),
+        ((8, 8, 8), GREY, 8),
+        ((0, 8, 8, 1), GREY, 0),
+        (COLOUR, COLOUR, 1),
+        ((5, 32, 32, 3), COLOUR, 5),
+        ((0, 32, 32, 3), COLOUR, 0),
     ],
-)  # fmt: skip
+)
 def test_one_image_or_a_batch(given, shape, count):
     images = noise(*given)
     for each in (images, images / 255):

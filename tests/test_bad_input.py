@@ -266,10 +266,19 @@ def test_configurations(run):
     config["compression"] = {"method": "prune", "share": 0.2}
     changed = [
         json.dumps(config | {"compression": value}).encode()
-        for value in (1, [], {}, {"method": "x", "share": 0.1}, {"method": "prune", "share": 2},
-                      {"method": [], "share": 0.1}, {"method": "prune", "share": "nan"},
-                      {"method": "prune", "share": 10**30}, {"method": "int8"}, "int8")
-    ]  # fmt: skip
+        for value in (
+            1,
+            [],
+            {},
+            {"method": "x", "share": 0.1},
+            {"method": "prune", "share": 2},
+            {"method": [], "share": 0.1},
+            {"method": "prune", "share": "nan"},
+            {"method": "prune", "share": 10**30},
+            {"method": "int8"},
+            "int8",
+        )
+    ]
     try_all("config.json", file, changed, lambda: compression.read(run))
     count("config.json", 200)
 
@@ -285,8 +294,10 @@ def test_trees(run):
         contents.append(json.dumps(other).encode())
     deep = {"targets": {str(k): [0] * 1500 + [k] for k in range(10)}, "nodes": value["nodes"]}
     wide = {"targets": {str(k): [k] for k in range(200_000)}, "nodes": {"root": []}}
-    comb = {"targets": {str(k): [1] * min(k, 900) + [0] * (k < 900) for k in range(901)},
-            "nodes": {"root": []}}  # fmt: skip
+    comb = {
+        "targets": {str(k): [1] * min(k, 900) + [0] * (k < 900) for k in range(901)},
+        "nodes": {"root": []},
+    }
     contents += [json.dumps(each).encode() for each in (deep, wide, comb)]
     try_all("tree.json", file, contents, lambda: load(run))
     count("tree.json", 120)
@@ -343,16 +354,27 @@ def test_where_the_data_is_said_to_be(run, monkeypatch, tmp_path):
 def test_measurements_predictions_and_metrics(run):
     from trunk_jax import report
 
-    cost = {"parameters": 1.0, "weight_bytes": 4, "peak_activation_bytes": 9, "multiply_adds": 5.0,
-            "flops": 10.0, "latency_ms": 1.0, "latency_ms_p10": 0.9, "latency_ms_p90": 1.1,
-            "images_per_second": 5.0}  # fmt: skip
+    cost = {
+        "parameters": 1.0,
+        "weight_bytes": 4,
+        "peak_activation_bytes": 9,
+        "multiply_adds": 5.0,
+        "flops": 10.0,
+        "latency_ms": 1.0,
+        "latency_ms_p10": 0.9,
+        "latency_ms_p90": 1.1,
+        "images_per_second": 5.0,
+    }
     value = {
         "device": {"kind": "cpu"},
         "paths": [{"nodes": ["root"], "classes": ["0"], "images": 3, **cost}],
         "depths": [{"depth": 1, "decided": 3, "accuracy": 0.5, "on_path": 0.5}],
-        "shortest": cost, "longest": cost, "mean": cost, "images_per_second": 5.0,
+        "shortest": cost,
+        "longest": cost,
+        "mean": cost,
+        "images_per_second": 5.0,
         "energy": {"joules_per_image": {"package": 0.5}},
-    }  # fmt: skip
+    }
     parity = {
         "passed": True,
         "about": {"made": "today"},
@@ -364,10 +386,16 @@ def test_measurements_predictions_and_metrics(run):
     page = {
         "recall": {},
         "balanced": None,
-        "name": "x", "summary": results.read_summary(run), "config": "", "licence": "",
-        "manifest": runfolder.read_manifest(run), "pictures": {}, "others": [], "titles": {},
+        "name": "x",
+        "summary": results.read_summary(run),
+        "config": "",
+        "licence": "",
+        "manifest": runfolder.read_manifest(run),
+        "pictures": {},
+        "others": [],
+        "titles": {},
         "recipe": runfolder.read_json(run / "config.json")["recipe"],
-    }  # fmt: skip
+    }
 
     def show():
         shown = page | {
@@ -393,11 +421,22 @@ def test_measurements_predictions_and_metrics(run):
     whole = file.read_text()
     head, first, *_ = whole.splitlines()
     rows = [
-        "", head, whole.replace("label", "lable"), f"{head}\n{first.replace(',', ',,')}",
-        f"{head}\n0,10,0,1", f"{head}\n0,-1,0,1", f"{head}\n0,1.5,0,1", f"{head}\n0,1,10,1",
-        f"{head}\n0,{10**30},0,1", f"{head}\n0,\0,0,1", f'{head}\n0,"1', f"{head}\n0", "\n" * 50,
-        f"{head}\n" + "x" * 200_000, f"{head}\n0,{'9' * 5000},1,1",
-    ]  # fmt: skip
+        "",
+        head,
+        whole.replace("label", "lable"),
+        f"{head}\n{first.replace(',', ',,')}",
+        f"{head}\n0,10,0,1",
+        f"{head}\n0,-1,0,1",
+        f"{head}\n0,1.5,0,1",
+        f"{head}\n0,1,10,1",
+        f"{head}\n0,{10**30},0,1",
+        f"{head}\n0,\0,0,1",
+        f'{head}\n0,"1',
+        f"{head}\n0",
+        "\n" * 50,
+        f"{head}\n" + "x" * 200_000,
+        f"{head}\n0,{'9' * 5000},1,1",
+    ]
     texts = [row.encode() for row in rows] + [b"\xff\xfe\x00", b"\0" * 10_000]
     csv.field_size_limit(131_072)
     try_all("predictions", file, texts, lambda: results.read_predictions(run, "test", 10))
@@ -412,25 +451,44 @@ def test_recipes(tmp_path, monkeypatch):
     file.write_text(text)
     texts = [text[: len(text) * k // 23] for k in range(23)]
     for old, new in (
-        ("epochs = 6", 'epochs = "6"'), ("epochs = 6", "epochs = -1"),
+        ("epochs = 6", 'epochs = "6"'),
+        ("epochs = 6", "epochs = -1"),
         ("epochs = 6", "epochs = []"),
-        ("epochs = 6", "epochs = 6.5"), ("epochs = 6, ", ""), ("batch_size = 64", "batch_size = 0"),
-        ("lr = 3e-3", "lr = nan"), ("lr = 3e-3", "lr = inf"), ("lr = 3e-3", "lr = -1.0"),
-        ('volatility = "auto"', 'volatility = 0.0'), ('volatility = "auto"', "volatility = nan"),
-        ('volatility = "auto"', ""), ('volatility = "auto"', "volatility = {}"),
-        ("batch_size = 64", "unknown = 1"), ("batch_size = 64", 'name = "x"'),
-        ("batch_size = 64", "mean = [1.0]"), ("batch_size = 64", 'faults = ["x"]'),
-        ("batch_size = 64", 'loss = "x"'), ("batch_size = 64", "seed = -1"),
-        ("batch_size = 64", "seed = 99999999999999999999"), ("batch_size = 64", "root = 1"),
-        ('optimizer = "adam"', 'optimizer = "x"'), ('schedule = "cosine"', 'schedule = "step"'),
-        ("[digits.vgg]", "[digits]\nvgg = 1\n[digits.other]"), ("[digits.vgg]", "[[digits.vgg]]"),
+        ("epochs = 6", "epochs = 6.5"),
+        ("epochs = 6, ", ""),
+        ("batch_size = 64", "batch_size = 0"),
+        ("lr = 3e-3", "lr = nan"),
+        ("lr = 3e-3", "lr = inf"),
+        ("lr = 3e-3", "lr = -1.0"),
+        ('volatility = "auto"', "volatility = 0.0"),
+        ('volatility = "auto"', "volatility = nan"),
+        ('volatility = "auto"', ""),
+        ('volatility = "auto"', "volatility = {}"),
+        ("batch_size = 64", "unknown = 1"),
+        ("batch_size = 64", 'name = "x"'),
+        ("batch_size = 64", "mean = [1.0]"),
+        ("batch_size = 64", 'faults = ["x"]'),
+        ("batch_size = 64", 'loss = "x"'),
+        ("batch_size = 64", "seed = -1"),
+        ("batch_size = 64", "seed = 99999999999999999999"),
+        ("batch_size = 64", "root = 1"),
+        ('optimizer = "adam"', 'optimizer = "x"'),
+        ('schedule = "cosine"', 'schedule = "step"'),
+        ("[digits.vgg]", "[digits]\nvgg = 1\n[digits.other]"),
+        ("[digits.vgg]", "[[digits.vgg]]"),
         ("[digits.vgg.others]", "[digits.vgg.otters]"),
-    ):  # fmt: skip
+    ):
         assert old in text, old
         texts.append(text.replace(old, new, 1))
     contents = [text.encode() for text in texts]
-    contents += [b"\xff\xfe", b"\0", b"a = " + b"[" * 5000, b"a = " + b"[" * 500 + b"]" * 500,
-                 b"x = 1\n" * 2, b"a." * 3000 + b"a = 1"]  # fmt: skip
+    contents += [
+        b"\xff\xfe",
+        b"\0",
+        b"a = " + b"[" * 5000,
+        b"a = " + b"[" * 500 + b"]" * 500,
+        b"x = 1\n" * 2,
+        b"a." * 3000 + b"a = 1",
+    ]
     try_all("recipe", file, contents, lambda: recipe.load("corrected", "digits", "vgg"))
     count("recipe", 45)
 
@@ -461,16 +519,30 @@ def test_weights(run, monkeypatch):
     variants = [
         weights | {name: value}
         for value in (
-            bad, kernel * np.float32(np.inf), kernel[:-1], kernel[None], kernel.reshape(-1),
-            kernel.astype(np.int64), kernel.astype(np.complex64), kernel > 0, kernel[:0],
-            kernel.astype(np.int8), np.zeros((), np.float32),
+            bad,
+            kernel * np.float32(np.inf),
+            kernel[:-1],
+            kernel[None],
+            kernel.reshape(-1),
+            kernel.astype(np.int64),
+            kernel.astype(np.complex64),
+            kernel > 0,
+            kernel[:0],
+            kernel.astype(np.int8),
+            np.zeros((), np.float32),
         )
-    ]  # fmt: skip
-    variants += [{}, {k: v for k, v in weights.items() if k != name}, weights | {"more": kernel},
-                 weights | {"../x": kernel}, weights | {"": kernel}]  # fmt: skip
+    ]
+    variants += [
+        {},
+        {k: v for k, v in weights.items() if k != name},
+        weights | {"more": kernel},
+        weights | {"../x": kernel},
+        weights | {"": kernel},
+    ]
     counter = next(key for key in weights if key.endswith("tracked"))
-    variants += [weights | {counter: value} for value in (
-        np.array(1.5), np.array([1]), np.array(True))]  # fmt: skip
+    variants += [
+        weights | {counter: value} for value in (np.array(1.5), np.array([1]), np.array(True))
+    ]
     contents = [save(each) for each in variants]
     contents += [good[: len(good) * k // 9] for k in range(9)]
     contents += list(flipped(good, [*range(9), 12, 40, 90]))
@@ -478,13 +550,25 @@ def test_weights(run, monkeypatch):
     contents += [
         safetensors_of(header, bytes(8))
         for header in (
-            b"{", b"[]", b"null", b"[" * 5000, {}, {"a": 1}, {"a": row | {"shape": [2**62, 2]}},
-            {"a": row | {"shape": [-2]}}, {"a": row | {"dtype": "F99"}}, {"a": row | {"dtype": []}},
-            {"a": row | {"data_offsets": [0, 2**60]}}, {"a": row | {"data_offsets": [8, 0]}},
-            {"a": row, "b": row}, {"__metadata__": 1, "a": row}, b'{"a": 1, "a": 2}',
-            {"a": row | {"dtype": "BF16", "shape": [4]}}, {"a" * 10_000: row},
+            b"{",
+            b"[]",
+            b"null",
+            b"[" * 5000,
+            {},
+            {"a": 1},
+            {"a": row | {"shape": [2**62, 2]}},
+            {"a": row | {"shape": [-2]}},
+            {"a": row | {"dtype": "F99"}},
+            {"a": row | {"dtype": []}},
+            {"a": row | {"data_offsets": [0, 2**60]}},
+            {"a": row | {"data_offsets": [8, 0]}},
+            {"a": row, "b": row},
+            {"__metadata__": 1, "a": row},
+            b'{"a": 1, "a": 2}',
+            {"a": row | {"dtype": "BF16", "shape": [4]}},
+            {"a" * 10_000: row},
         )
-    ]  # fmt: skip
+    ]
     contents += [struct.pack("<Q", size) + bytes(100) for size in (2**63, 2**31, 101, 99)]
     contents += [b"\x80\x04\x95", b"PK\x03\x04" + bytes(60), b"\x93NUMPY\x01\x00" + bytes(60)]
     trap = run.with_name("trap")
@@ -558,8 +642,18 @@ def test_training_state_of_torch(tmp_path):
         return saved(result)
 
     kernel = content["best"]["features.0.weight"]
-    wrong = (None, 1, "x", [], {}, kernel[:1], kernel.double(), kernel * float("nan"),
-             kernel.to_sparse(), torch.zeros(()))  # fmt: skip
+    wrong = (
+        None,
+        1,
+        "x",
+        [],
+        {},
+        kernel[:1],
+        kernel.double(),
+        kernel * float("nan"),
+        kernel.to_sparse(),
+        torch.zeros(()),
+    )
     contents = [changed("best", "features.0.weight", value=value) for value in wrong]
     contents += [changed("last", "network", "features.0.weight", value=value) for value in wrong]
     contents += [
@@ -580,10 +674,16 @@ def test_training_state_of_torch(tmp_path):
     contents += [good[: len(good) * k // 11] for k in range(11)]
     contents += list(flipped(good, range(40, len(good), len(good) // 12)))
     contents += [
-        saved({"last": Payload(trap)}), saved(Payload(trap)), pickle.dumps(Payload(trap)),
+        saved({"last": Payload(trap)}),
+        saved(Payload(trap)),
+        pickle.dumps(Payload(trap)),
         saved(content | {"more": Payload(trap)}, _use_new_zipfile_serialization=False),
-        saved([]), saved(content["best"]), compressed(good), b"", b"PK\x05\x06" + bytes(18),
-    ]  # fmt: skip
+        saved([]),
+        saved(content["best"]),
+        compressed(good),
+        b"",
+        b"PK\x05\x06" + bytes(18),
+    ]
 
     def restore():
         fresh = torch_state(0)
@@ -690,17 +790,28 @@ def test_published_folders(tmp_path):
     file = folder / "model_softmax" / "root_avg_softmax.pt"
     asl = torch.load(file, weights_only=True)
     view = torch.zeros(1).expand(10, 10)
-    tensors = (asl[:9], asl.double() * float("nan"), asl.long(), asl.to_sparse(),
-               view.expand(9, 10, 10), asl.to(torch.complex64), {"a": asl}, [asl], None,
-               Payload(trap), asl.bool())  # fmt: skip
+    tensors = (
+        asl[:9],
+        asl.double() * float("nan"),
+        asl.long(),
+        asl.to_sparse(),
+        view.expand(9, 10, 10),
+        asl.to(torch.complex64),
+        {"a": asl},
+        [asl],
+        None,
+        Payload(trap),
+        asl.bool(),
+    )
     with warnings.catch_warnings(action="ignore"):
         contents = [saved(value) for value in tensors]
     good = file.read_bytes()
     contents += [good[: len(good) * k // 9] for k in range(9)]
     contents += [compressed(good), pickle.dumps(Payload(trap)), b"", b"<html></html>"]
     contents.append(saved(Payload(trap), _use_new_zipfile_serialization=False))
-    try_all("published .pt", file, contents,
-            lambda: published_files.read_asl(folder, "root", 10), trap)  # fmt: skip
+    try_all(
+        "published .pt", file, contents, lambda: published_files.read_asl(folder, "root", 10), trap
+    )
 
     file = folder / "model_weights" / "root.pt"
     weights = torch.load(file, weights_only=True)
@@ -710,11 +821,20 @@ def test_published_folders(tmp_path):
         saved(dict(weights) | {name: value})
         for value in (None, 1, "x", huge, weights[name].to_sparse(), Payload(trap))
     ]
-    contents += [saved(value) for value in (
-        [], {}, {1: weights[name]}, {"model_state_dict": 1}, {"model_state_dict": {}},
-        {"model_state_dict": Payload(trap)})]  # fmt: skip
-    try_all("published .pt", file, contents,
-            lambda: published_files.read_weights(folder, "root"), trap)  # fmt: skip
+    contents += [
+        saved(value)
+        for value in (
+            [],
+            {},
+            {1: weights[name]},
+            {"model_state_dict": 1},
+            {"model_state_dict": {}},
+            {"model_state_dict": Payload(trap)},
+        )
+    ]
+    try_all(
+        "published .pt", file, contents, lambda: published_files.read_weights(folder, "root"), trap
+    )
     count("published .pt", 40)
     assert not trap.exists()
 
@@ -734,11 +854,14 @@ def pictures_to_damage():
         colour.save(buffer, kind)
         good[kind] = buffer.getvalue()
     for name, image, kind in (
-        ("16-bit", deep, "PNG"), ("16-bit TIFF", deep, "TIFF"),
+        ("16-bit", deep, "PNG"),
+        ("16-bit TIFF", deep, "TIFF"),
         ("CMYK", colour.convert("CMYK"), "JPEG"),
-        ("CMYK TIFF", colour.convert("CMYK"), "TIFF"), ("float", deep.convert("F"), "TIFF"),
-        ("YCbCr", colour.convert("YCbCr"), "JPEG"), ("1 pixel", colour.crop((0, 0, 1, 1)), "PNG"),
-    ):  # fmt: skip
+        ("CMYK TIFF", colour.convert("CMYK"), "TIFF"),
+        ("float", deep.convert("F"), "TIFF"),
+        ("YCbCr", colour.convert("YCbCr"), "JPEG"),
+        ("1 pixel", colour.crop((0, 0, 1, 1)), "PNG"),
+    ):
         buffer = io.BytesIO()
         image.save(buffer, kind)
         good[name] = buffer.getvalue()
@@ -766,18 +889,26 @@ def pictures_to_damage():
     yield "PPM of none", b"P6 0 0 255\n", False
     yield "GIF of none", b"GIF89a" + bytes(20), False
     for name, content in (
-        ("nothing", b""), ("text", b"no image"), ("zeros", bytes(5000)), ("HTML", b"<html></html>"),
+        ("nothing", b""),
+        ("text", b"no image"),
+        ("zeros", bytes(5000)),
+        ("HTML", b"<html></html>"),
         ("SVG", b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"),
-        ("PostScript", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"
-                       b"(/tmp/x) (w) file closefile\nshowpage\n"),
-        ("PDF", b"%PDF-1.4\n%%EOF\n"), ("pickle", pickle.dumps([1])),
+        (
+            "PostScript",
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"
+            b"(/tmp/x) (w) file closefile\nshowpage\n",
+        ),
+        ("PDF", b"%PDF-1.4\n%%EOF\n"),
+        ("pickle", pickle.dumps([1])),
         ("NumPy", b"\x93NUMPY\x01\x00"),
         ("XBM", b"#define x_width 8\n#define x_height 8\nstatic char x_bits[] = {0};"),
         ("FITS", b"SIMPLE  =                    T" + bytes(3000)),
-        ("zip", compressed(saved([]))[:3000]), ("ICNS", b"icns" + bytes(100)),
+        ("zip", compressed(saved([]))[:3000]),
+        ("ICNS", b"icns" + bytes(100)),
         ("TGA", bytes([0, 0, 2]) + bytes(9) + struct.pack("<HHH", 8, 8, 24) + bytes(192)),
         ("WMF", b"\xd7\xcd\xc6\x9a" + bytes(100)),
-    ):  # fmt: skip
+    ):
         yield name, content, False
 
 
@@ -844,10 +975,16 @@ def svhn(tmp_path_factory):
             _write_tfrecord(folder / name, records)
         template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
         lengths = [str(size) for size in sizes]
-        splits.append({"name": split, "numBytes": "1", "shardLengths": lengths,
-                       "filepathTemplate": template})  # fmt: skip
-    about = {"name": "svhn_cropped", "version": str(builder.version), "fileFormat": "tfrecord",
-             "splits": splits, "description": "x"}  # fmt: skip
+        splits.append(
+            {"name": split, "numBytes": "1", "shardLengths": lengths, "filepathTemplate": template}
+        )
+    about = {
+        "name": "svhn_cropped",
+        "version": str(builder.version),
+        "fileFormat": "tfrecord",
+        "splits": splits,
+        "description": "x",
+    }
     (folder / "dataset_info.json").write_text(json.dumps(about))
     return root, folder
 
@@ -866,9 +1003,18 @@ def test_prepared_folders(svhn, tmp_path):
     value = json.loads(file.read_bytes())
     whole, contents = file.read_bytes(), []
     for template in (
-        "../../{SPLIT}", "/etc/{SPLIT}", "{DATASET}", "x", "", "{X}", "{SPLIT:>999999999}",
-        "{SPLIT.__class__}", "{SPLIT!r}", "{{", "a\0b",
-    ):  # fmt: skip
+        "../../{SPLIT}",
+        "/etc/{SPLIT}",
+        "{DATASET}",
+        "x",
+        "",
+        "{X}",
+        "{SPLIT:>999999999}",
+        "{SPLIT.__class__}",
+        "{SPLIT!r}",
+        "{{",
+        "a\0b",
+    ):
         other = copy.deepcopy(value)
         other["splits"][0]["filepathTemplate"] = template
         file.write_text(json.dumps(other))
@@ -1059,10 +1205,14 @@ def test_forms():
     reading.need({"a": 1, "c": None, "more": {}}, form)
     reading.need({"a": 1, "b": [1, 2.5], "c": "x"}, form)
     for value, said in (
-        ({"c": ""}, "lacks a"), ({"a": True, "c": ""}, "a is True, no int"),
-        ({"a": 1.0, "c": ""}, "a is 1.0"), ({"a": 1, "c": 1}, "c is 1"),
-        ({"a": 1, "b": ["x"], "c": ""}, r"b\[0\] is 'x', no float"), ([], "it is no object"),
-        ({"a": 1, "b": {}, "c": ""}, "b is no list"), ({"a": 1, "c": "", "d": 1}, "d is 1"),
-    ):  # fmt: skip
+        ({"c": ""}, "lacks a"),
+        ({"a": True, "c": ""}, "a is True, no int"),
+        ({"a": 1.0, "c": ""}, "a is 1.0"),
+        ({"a": 1, "c": 1}, "c is 1"),
+        ({"a": 1, "b": ["x"], "c": ""}, r"b\[0\] is 'x', no float"),
+        ([], "it is no object"),
+        ({"a": 1, "b": {}, "c": ""}, "b is no list"),
+        ({"a": 1, "c": "", "d": 1}, "d is 1"),
+    ):
         with pytest.raises(ValueError, match=said):
             reading.need(value, form)

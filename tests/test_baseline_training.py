@@ -40,8 +40,18 @@ def _tiny(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-FEW = ["--dataset", "digits", "--recipe", "scratch", "--epochs", "2", "--limit", "200",
-       "--batch-size", "50"]  # fmt: skip
+FEW = [
+    "--dataset",
+    "digits",
+    "--recipe",
+    "scratch",
+    "--epochs",
+    "2",
+    "--limit",
+    "200",
+    "--batch-size",
+    "50",
+]
 
 
 def trained(command, model, *more):
@@ -61,8 +71,9 @@ def test_a_run_is_a_trees_run(tmp_path, capsys):
     assert summary["accuracy"]["test"]["total"] == 200
     rows = runfolder.read_metrics(tmp_path / "run")
     assert [(row["node"], row["phase"], row["epoch"]) for row in rows] == [
-        ("root", "class", 1), ("root", "class", 2),
-    ]  # fmt: skip
+        ("root", "class", 1),
+        ("root", "class", 2),
+    ]
     assert not (tmp_path / "run" / "asl").exists(), "nothing is grouped"
     evaluate.main(["run", "--json", "again.json"])
     with open("again.json") as file:
@@ -71,8 +82,10 @@ def test_a_run_is_a_trees_run(tmp_path, capsys):
     train.main(["--model", "mobilenet_v2", "--out", "run", *FEW, "--size", "16", "--resume"])
     # what is of trees alone says so before it takes time
     for command, words in (
-        (metrics, ["run"]), (export, ["run", "out"]), (compress, ["run", "--prune", "0.2"]),
-    ):  # fmt: skip
+        (metrics, ["run"]),
+        (export, ["run", "out"]),
+        (compress, ["run", "--prune", "0.2"]),
+    ):
         with pytest.raises(UserError, match=r"is a baseline \(mobilenet_v2\)"):
             command.main(words)
 
@@ -134,8 +147,9 @@ def test_both_frameworks_start_from_the_same_numbers(model):
     for key in ours:
         np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
     if model == "resnet50":
-        np.testing.assert_array_equal(ours["layer1.0.conv2.weight"],
-                                      weights["layer1.0.conv2.weight"])  # fmt: skip
+        np.testing.assert_array_equal(
+            ours["layer1.0.conv2.weight"], weights["layer1.0.conv2.weight"]
+        )
         assert ours["fc.weight"].shape[0] == 10
     if model == "resnet50_observed":
         assert "layer1.0.conv2.bias" in ours
@@ -164,9 +178,11 @@ def test_a_quantised_run_ends_as_int8():
 def test_published_recipes_are_the_published_table(model, dataset):
     save_file({"x": np.zeros(1, np.float32)}, "any.safetensors")
     chosen = baselines.load(
-        model, dataset, "published",
+        model,
+        dataset,
+        "published",
         weights=None if model == "vgg16_bn_pruned" else "any.safetensors",
-    )  # fmt: skip
+    )
     phase = chosen.root.class_phase
     assert (chosen.protocol, chosen.ties) == ("published", "final")
     assert chosen.augment == chosen.eval_augment == recipe.Augmentation()

@@ -34,41 +34,94 @@ from trunk_torch_ref.network.exchange import from_state_dict as torch_from_state
 
 # Parameters of the public models; tensors in their state_dicts; some keys with their shapes.
 PUBLIC = {
-    "resnet50": (25_557_032, 320, {
-        "conv1.weight": (64, 3, 7, 7), "layer1.0.downsample.1.running_var": (256,),
-        "layer4.2.bn3.num_batches_tracked": (), "layer3.0.conv2.weight": (256, 256, 3, 3),
-        "fc.bias": (1000,)}),
-    "vgg16": (138_357_544, 32, {
-        "features.28.weight": (512, 512, 3, 3), "classifier.0.weight": (4096, 25088),
-        "classifier.6.weight": (1000, 4096)}),
-    "convnext_base": (88_591_464, 344, {
-        "features.0.1.weight": (128,), "features.5.26.layer_scale": (512, 1, 1),
-        "features.5.26.block.0.weight": (512, 1, 7, 7), "features.6.1.weight": (1024, 512, 2, 2),
-        "features.7.2.block.3.weight": (4096, 1024), "classifier.0.bias": (1024,),
-        "classifier.2.weight": (1000, 1024)}),
-    "mobilenet_v2": (3_504_872, 314, {
-        "features.0.0.weight": (32, 3, 3, 3), "features.1.conv.0.1.running_mean": (32,),
-        "features.1.conv.1.weight": (16, 32, 1, 1), "features.17.conv.1.0.weight": (960, 1, 3, 3),
-        "features.17.conv.3.bias": (320,), "features.18.1.weight": (1280,),
-        "classifier.1.weight": (1000, 1280)}),
-    "vit_b_16": (86_567_656, 152, {
-        "class_token": (1, 1, 768), "conv_proj.weight": (768, 3, 16, 16),
-        "encoder.pos_embedding": (1, 197, 768),
-        "encoder.layers.encoder_layer_11.self_attention.in_proj_weight": (2304, 768),
-        "encoder.layers.encoder_layer_11.self_attention.out_proj.bias": (768,),
-        "encoder.layers.encoder_layer_0.mlp.3.weight": (768, 3072), "encoder.ln.weight": (768,),
-        "heads.head.weight": (1000, 768)}),
+    "resnet50": (
+        25_557_032,
+        320,
+        {
+            "conv1.weight": (64, 3, 7, 7),
+            "layer1.0.downsample.1.running_var": (256,),
+            "layer4.2.bn3.num_batches_tracked": (),
+            "layer3.0.conv2.weight": (256, 256, 3, 3),
+            "fc.bias": (1000,),
+        },
+    ),
+    "vgg16": (
+        138_357_544,
+        32,
+        {
+            "features.28.weight": (512, 512, 3, 3),
+            "classifier.0.weight": (4096, 25088),
+            "classifier.6.weight": (1000, 4096),
+        },
+    ),
+    "convnext_base": (
+        88_591_464,
+        344,
+        {
+            "features.0.1.weight": (128,),
+            "features.5.26.layer_scale": (512, 1, 1),
+            "features.5.26.block.0.weight": (512, 1, 7, 7),
+            "features.6.1.weight": (1024, 512, 2, 2),
+            "features.7.2.block.3.weight": (4096, 1024),
+            "classifier.0.bias": (1024,),
+            "classifier.2.weight": (1000, 1024),
+        },
+    ),
+    "mobilenet_v2": (
+        3_504_872,
+        314,
+        {
+            "features.0.0.weight": (32, 3, 3, 3),
+            "features.1.conv.0.1.running_mean": (32,),
+            "features.1.conv.1.weight": (16, 32, 1, 1),
+            "features.17.conv.1.0.weight": (960, 1, 3, 3),
+            "features.17.conv.3.bias": (320,),
+            "features.18.1.weight": (1280,),
+            "classifier.1.weight": (1000, 1280),
+        },
+    ),
+    "vit_b_16": (
+        86_567_656,
+        152,
+        {
+            "class_token": (1, 1, 768),
+            "conv_proj.weight": (768, 3, 16, 16),
+            "encoder.pos_embedding": (1, 197, 768),
+            "encoder.layers.encoder_layer_11.self_attention.in_proj_weight": (2304, 768),
+            "encoder.layers.encoder_layer_11.self_attention.out_proj.bias": (768,),
+            "encoder.layers.encoder_layer_0.mlp.3.weight": (768, 3072),
+            "encoder.ln.weight": (768,),
+            "heads.head.weight": (1000, 768),
+        },
+    ),
     # timm counts 86,582,016: it keeps no mask token (768 numbers) and adds the class token's
     # position (768) to the token itself.
-    "dinov2_vitb14_reg": (86_582_016 + 2 * 768, 176, {
-        "cls_token": (1, 1, 768), "pos_embed": (1, 1370, 768), "register_tokens": (1, 4, 768),
-        "mask_token": (1, 768), "patch_embed.proj.weight": (768, 3, 14, 14),
-        "blocks.11.ls2.gamma": (768,), "blocks.0.attn.qkv.weight": (2304, 768),
-        "blocks.0.mlp.fc1.bias": (3072,), "norm.weight": (768,)}),
-    "deit_tiny": (5_717_416, 152, {
-        "pos_embed": (1, 197, 192), "blocks.11.attn.proj.weight": (192, 192),
-        "blocks.0.norm2.bias": (192,), "head.weight": (1000, 192)}),
-}  # fmt: skip
+    "dinov2_vitb14_reg": (
+        86_582_016 + 2 * 768,
+        176,
+        {
+            "cls_token": (1, 1, 768),
+            "pos_embed": (1, 1370, 768),
+            "register_tokens": (1, 4, 768),
+            "mask_token": (1, 768),
+            "patch_embed.proj.weight": (768, 3, 14, 14),
+            "blocks.11.ls2.gamma": (768,),
+            "blocks.0.attn.qkv.weight": (2304, 768),
+            "blocks.0.mlp.fc1.bias": (3072,),
+            "norm.weight": (768,),
+        },
+    ),
+    "deit_tiny": (
+        5_717_416,
+        152,
+        {
+            "pos_embed": (1, 197, 192),
+            "blocks.11.attn.proj.weight": (192, 192),
+            "blocks.0.norm2.bias": (192,),
+            "head.weight": (1000, 192),
+        },
+    ),
+}
 
 
 def public(name):
@@ -95,9 +148,15 @@ def test_both_frameworks_have_the_public_models_tensors(name):
     ("name", "millions"),
     # torchvision's and timm's own tables: 4.09, 15.47, 15.36, 0.30, 17.56 and 1.26 G; the
     # release's tables leave out attention's own products
-    [("resnet50", 4089), ("vgg16", 15470), ("convnext_base", 15355), ("mobilenet_v2", 301),
-     ("vit_b_16", 17564), ("deit_tiny", 1254)],
-)  # fmt: skip
+    [
+        ("resnet50", 4089),
+        ("vgg16", 15470),
+        ("convnext_base", 15355),
+        ("mobilenet_v2", 301),
+        ("vit_b_16", 17564),
+        ("deit_tiny", 1254),
+    ],
+)
 def test_multiply_adds_at_224(name, millions):
     network = jax.eval_shape(lambda: split(baselines.build(public(name), size=224)))
     assert round(cost(network, (32, 32, 3))["multiply_adds"] / 1e6) == millions
@@ -221,9 +280,12 @@ BATCH_NORM = [(r"\.convolution\.", ".0."), (r"\.normalization\.", ".1.")]
 
 def _resnet():
     config = transformers.ResNetConfig(
-        embedding_size=8, hidden_sizes=[32, 64], depths=[2, 1], layer_type="bottleneck",
+        embedding_size=8,
+        hidden_sizes=[32, 64],
+        depths=[2, 1],
+        layer_type="bottleneck",
         num_labels=7,
-    )  # fmt: skip
+    )
     rules = [
         (r"^resnet\.embedder\.embedder\.convolution", "conv1"),
         (r"^resnet\.embedder\.embedder\.normalization", "bn1"),
@@ -245,15 +307,19 @@ def _convnext():
     rules = [
         (r"^convnext\.embeddings\.patch_embeddings", "features.0.0"),
         (r"^convnext\.embeddings\.layernorm", "features.0.1"),
-        (r"^convnext\.encoder\.stages\.(\d)\.downsampling_layer",
-         lambda m: f"features.{2 * int(m[1])}"),
+        (
+            r"^convnext\.encoder\.stages\.(\d)\.downsampling_layer",
+            lambda m: f"features.{2 * int(m[1])}",
+        ),
         (r"^convnext\.encoder\.stages\.(\d)\.layers", lambda m: f"features.{2 * int(m[1]) + 1}"),
         (r"layer_scale_parameter", "layer_scale"),
-        (r"dwconv", "block.0"), (r"(\.\d+)\.layernorm", r"\1.block.2"),
-        (r"pwconv1", "block.3"), (r"pwconv2", "block.5"),
+        (r"dwconv", "block.0"),
+        (r"(\.\d+)\.layernorm", r"\1.block.2"),
+        (r"pwconv1", "block.3"),
+        (r"pwconv2", "block.5"),
         (r"^convnext\.layernorm", "classifier.0"),
         (r"^classifier\.(weight|bias)", r"classifier.2.\1"),
-    ]  # fmt: skip
+    ]
     model = transformers.ConvNextForImageClassification(config)
     # their last layer norm has another epsilon than their others and than torchvision's
     model.convnext.layernorm.eps = 1e-6
@@ -268,12 +334,14 @@ def _mobilenet():
         (r"^mobilenet_v2\.conv_stem\.reduce_1x1\.convolution", "features.1.conv.1"),
         (r"^mobilenet_v2\.conv_stem\.reduce_1x1\.normalization", "features.1.conv.2"),
         (r"^mobilenet_v2\.layer\.(\d+)", lambda m: f"features.{int(m[1]) + 2}.conv"),
-        (r"expand_1x1", "0"), (r"conv_3x3", "1"),
-        (r"reduce_1x1\.convolution", "2"), (r"reduce_1x1\.normalization", "3"),
+        (r"expand_1x1", "0"),
+        (r"conv_3x3", "1"),
+        (r"reduce_1x1\.convolution", "2"),
+        (r"reduce_1x1\.normalization", "3"),
         (r"^mobilenet_v2\.conv_1x1", "features.18"),
         *BATCH_NORM,
         (r"^classifier", "classifier.1"),
-    ]  # fmt: skip
+    ]
     return MobileNetV2(), 32, transformers.MobileNetV2ForImageClassification(config), rules
 
 
@@ -290,12 +358,15 @@ def _vit():
         (r"^vit\.embeddings\.position_embeddings", "encoder.pos_embedding"),
         (r"^vit\.embeddings\.patch_embeddings\.projection", "conv_proj"),
         (r"^vit\.layers\.", "encoder.layers.encoder_layer_"),
-        (r"layernorm_before", "ln_1"), (r"layernorm_after", "ln_2"),
+        (r"layernorm_before", "ln_1"),
+        (r"layernorm_after", "ln_2"),
         (r"attention\.qkv\.(weight|bias)", r"self_attention.in_proj_\1"),
         (r"attention\.o_proj", "self_attention.out_proj"),
-        (r"mlp\.fc1", "mlp.0"), (r"mlp\.fc2", "mlp.3"),
-        (r"^vit\.layernorm", "encoder.ln"), (r"^classifier", "heads.head"),
-    ]  # fmt: skip
+        (r"mlp\.fc1", "mlp.0"),
+        (r"mlp\.fc2", "mlp.3"),
+        (r"^vit\.layernorm", "encoder.ln"),
+        (r"^classifier", "heads.head"),
+    ]
     model = transformers.ViTForImageClassification(config)
     return Vit(hidden=40, image=16, **OURS), 16, model, rules
 
@@ -304,10 +375,12 @@ BLOCKS = [
     (r"^(\w+\.)?embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
     (r"^(\w+\.)?embeddings\.position_embeddings", "pos_embed"),
     (r"^(\w+\.)?embeddings\.", ""),
-    (r"layernorm_before", "norm1"), (r"layernorm_after", "norm2"),
-    (r"attention\.qkv", "attn.qkv"), (r"attention\.o_proj", "attn.proj"),
+    (r"layernorm_before", "norm1"),
+    (r"layernorm_after", "norm2"),
+    (r"attention\.qkv", "attn.qkv"),
+    (r"attention\.o_proj", "attn.proj"),
     (r"layer_scale(\d)\.lambda1", r"ls\1.gamma"),
-]  # fmt: skip
+]
 
 
 def _deit():
@@ -316,9 +389,11 @@ def _deit():
         intermediate_size=40, image_size=16, num_labels=7, layer_norm_eps=1e-6, **TINY
     )
     rules = [
-        *BLOCKS, (r"^vit\.layers", "blocks"), (r"^vit\.layernorm", "norm"),
+        *BLOCKS,
+        (r"^vit\.layers", "blocks"),
+        (r"^vit\.layernorm", "norm"),
         (r"^classifier", "head"),
-    ]  # fmt: skip
+    ]
     model = transformers.ViTForImageClassification(config)
     return Deit(hidden=40, image=16, **OURS), 16, model, rules
 

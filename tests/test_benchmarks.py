@@ -67,8 +67,14 @@ def test_rows_go_on_in_the_file_but_not_on_another_machine(tmp_path, monkeypatch
 
     def measure(case, *_):
         measured.append(case.name)
-        return {"name": case.name, "ours_s": 0.1, "theirs_s": 0.2, "ratio": 0.5, "bar": case.bar,
-                "best": "eager"}  # fmt: skip
+        return {
+            "name": case.name,
+            "ours_s": 0.1,
+            "theirs_s": 0.2,
+            "ratio": 0.5,
+            "bar": case.bar,
+            "best": "eager",
+        }
 
     monkeypatch.setattr(run, "measure", measure)
     file, table = tmp_path / "cpu.json", tmp_path / "cpu.md"

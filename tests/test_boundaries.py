@@ -102,8 +102,11 @@ def test_nothing_loads_the_other_framework_by_a_detour(package, absent):
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
 
@@ -117,8 +120,15 @@ def test_no_command_needs_an_optional_package_to_start():
         if not file.stem.startswith("__")
     ]
     commands += ["trunk_jax.pictures.__main__", "parity.study.__main__", "parity.checks.checkpoint"]
-    extras = ("onnx", "onnxruntime", "huggingface_hub", "tensorboard", "transformers", "beartype",
-              "hypothesis")  # fmt: skip
+    extras = (
+        "onnx",
+        "onnxruntime",
+        "huggingface_hub",
+        "tensorboard",
+        "transformers",
+        "beartype",
+        "hypothesis",
+    )
     code = (
         "import importlib, sys\n"
         f"sys.modules.update(dict.fromkeys({extras}))\n"
@@ -126,8 +136,11 @@ def test_no_command_needs_an_optional_package_to_start():
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
     assert done.returncode == 0, done.stderr
 
 

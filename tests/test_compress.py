@@ -135,10 +135,11 @@ def test_which_convolutions_can_lose_rows():
     # between the two convolutions of a block; what a shortcut reads or adds to stays
     _, blocks = plan("digits", "resnet", "root", (8, 8, 1), True)
     assert blocks == [
-        prune.Chain(f"features.{k}.residual.0", (f"features.{k}.residual.1",),
-                    f"features.{k}.residual.3", 1)
+        prune.Chain(
+            f"features.{k}.residual.0", (f"features.{k}.residual.1",), f"features.{k}.residual.3", 1
+        )
         for k in (3, 4)
-    ]  # fmt: skip
+    ]
 
     # 16 -> 16 twice: their results, and the stem's, are read by a shortcut
     _, mobile = plan("digits", "mobilenet", "root", (8, 8, 1), True)
@@ -179,9 +180,10 @@ def test_taking_out_rows_that_do_nothing_changes_nothing(dataset, backbone, shap
     assert found
     weights = {
         key: rng(len(key)).uniform(0.2, 1, array.shape).astype(array.dtype)
-        if array.ndim == 1 else array
+        if array.ndim == 1
+        else array
         for key, array in to_state_dict(network).items()
-    }  # fmt: skip
+    }
     for chain in found:
         rows = len(weights[f"{chain.producer}.weight"])
         dead = rng(rows).permutation(rows)[: round(0.3 * rows)]

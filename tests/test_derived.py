@@ -138,8 +138,9 @@ def test_a_card_and_what_is_handed_on_with_it_name_no_folder_of_the_machine(ship
     assert "trunk_jax.predict tree IMAGE" in text
     value = {"command": ["python", "/a/b/train.py", "--out=/a/b/x", "--epochs=3"], "n": 1}
     assert card.without_places(value) == {
-        "command": ["python", "train.py", "--out=x", "--epochs=3"], "n": 1,
-    }  # fmt: skip
+        "command": ["python", "train.py", "--out=x", "--epochs=3"],
+        "n": 1,
+    }
 
 
 def test_titles():

@@ -69,8 +69,9 @@ def largest_difference(one, other):
     assert one.keys() == other.keys()
     pairs = [(one[k].astype(float), other[k].astype(float)) for k in one if k != "flops"]
     assert [a.shape for a, _ in pairs] == [b.shape for _, b in pairs]
-    np.testing.assert_array_equal(*(np.concatenate([np.isnan(v).ravel() for v in vs])
-                                    for vs in zip(*pairs, strict=True)))  # fmt: skip
+    np.testing.assert_array_equal(
+        *(np.concatenate([np.isnan(v).ravel() for v in vs]) for vs in zip(*pairs, strict=True))
+    )
     return max(np.nan_to_num(np.abs(a - b)).max(initial=0) for a, b in pairs)
 
 

@@ -128,12 +128,22 @@ def filled(command, folder):
     A variable of a loop in a shell gives a line for some of its values.
     """
     fill = {
-        "RUN": "runs/demo", "TREE": "checkpoints/cifar10-efficient",
-        "MONOLITH": "checkpoints/cifar10-efficient-monolith", "DIR": str(DATA), "NEW": "runs/new",
-        "FOLDER": "runs/handed-on", "IMAGE": "image.png", "FILE.pth": "file.pth", "FILE": "file",
-        "FILE.zip": "file.zip", "VARIANT": "plain", "LEVEL": "1", "{out}": "out",
-        "NAME": "resnet50", "COMMAND": "true",
-    }  # fmt: skip
+        "RUN": "runs/demo",
+        "TREE": "checkpoints/cifar10-efficient",
+        "MONOLITH": "checkpoints/cifar10-efficient-monolith",
+        "DIR": str(DATA),
+        "NEW": "runs/new",
+        "FOLDER": "runs/handed-on",
+        "IMAGE": "image.png",
+        "FILE.pth": "file.pth",
+        "FILE": "file",
+        "FILE.zip": "file.zip",
+        "VARIANT": "plain",
+        "LEVEL": "1",
+        "{out}": "out",
+        "NAME": "resnet50",
+        "COMMAND": "true",
+    }
     loops = {"$v": ["plain"], "$seed": ["0"], "$network": ["resnet", "monolith"]}
     used = [name for name in loops if name in command]
     for values in itertools.product(*(loops[name] for name in used)):
@@ -173,9 +183,12 @@ def workplace(tmp_path_factory):
 
 
 def environment():
-    return os.environ | {"PYTHONPATH": str(ROOT), "TRUNK_CACHE_DIR": os.environ.get(
-        "TRUNK_CACHE_DIR", str(Path("~/.cache/trunk").expanduser())
-    )}  # fmt: skip
+    return os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "TRUNK_CACHE_DIR": os.environ.get(
+            "TRUNK_CACHE_DIR", str(Path("~/.cache/trunk").expanduser())
+        ),
+    }
 
 
 def need_data(command):
@@ -195,9 +208,14 @@ def test_it_runs_to_its_end(command, workplace):
     more = need_data(command)
     for words in filled(command, workplace):
         done = subprocess.run(
-            [sys.executable, *words[1:]], cwd=workplace, env=environment() | more, text=True,
-            capture_output=True, timeout=_LONGEST_S, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            [sys.executable, *words[1:]],
+            cwd=workplace,
+            env=environment() | more,
+            text=True,
+            capture_output=True,
+            timeout=_LONGEST_S,
+            stdin=subprocess.DEVNULL,
+        )
         assert done.returncode == 0, f"{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
         assert "Traceback" not in done.stderr
 
@@ -212,10 +230,14 @@ def test_a_long_training_begins(command, workplace, tmp_path):
         with (
             open(tmp_path / "said", "w+") as said,
             subprocess.Popen(
-                [sys.executable, *words[1:]], cwd=workplace, env=environment() | more,
-                stdout=said, stderr=said, text=True,
+                [sys.executable, *words[1:]],
+                cwd=workplace,
+                env=environment() | more,
+                stdout=said,
+                stderr=said,
+                text=True,
             ) as process,
-        ):  # fmt: skip
+        ):
             until = time.monotonic() + _BEGUN_S
             while process.poll() is None and time.monotonic() < until:
                 if re.search(r"epoch +\d+/\d+|\d+ of \d+|\d+ %", (tmp_path / "said").read_text()):

@@ -44,14 +44,18 @@ def visit(node, places, outputs):
 
 # image 0 goes to {0, 6, 8} and there to 8; image 1 to 4; image 2 to {2, 3} and there to 2
 VISITS = [
-    visit((), [0, 1, 2], [
-        [0.6, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05],
-        [0.3, 0.0625, 0.04, 0.4, 0.0625, 0.0625, 0.0725],
-        [0.1, 0.1, 0.5, 0.1, 0.1, 0.05, 0.05],
-    ]),
+    visit(
+        (),
+        [0, 1, 2],
+        [
+            [0.6, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05],
+            [0.3, 0.0625, 0.04, 0.4, 0.0625, 0.0625, 0.0725],
+            [0.1, 0.1, 0.5, 0.1, 0.1, 0.05, 0.05],
+        ],
+    ),
     visit((0,), [0], [[0.2, 0.3, 0.5]]),
     visit((2,), [2], [[0.9, 0.1]]),
-]  # fmt: skip
+]
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,10 +88,14 @@ def test_importing_a_framework_loads_nothing_heavy(package):
 
 @pytest.mark.parametrize(
     "module",
-    [data.inference.inputs, data.inference.shipped, data.run.options, data.tree.drawing,
+    [
+        data.inference.inputs,
+        data.inference.shipped,
+        data.run.options,
+        data.tree.drawing,
     ],
     ids=lambda module: module.__name__,
-)  # fmt: skip
+)
 def test_examples(module):
     found = doctest.testmod(module)
     assert found.attempted > 0
@@ -121,8 +129,16 @@ def test_images_may_be_arrays_files_folders_and_pillows(model, tmp_path):
         Image.fromarray(image[..., 0]).save(tmp_path / f"{place}.png")
     files = [str(tmp_path / f"{place}.png") for place in range(3)]
     opened = [Image.open(file) for file in files]
-    for given in (images, images / 255, images[..., 0], list(images), files, tmp_path,
-                  [Path(files[0]), opened[1], files[2]], tuple(opened)):  # fmt: skip
+    for given in (
+        images,
+        images / 255,
+        images[..., 0],
+        list(images),
+        files,
+        tmp_path,
+        [Path(files[0]), opened[1], files[2]],
+        tuple(opened),
+    ):
         found = model.predict(given)
         assert np.array_equal(model.networks["pixels"], images)
         assert found.labels.tolist() == [1, 1, 1]
@@ -237,9 +253,13 @@ def test_a_wheel_installed_elsewhere_has_the_shipped_trees(tmp_path):
         "print(trunk_jax.__file__, trunk_jax.load('emnist').folder, *answer.labels)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
         env=os.environ | {"PYTHONPATH": str(target), "JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+    )
     package, folder, *labels = done.stdout.split()
     assert package == str(target / "trunk_jax" / "__init__.py")
     assert folder == str(target / "checkpoints" / "emnist-efficient")
@@ -259,8 +279,12 @@ def test_examples_of_the_door(package):
     tests += finder.find(data.inference.model, "values", globs={"model": model, "np": np})
     tests = [test for test in tests if test.examples]
     assert {test.name for test in tests} == {
-        "door.load", "door.grow", "values.Model.predict", "values.Model.features", "values.Answer",
-    }  # fmt: skip
+        "door.load",
+        "door.grow",
+        "values.Model.predict",
+        "values.Model.features",
+        "values.Answer",
+    }
     for test in tests:
         if test.name != "door.grow":
             assert runner.run(test, clear_globs=False).failed == 0
@@ -319,9 +343,14 @@ def test_growing_from_arrays(tmp_path):
     images = rng.integers(0, 60, (60, 8, 8), np.uint8)
     images[labels == 1, :, :4] += 150
     model = trunk_torch_ref.grow(
-        images=images / 255, labels=labels, classes=("dark", "bright"), out=tmp_path / "run",
-        epochs=3, batch_size=16, budget="200k",
-    )  # fmt: skip
+        images=images / 255,
+        labels=labels,
+        classes=("dark", "bright"),
+        out=tmp_path / "run",
+        epochs=3,
+        batch_size=16,
+        budget="200k",
+    )
     assert model.classes == ("dark", "bright")
     answer = trunk_torch_ref.load(tmp_path / "run").predict(images[:20])
     assert answer.names.tolist() == ["dark", "bright"] * 10
@@ -345,10 +374,17 @@ def test_tensorboard_gets_the_numbers_of_each_epoch(tmp_path):
     from tensorboard.compat.proto.event_pb2 import Event
 
     rows = [
-        {"node": "root", "phase": "class", "epoch": epoch, "lr": 0.5, "train_loss": 2.0 / epoch,
-         "validation_loss": None, "seconds": 1.25}
+        {
+            "node": "root",
+            "phase": "class",
+            "epoch": epoch,
+            "lr": 0.5,
+            "train_loss": 2.0 / epoch,
+            "validation_loss": None,
+            "seconds": 1.25,
+        }
         for epoch in (1, 2)
-    ]  # fmt: skip
+    ]
     for row in rows:  # the second as a run that goes on writes it
         with scalars.writing(tmp_path) as write:
             write(row)
@@ -374,9 +410,13 @@ def test_writing_for_tensorboard_loads_no_framework(tmp_path):
         "print(*[name for name in ('jax', 'torch', 'tensorflow') if name in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     assert done.stdout.split() == []
 
 

@@ -372,8 +372,13 @@ def test_a_closed_stream_is_no_fault(tmp_path, closed):
     program = tmp_path / "program.py"
     program.write_text(SAYS)
     line = f'"{sys.executable}" "{program}" {closed}'
-    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=ROOT,
-                          env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+    done = subprocess.run(
+        ["sh", "-c", line],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == ("" if ">&- " in f"{closed} ".replace("2>&-", "") else "done\n")
 

@@ -49,8 +49,10 @@ def printed(script, *arguments):
     code += "assert not {'trunk_jax', 'data', 'torch'} & set(sys.modules), 'ours was loaded'"
     done = subprocess.run(
         [sys.executable, "-c", code, str(script), *map(str, arguments)],
-        capture_output=True, text=True, cwd="/",
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd="/",
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -126,8 +128,14 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.json({"warnings": [], "errors": [] if front["license"] else [{"message": "no"}]})
         elif "/preupload/" in self.path:
             names = [file["path"] for file in json.loads(body)["files"]]
-            self.json({"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False}
-                                 for name in names]})  # fmt: skip
+            self.json(
+                {
+                    "files": [
+                        {"path": name, "uploadMode": "regular", "shouldIgnore": False}
+                        for name in names
+                    ]
+                }
+            )
         elif "/commit/" in self.path:
             import base64
 
@@ -149,11 +157,21 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         where = self.path.split("?")[0]
         if where.startswith("/api/models/someone/tree/tree/"):
-            self.json([{"type": "file", "path": name, "size": len(content), "oid": str(i)}
-                       for i, (name, content) in enumerate(self.files.items())])  # fmt: skip
+            self.json(
+                [
+                    {"type": "file", "path": name, "size": len(content), "oid": str(i)}
+                    for i, (name, content) in enumerate(self.files.items())
+                ]
+            )
         elif where.startswith("/api/models/someone/tree"):
-            self.json({"id": "someone/tree", "sha": self.commit, "private": False,
-                       "siblings": [{"rfilename": name} for name in self.files]})  # fmt: skip
+            self.json(
+                {
+                    "id": "someone/tree",
+                    "sha": self.commit,
+                    "private": False,
+                    "siblings": [{"rfilename": name} for name in self.files],
+                }
+            )
         elif where.startswith("/someone/tree/resolve/"):
             content = self.files[where.split("/", 5)[5]]
             self.answer(200, content, ETag=f'"{hash(content)}"', X_Repo_Commit=self.commit)
@@ -234,8 +252,9 @@ def test_the_benchmark_in_its_smallest_form(run, tmp_path, capsys):
     value = runfolder.read_json(tmp_path / "j")
     names = ["jax", "pytorch", "onnx float32", "onnx int8"]
     assert [(row["batch"], list(row["us"])) for row in value["times"]] == [
-        (1, names), (2, names[1:])
-    ]  # fmt: skip
+        (1, names),
+        (2, names[1:]),
+    ]
     assert all(time > 0 for row in value["times"] for time in row["us"].values())
     assert set(value["first"]) == {"onnx float32", "onnx int8", "onnx a file a node"}
     assert all(row["bytes"] > 1e7 and row["seconds"] > 0 for row in value["first"].values())

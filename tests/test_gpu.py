@@ -75,9 +75,11 @@ def test_a_combination_of_values_is_a_job_and_the_trees_are_those_of_their_file(
     assert [job.command[-1] for job in first.jobs] == ["p", "q", "p", "q"]
     assert [job.dry for job in first.jobs] == [("--y",), None, None, None]
     assert [job.name for job in second.jobs] == [
-        "svhn-efficient-resnet-seed3", "svhn-efficient-monolith-seed3",
-        "svhn-efficient-resnet-seed4", "svhn-efficient-monolith-seed4",
-    ]  # fmt: skip
+        "svhn-efficient-resnet-seed3",
+        "svhn-efficient-monolith-seed3",
+        "svhn-efficient-resnet-seed4",
+        "svhn-efficient-monolith-seed4",
+    ]
     assert second.jobs[3].command[6:10] == ("monolith", "--seed", "4", "--data-dir")
     file.write_text(stage + f"[[stage.job]]\n{row}\n[[stage.job]]\n{row}")
     with pytest.raises(UserError, match="two jobs are called n-<a>-<b>"):
@@ -124,8 +126,15 @@ def test_stages_share_the_time_and_go_on_where_they_stopped(monkeypatch, tmp_pat
     def call(seconds, *words):
         clock.done.clear()
         wishes = runner.wishes(words or ["1", "2"], stages)
-        runner.run(stages, wishes, seconds, places, dry=False, tell=lambda _: None,
-                   after=lambda: after.append(clock.now))  # fmt: skip
+        runner.run(
+            stages,
+            wishes,
+            seconds,
+            places,
+            dry=False,
+            tell=lambda _: None,
+            after=lambda: after.append(clock.now),
+        )
         return clock.done
 
     # a quarter of 400 s is stage 1's; what does not fit into it is left out; the rest is stage 2's
@@ -244,9 +253,23 @@ def test_training_starts_from_decoded_arrays_without_tfds_and_uninstalled(noise,
         "dm_tree",
         "etils.epath_",
     )
-    arguments = ["--dataset", "emnist", "--backbone", "vgg", "--data-dir", str(noise), "--epochs",
-                 "1", "--limit", "64", "--batch-size", "32", "--deterministic", "--out",
-                 str(tmp_path / "run")]  # fmt: skip
+    arguments = [
+        "--dataset",
+        "emnist",
+        "--backbone",
+        "vgg",
+        "--data-dir",
+        str(noise),
+        "--epochs",
+        "1",
+        "--limit",
+        "64",
+        "--batch-size",
+        "32",
+        "--deterministic",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     code = f"""
 import sys
 from importlib import metadata
@@ -274,8 +297,12 @@ main({arguments})
 
 def test_decoded_arrays_that_are_not_what_was_written_are_refused(noise, tmp_path):
     data = datasets.load("svhn", noise, fetch=False)
-    arrays = {"train_images": data.train.images, "train_labels": data.train.labels,
-              "test_images": data.test.images, "test_labels": data.test.labels}  # fmt: skip
+    arrays = {
+        "train_images": data.train.images,
+        "train_labels": data.train.labels,
+        "test_images": data.test.images,
+        "test_labels": data.test.labels,
+    }
     folder = decoded.write("svhn", tmp_path, arrays, version="1", description="", source="x")
     assert datasets.load("svhn", tmp_path).fingerprint == data.fingerprint
     labels = folder / "train_labels.npy"
@@ -330,8 +357,9 @@ def test_the_archive_stays_under_its_limit_and_keeps_what_is_worth_most(tmp_path
     names = set(zipfile.ZipFile(file).namelist())
     # of an unfinished run the sealed save, of a finished one none
     assert {n for n in names if "checkpoints" in n} == {
-        "runs/half/checkpoints/root/class/2/arrays", "runs/half/checkpoints/root/class/seal.json",
-    }  # fmt: skip
+        "runs/half/checkpoints/root/class/2/arrays",
+        "runs/half/checkpoints/root/class/seal.json",
+    }
     again = tmp_path / "again"
     archive.unpack(file, again)
     for name in names - {archive.CONTENTS}:
@@ -355,8 +383,14 @@ def test_a_table_has_a_row_for_each_job_and_says_what_is_not_measured(tmp_path):
     (tmp_path / "results").mkdir()
 
     def write(name, result, **more):
-        row = {"job": name, "status": "done", "rehearsal": False, "seconds": 12.4,
-               "finished": "2026-11-27T04:00:00Z", "result": result} | more  # fmt: skip
+        row = {
+            "job": name,
+            "status": "done",
+            "rehearsal": False,
+            "seconds": 12.4,
+            "finished": "2026-11-27T04:00:00Z",
+            "result": result,
+        } | more
         (tmp_path / "results" / f"{name}.json").write_text(json.dumps(row))
 
     rates = {"float32": 25e12, "tf32": 200e12, "bfloat16": 385e12}
@@ -367,8 +401,15 @@ def test_a_table_has_a_row_for_each_job_and_says_what_is_not_measured(tmp_path):
     )
     write("digits-torch", {"accuracy": {"test": counts}, "nodes": {}, "paths": 0}, rehearsal=True)
     write("repeat-jax-plain", {"same": False, "seconds": [3.0, 4.0]}, status="failed")
-    speed = {"ours_s": 8.03e-6, "theirs_s": 11.1e-6, "best": "compile", "ratio": 0.723, "bar": 0.5,
-             "limit_s": 9e-6, "ratio_to_compile": 0.723}  # fmt: skip
+    speed = {
+        "ours_s": 8.03e-6,
+        "theirs_s": 11.1e-6,
+        "best": "compile",
+        "ratio": 0.723,
+        "bar": 0.5,
+        "limit_s": 9e-6,
+        "ratio_to_compile": 0.723,
+    }
     write("step-cifar10-vgg-2048-float32", speed)
     text = "\n".join(table.lines(table.found([tmp_path])))
     assert "99.16 % (356 of 359), 2 nodes | 12 |" in text
@@ -439,8 +480,18 @@ def test_two_trainings_are_compared_by_the_bytes_of_their_weights(monkeypatch, t
 def test_a_rehearsal_does_one_job_of_each_kind_and_leaves_an_archive(tmp_path):
     """The whole command in processes of its own; digests tell that a second call does nothing."""
     out, file = tmp_path / "out", tmp_path / "back.zip"
-    command = [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--minutes", "10", "--out",
-               str(out), "--archive", str(file)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu",
+        "--dry-run",
+        "--minutes",
+        "10",
+        "--out",
+        str(out),
+        "--archive",
+        str(file),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     expected = {job.name for stage in plan.stages() for job in stage.jobs if job.dry is not None}

@@ -263,18 +263,45 @@ def test_a_tree_is_grown_breadth_first_with_siblings_in_name_order():
         finish=finish,
     )
     assert done == [
-        "class root 12", "decide root", "group root 5", "finish root 5",
-        "class sg1 4", "decide sg1", "group sg1 2", "finish sg1 2",
-        "class sg6 3", "decide sg6", "group sg6 2", "finish sg6 2",
-        "class sg10 3", "decide sg10", "finish sg10 3",  # after sg6: numbers by value
-        "class sg2 2", "decide sg2", "finish sg2 2",
-        "class sg3 2", "decide sg3", "finish sg3 2",
-        "class sg8 2", "decide sg8", "finish sg8 2",
-    ]  # fmt: skip
+        "class root 12",
+        "decide root",
+        "group root 5",
+        "finish root 5",
+        "class sg1 4",
+        "decide sg1",
+        "group sg1 2",
+        "finish sg1 2",
+        "class sg6 3",
+        "decide sg6",
+        "group sg6 2",
+        "finish sg6 2",
+        "class sg10 3",
+        "decide sg10",
+        "finish sg10 3",  # after sg6: numbers by value
+        "class sg2 2",
+        "decide sg2",
+        "finish sg2 2",
+        "class sg3 2",
+        "decide sg3",
+        "finish sg3 2",
+        "class sg8 2",
+        "decide sg8",
+        "finish sg8 2",
+    ]
     assert tree.paths == (
-        (0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1), (1, 0), (1, 1, 0), (1, 1, 1),
-        (2, 0), (2, 1), (2, 2), (3,), (4,),
-    )  # fmt: skip
+        (0, 0, 0),
+        (0, 0, 1),
+        (0, 1, 0),
+        (0, 1, 1),
+        (1, 0),
+        (1, 1, 0),
+        (1, 1, 1),
+        (2, 0),
+        (2, 1),
+        (2, 2),
+        (3,),
+        (4,),
+    )
 
 
 def test_a_likelihood_on_record_is_not_taken_again():

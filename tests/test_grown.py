@@ -77,9 +77,12 @@ def a_run(folder, *, backbone="resnet", right=9, tree=None, best=(0.5, 0.7, 0.6)
     recipe = recipes.load("efficient", "digits", backbone)
     tree = tree or hierarchy.regroup(hierarchy.bare(10), (), ((0, 6), (1, 7, 8, 9), (2, 3, 4, 5)))
     config = {
-        "format": runfolder.FORMAT, "framework": "torch", "dataset_sha256": "0" * 64,
-        "flags": {"epochs": None}, "recipe": recipes.to_json(recipe),
-    }  # fmt: skip
+        "format": runfolder.FORMAT,
+        "framework": "torch",
+        "dataset_sha256": "0" * 64,
+        "flags": {"epochs": None},
+        "recipe": recipes.to_json(recipe),
+    }
     writing.write_json(folder / "config.json", config)
     runfolder.write_tree(folder, tree)
     for epoch, accuracy in enumerate(best, 1):
@@ -87,9 +90,11 @@ def a_run(folder, *, backbone="resnet", right=9, tree=None, best=(0.5, 0.7, 0.6)
         runfolder.append_metrics(folder, row)
     part = {"accuracy": right / 10, "correct": right, "total": 10}
     summary = {
-        "dataset_title": "digits", "recipe": "efficient", "backbone": backbone,
+        "dataset_title": "digits",
+        "recipe": "efficient",
+        "backbone": backbone,
         "accuracy": {"train": part, "validation": part, "test": part},
-    }  # fmt: skip
+    }
     return folder, summary
 
 
@@ -101,8 +106,10 @@ def test_the_table_of_what_was_grown(tmp_path, monkeypatch, capsys):
         summaries[folder] = summary
         return folder
 
-    tree, alone = made("tree"), made("monolith", backbone="monolith", right=8,
-                                     tree=hierarchy.bare(10))  # fmt: skip
+    tree, alone = (
+        made("tree"),
+        made("monolith", backbone="monolith", right=8, tree=hierarchy.bare(10)),
+    )
     monkeypatch.setattr(grown.results, "read_summary", lambda run: summaries[run])
     (row,) = grown.rows([tree, alone])
     assert row["groups"] == [[0, 6], [1, 7, 8, 9], [2, 3, 4, 5]]

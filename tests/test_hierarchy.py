@@ -221,15 +221,33 @@ def test_names_follow_the_release(history):
 CIFAR10_GROUPS = ((0, 8), (1, 9), (2, 4, 7), (3, 5), (6,))
 CIFAR10_NAMES = {  # in depth-first pre-order, as in the published inputs_to_models.json
     "root": (),
-    "sg1": (0,), "sg2": (0, 0), "sg13": (0, 1),
-    "sg3": (1,), "sg4": (1, 0), "sg14": (1, 1),
-    "sg5": (2,), "sg6": (2, 0), "sg9": (2, 1), "sg12": (2, 2),
-    "sg7": (3,), "sg8": (3, 0), "sg10": (3, 1),
+    "sg1": (0,),
+    "sg2": (0, 0),
+    "sg13": (0, 1),
+    "sg3": (1,),
+    "sg4": (1, 0),
+    "sg14": (1, 1),
+    "sg5": (2,),
+    "sg6": (2, 0),
+    "sg9": (2, 1),
+    "sg12": (2, 2),
+    "sg7": (3,),
+    "sg8": (3, 0),
+    "sg10": (3, 1),
     "sg11": (4,),
-}  # fmt: skip
+}
 CIFAR10_PATHS = (
-    (0, 0), (1, 0), (2, 0), (3, 0), (2, 1), (3, 1), (4,), (2, 2), (0, 1), (1, 1),
-)  # fmt: skip
+    (0, 0),
+    (1, 0),
+    (2, 0),
+    (3, 0),
+    (2, 1),
+    (3, 1),
+    (4,),
+    (2, 2),
+    (0, 1),
+    (1, 1),
+)
 
 
 def cifar10():
@@ -258,9 +276,17 @@ def test_svhn_target_map():
     groups = ((0, 6, 8, 9), (1,), (2,), (3, 5), (4,), (7,))
     tree = hierarchy.regroup(hierarchy.bare(10), ROOT, groups)
     expected = {
-        0: [0, 0], 1: [1], 2: [2], 3: [3, 0], 4: [4], 5: [3, 1], 6: [0, 1], 7: [5], 8: [0, 2],
+        0: [0, 0],
+        1: [1],
+        2: [2],
+        3: [3, 0],
+        4: [4],
+        5: [3, 1],
+        6: [0, 1],
+        7: [5],
+        8: [0, 2],
         9: [0, 3],
-    }  # fmt: skip
+    }
     assert {label: list(path) for label, path in enumerate(tree.paths)} == expected
 
 
@@ -268,18 +294,28 @@ def test_a_deeper_regrouping_by_hand():
     first = hierarchy.regroup(hierarchy.bare(6), ROOT, ((0, 1, 2, 3), (4,), (5,)))
     # sg1's first leaf would be sg1 again: taken, so one above the highest, and so on
     assert by_name(first) == {
-        "root": (), "sg1": (0,), "sg2": (0, 0), "sg3": (0, 1), "sg4": (0, 2), "sg5": (0, 3),
-        "sg6": (1,), "sg7": (2,),
-    }  # fmt: skip
+        "root": (),
+        "sg1": (0,),
+        "sg2": (0, 0),
+        "sg3": (0, 1),
+        "sg4": (0, 2),
+        "sg5": (0, 3),
+        "sg6": (1,),
+        "sg7": (2,),
+    }
     second = hierarchy.regroup(first, (0,), ((0, 2), (1,), (3,)))
     assert second.paths == ((0, 0, 0), (0, 1), (0, 0, 1), (0, 2), (1,), (2,))
     assert by_name(second) == {
-        "root": (), "sg1": (0,),
+        "root": (),
+        "sg1": (0,),
         "sg2": (0, 0),  # an old leaf is now a supergroup and keeps its name
-        "sg8": (0, 0, 0), "sg9": (0, 0, 1),  # sg1 and sg2 are taken: one above the highest
-        "sg3": (0, 1), "sg4": (0, 2),  # and sg5 holds no class any more
-        "sg6": (1,), "sg7": (2,),
-    }  # fmt: skip
+        "sg8": (0, 0, 0),
+        "sg9": (0, 0, 1),  # sg1 and sg2 are taken: one above the highest
+        "sg3": (0, 1),
+        "sg4": (0, 2),  # and sg5 holds no class any more
+        "sg6": (1,),
+        "sg7": (2,),
+    }
     assert second.depth == 3
     assert second.children((0,)) == ((0, 0),)
 
@@ -287,15 +323,25 @@ def test_a_deeper_regrouping_by_hand():
 def test_a_second_regrouping_of_the_root():
     flat = hierarchy.regroup(hierarchy.bare(4), ROOT, ((0, 1), (2, 3)))
     assert by_name(flat) == {
-        "root": (), "sg1": (0,), "sg2": (0, 0), "sg3": (0, 1), "sg4": (1,), "sg5": (1, 0),
+        "root": (),
+        "sg1": (0,),
+        "sg2": (0, 0),
+        "sg3": (0, 1),
+        "sg4": (1,),
+        "sg5": (1, 0),
         "sg6": (1, 1),
-    }  # fmt: skip
+    }
     # the root's outputs 0 and 1 keep their names, (1, 0) and (1, 1) go, 2 is new: k = 3 of
     # 3 children at that moment is sg3, still in the tree as the old leaf (0, 1)
     again = hierarchy.regroup(flat, ROOT, ((0, 3), (1,), (2,)))
     assert by_name(again) == {
-        "root": (), "sg1": (0,), "sg2": (0, 0), "sg3": (0, 1), "sg4": (1,), "sg7": (2,),
-    }  # fmt: skip
+        "root": (),
+        "sg1": (0,),
+        "sg2": (0, 0),
+        "sg3": (0, 1),
+        "sg4": (1,),
+        "sg7": (2,),
+    }
 
 
 def test_regroup_wants_a_partition():

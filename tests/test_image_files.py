@@ -153,10 +153,18 @@ def tiff(values, order="<", photometric=None, maximum=None):
         photometric = 2 if channels > 1 else 1
     wide = channels * [8 * values.dtype.itemsize]
     tags = {
-        256: [width], 257: [height], 258: wide, 259: [1], 262: [photometric], 273: [0],
-        277: [channels], 278: [height], 279: [len(data)],
-        **({281: [maximum] * channels} if maximum else {}), 339: [sample] * channels,
-    }  # fmt: skip
+        256: [width],
+        257: [height],
+        258: wide,
+        259: [1],
+        262: [photometric],
+        273: [0],
+        277: [channels],
+        278: [height],
+        279: [len(data)],
+        **({281: [maximum] * channels} if maximum else {}),
+        339: [sample] * channels,
+    }
     begin = 8 + 2 + 12 * len(tags) + 4
     more = b"".join(struct.pack(f"{order}{len(v)}H", *v) for v in tags.values() if len(v) > 2)
     tags[273] = [begin + len(more)]
@@ -304,8 +312,9 @@ def test_what_is_asked_of_polarity_holds():
     assert files.read(light, DIGITS).inverted
     assert not files.read(light, DIGITS, Options("no")).inverted
     assert {name for name, spec in specs.SPECS.items() if spec.light_strokes} == {
-        "digits", "emnist",
-    }  # fmt: skip
+        "digits",
+        "emnist",
+    }
 
 
 # --- proportions

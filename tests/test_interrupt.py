@@ -73,8 +73,10 @@ def told(
 )
 def test_a_signal_ends_a_command_in_one_line(number, code, line):
     assert told([number], inside="interrupts.held()", sleep=0.5) == (
-        code, "done\nleft\n", line,
-    )  # fmt: skip
+        code,
+        "done\nleft\n",
+        line,
+    )
     assert told([number], sleep=30) == (code, "left\n", line)
 
 
@@ -234,9 +236,14 @@ def test_metrics_have_no_half_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("can't start new thread"),
-              ImportError("x.so: failed to map segment from shared object")], ids=str,
-)  # fmt: skip
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("can't start new thread"),
+        ImportError("x.so: failed to map segment from shared object"),
+    ],
+    ids=str,
+)
 def test_out_of_memory_is_one_line(capsys, error):
     def fail():
         raise error
@@ -280,10 +287,19 @@ def harness(tmp_path, forgets, *more):
     script = tmp_path / "subject.py"
     script.write_text(SUBJECT.replace("FORGETS", str(forgets)))
     report = tmp_path / "report.json"
-    code = interrupt.main([
-        "--out", str(tmp_path / "out"), "--json", str(report), *more,
-        "--", sys.executable, str(script), "{out}",
-    ])  # fmt: skip
+    code = interrupt.main(
+        [
+            "--out",
+            str(tmp_path / "out"),
+            "--json",
+            str(report),
+            *more,
+            "--",
+            sys.executable,
+            str(script),
+            "{out}",
+        ]
+    )
     return code, json.loads(report.read_text())
 
 
@@ -302,9 +318,13 @@ def test_any_command_can_be_disturbed(tmp_path, monkeypatch, capsys):
 def test_a_process_that_goes_on_after_a_signal_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(interrupt, "_DEAF_S", 0.05)
-    monkeypatch.setattr(sys.modules[__name__], "SUBJECT", SUBJECT.replace(
-        "run_command(main)", "import signal\nsignal.signal(15, lambda *_: None)\nmain()"
-    ))  # fmt: skip
+    monkeypatch.setattr(
+        sys.modules[__name__],
+        "SUBJECT",
+        SUBJECT.replace(
+            "run_command(main)", "import signal\nsignal.signal(15, lambda *_: None)\nmain()"
+        ),
+    )
     code, report = harness(tmp_path, False, "--moments", "2", "--kinds", "term", "--seed", "1")
     found = report["subjects"]["command"]["moments"]
     assert code == 1
@@ -324,16 +344,24 @@ def test_a_run_that_ends_otherwise_is_exit_code_1(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "code", "said", "good"),
     [
-        ("kill", -9, "", True), ("kill", 0, "", False), ("term", 143, "x\nterminated", True),
-        ("term", -15, "", False), ("term", 143, "Traceback\nterminated", False),
-        ("term", -11, "terminated", False), ("int", 130, "interrupted", True),
-        ("int", 143, "terminated", False), ("disk", 2, "error: cannot write x: full", True),
-        ("disk", 2, "error: x", False), ("disk", 1, "Traceback\nOSError", False),
-        ("memory", 2, "error: out of memory", True), ("memory", -6, "", True),
+        ("kill", -9, "", True),
+        ("kill", 0, "", False),
+        ("term", 143, "x\nterminated", True),
+        ("term", -15, "", False),
+        ("term", 143, "Traceback\nterminated", False),
+        ("term", -11, "terminated", False),
+        ("int", 130, "interrupted", True),
+        ("int", 143, "terminated", False),
+        ("disk", 2, "error: cannot write x: full", True),
+        ("disk", 2, "error: x", False),
+        ("disk", 1, "Traceback\nOSError", False),
+        ("memory", 2, "error: out of memory", True),
+        ("memory", -6, "", True),
         ("memory", 124, "it hung", True),
-        ("memory", 1, "Traceback\nTypeError: x", False), ("int", 124, "it hung", False),
+        ("memory", 1, "Traceback\nTypeError: x", False),
+        ("int", 124, "it hung", False),
     ],
-)  # fmt: skip
+)
 def test_how_a_process_should_end(kind, code, said, good):
     assert (interrupt._problem(kind, code, said, listens=True) is None) == good
 

@@ -51,14 +51,18 @@ def run(network=None, *faults, train=None, check=None, phase=SHORT, restored=Non
     """(result, rows, saved) of a stage; saved: (network, best, position) after each epoch."""
     rows, saved = [], []
     result = fit.fit(
-        dataclasses.replace(RECIPE, faults=faults, **changes), phase, "root/class",
-        network or node(), train or source(COUNT), check or source(CHECKED),
+        dataclasses.replace(RECIPE, faults=faults, **changes),
+        phase,
+        "root/class",
+        network or node(),
+        train or source(COUNT),
+        check or source(CHECKED),
         restore=lambda state, best: restored,
         save=lambda state, best, position, final: saved.append(
             (jax.tree.map(jnp.copy, state), best, position, final)
         ),
         report=lambda row=None, **_: rows.append(row) if row else None,
-    )  # fmt: skip
+    )
     return result, rows, saved
 
 
@@ -145,14 +149,20 @@ def test_the_first_epoch_is_kept_even_with_nothing_right():
 
 @pytest.mark.parametrize(
     "value",
-    [None, [], {}, {"epoch": 1}, {"epoch": 1, "best_epoch": 2, "best_accuracy": 0.5},
-     {"epoch": 1, "best_epoch": 0, "best_accuracy": 0.5},
-     {"epoch": "1", "best_epoch": 1, "best_accuracy": 0.5},
-     {"epoch": 1, "best_epoch": 1, "best_accuracy": float("nan")},
-     {"epoch": 1, "best_epoch": 1, "best_accuracy": 2.0},
-     {"epoch": 1, "best_epoch": 1, "best_accuracy": 0.5, "more": 1}],
+    [
+        None,
+        [],
+        {},
+        {"epoch": 1},
+        {"epoch": 1, "best_epoch": 2, "best_accuracy": 0.5},
+        {"epoch": 1, "best_epoch": 0, "best_accuracy": 0.5},
+        {"epoch": "1", "best_epoch": 1, "best_accuracy": 0.5},
+        {"epoch": 1, "best_epoch": 1, "best_accuracy": float("nan")},
+        {"epoch": 1, "best_epoch": 1, "best_accuracy": 2.0},
+        {"epoch": 1, "best_epoch": 1, "best_accuracy": 0.5, "more": 1},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_foreign_position_is_refused(value):
     with pytest.raises(ValueError, match="its position"):
         epochs.position_from_json(value)

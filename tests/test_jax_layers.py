@@ -129,9 +129,13 @@ CLOSE = {"rtol": 0, "atol": 1e-13}
 
 def general(x, kernel, stride, padding, groups):
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), [(padding, padding)] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups,
-    )  # fmt: skip
+        x,
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
 
 
 def test_convolution_and_its_gradients_are_the_loops(case):
@@ -262,9 +266,11 @@ def test_batch_norm_of_a_padded_batch_is_that_of_its_images(x64):
     np.testing.assert_allclose(stats["var"], alone["var"], rtol=1e-14)
     dy = rng(2).normal(size=x.shape) * valid[:, None, None, None]
     np.testing.assert_allclose(
-        back(jnp.asarray(dy))[0][valid], subset_back(jnp.asarray(dy[valid]))[0],
-        rtol=1e-12, atol=1e-14,
-    )  # fmt: skip
+        back(jnp.asarray(dy))[0][valid],
+        subset_back(jnp.asarray(dy[valid]))[0],
+        rtol=1e-12,
+        atol=1e-14,
+    )
 
 
 def test_batch_norm_keeps_float32s_digits_on_large_maps():

@@ -69,31 +69,66 @@ NODES = {
     "svhn mobilenet root": ((32, 32, 3), 6, (16, 16, 32), (40, 40, 32), residuals(24, ROOT, 6, 3)),
     "svhn mobilenet sg1": ((40, 40, 32), 4, (40, 40, 48), (52, 52, 48), residuals(32, CHILD, 4)),
     "emnist mobilenet root": (
-        (28, 28, 1), 20, (14, 14, 32), (38, 38, 32), residuals(24, ROOT, 20, 1)),
+        (28, 28, 1),
+        20,
+        (14, 14, 32),
+        (38, 38, 32),
+        residuals(24, ROOT, 20, 1),
+    ),
     "emnist mobilenet sg22": ((38, 38, 32), 3, (38, 38, 48), (50, 50, 48), residuals(32, CHILD, 3)),
     "cifar10 mobilenet root": (
-        (32, 32, 3), 5, (16, 16, 32), (40, 40, 32), residuals(24, ROOT, 5, 3)),
+        (32, 32, 3),
+        5,
+        (16, 16, 32),
+        (40, 40, 32),
+        residuals(24, ROOT, 5, 3),
+    ),
     # 40 -> 52, then stride 2: 54 -> 27 -> 29, again 31 -> 16 -> 18, and 4 more
     "cifar10 mobilenet sg1": (
-        (40, 40, 32), 2, (10, 10, 192), (22, 22, 192), residuals(32, DEEP, 2)),
+        (40, 40, 32),
+        2,
+        (10, 10, 192),
+        (22, 22, 192),
+        residuals(32, DEEP, 2),
+    ),
     "digits mobilenet root": ((8, 8, 1), 10, (4, 4, 24), (16, 16, 24), None),
-    "digits mobilenet sg1": ((4, 4, 24), 3, (4, 4, 32), (12, 12, 32), residuals(
-        24, ((32, 4), (32, 4)), 3)),
+    "digits mobilenet sg1": (
+        (4, 4, 24),
+        3,
+        (4, 4, 32),
+        (12, 12, 32),
+        residuals(24, ((32, 4), (32, 4)), 3),
+    ),
     "cifar10 vgg root": (
-        (32, 32, 3), 5, (16, 16, 64), None, plain(3, (16, 32, 32, 32, 64, 64), 256, 5)),
+        (32, 32, 3),
+        5,
+        (16, 16, 64),
+        None,
+        plain(3, (16, 32, 32, 32, 64, 64), 256, 5),
+    ),
     "cifar10 vgg sg1": ((16, 16, 64), 2, (16, 16, 32), None, plain(64, (64, 32), 256, 2)),
     "cifar10 vgg sg3": ((16, 16, 64), 2, (16, 16, 32), None, plain(64, (64, 32), 256, 2)),
     "cifar10 vgg sg5": (
-        (16, 16, 64), 3, (8, 8, 128), None, plain(64, (32, 32, 64, 128, 128), 64, 3)),
+        (16, 16, 64),
+        3,
+        (8, 8, 128),
+        None,
+        plain(64, (32, 32, 64, 128, 128), 64, 3),
+    ),
     "cifar10 vgg sg7": (
-        (16, 16, 64), 2, (4, 4, 128), None, plain(64, (16, 32, 32, 64, 64, 128), 16, 2)),
+        (16, 16, 64),
+        2,
+        (4, 4, 128),
+        None,
+        plain(64, (16, 32, 32, 64, 64, 128), 16, 2),
+    ),
     "emnist vgg root": ((28, 28, 1), 20, (14, 14, 16), None, plain(1, (16, 16), 196, 20)),
     "emnist vgg sg1": ((14, 14, 16), 3, (7, 7, 48), None, plain(16, (32, 48), 49, 3)),
     "svhn vgg root": ((32, 32, 3), 6, (16, 16, 32), None, plain(3, (16, 32, 32), 256, 6)),
     "svhn vgg sg1": ((16, 16, 32), 4, (8, 8, 64), None, plain(32, (32, 64), 64, 4)),
     "digits vgg root": ((8, 8, 1), 10, (4, 4, 32), None, plain(1, (16, 32), 16, 10)),
     "digits vgg sg1": ((4, 4, 32), 3, (4, 4, 64), None, plain(32, (32, 64), 16, 3)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("which", NODES)
@@ -174,8 +209,11 @@ def test_weights_that_do_not_fit_are_all_listed():
     weights["extra"] = weights.pop("classifier.0.bias")
     with pytest.raises(UserError) as caught:
         from_state_dict(network, weights)
-    for part in ("missing classifier.0.bias", "unexpected extra",
-                 "features.0.weight is 16x1x2x3, not 16x1x3x3"):  # fmt: skip
+    for part in (
+        "missing classifier.0.bias",
+        "unexpected extra",
+        "features.0.weight is 16x1x2x3, not 16x1x3x3",
+    ):
         assert part in str(caught.value)
 
 

@@ -33,10 +33,14 @@ def networks():
         x = inputs[node]
         network = split(
             nodes.build(
-                "digits", "vgg", TREE.names[node], x.shape[1:],
-                TREE.width(node), rng=np.random.default_rng(index),
+                "digits",
+                "vgg",
+                TREE.names[node],
+                x.shape[1:],
+                TREE.width(node),
+                rng=np.random.default_rng(index),
             )
-        )  # fmt: skip
+        )
         (features, scores), _ = jax.jit(apply)(network, x)
         bias = network.params["classifier"][0]["bias"]
         network.params["classifier"][0]["bias"] = bias - scores.mean(0)

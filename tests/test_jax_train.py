@@ -37,8 +37,18 @@ from trunk_jax.training.fit import State
 from trunk_jax.training.objective import optimizer
 
 ROOT = Path(__file__).parents[1]
-FLAGS = ["--backbone", "vgg", "--limit", "300", "--epochs", "3", "--batch-size", "32",
-         "--volatility", "1.2"]  # fmt: skip
+FLAGS = [
+    "--backbone",
+    "vgg",
+    "--limit",
+    "300",
+    "--epochs",
+    "3",
+    "--batch-size",
+    "32",
+    "--volatility",
+    "1.2",
+]
 
 # Every epoch leaves a checkpoint. Ctrl-C works even where a shell started the tests with it off.
 COMMAND = """
@@ -314,9 +324,10 @@ def test_a_damaged_checkpoint_is_refused_and_can_be_removed(copy, finished):
 
 
 @pytest.mark.parametrize(
-    "tree", [{}, [], {"targets": {"0": [0]}, "nodes": {"root": []}}, {"targets": 1, "nodes": {}}],
+    "tree",
+    [{}, [], {"targets": {"0": [0]}, "nodes": {"root": []}}, {"targets": 1, "nodes": {}}],
     ids=str,
-)  # fmt: skip
+)
 def test_a_foreign_tree_is_refused(copy, tree):
     writing.write_json(copy / "tree.json", tree)
     refused(lambda: evaluate.main([str(copy)]), str(copy / "tree.json"), "not a tree")

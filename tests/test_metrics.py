@@ -99,8 +99,9 @@ def test_score_accuracy(values, data):
     assert accuracy == np.mean([row.argmax() == t for row, t in zip(exact, targets, strict=True)])
     rows = log_softmax(exact, axis=1)
     # terms up to 200, so a rounding is 2**-46; some ten of them
-    assert loss == pytest.approx(-np.mean([r[t] for r, t in zip(rows, targets, strict=True)]),
-                                 abs=10 * 2**-46)  # fmt: skip
+    assert loss == pytest.approx(
+        -np.mean([r[t] for r, t in zip(rows, targets, strict=True)]), abs=10 * 2**-46
+    )
 
 
 def test_scores_need_not_be_normalised_and_may_be_large():

@@ -112,8 +112,11 @@ def test_an_image_is_computed_by_the_nodes_on_its_path_alone(trained, models, im
         )
         runtime.predict(running, images[place : place + 1])
         events = json.loads(Path(running.end_profiling()).read_text())
-        ran = {e["name"].split("/")[0] for e in events if e.get("args", {}).get("op_name") in
-               ("Conv", "FusedConv")}  # fmt: skip
+        ran = {
+            e["name"].split("/")[0]
+            for e in events
+            if e.get("args", {}).get("op_name") in ("Conv", "FusedConv")
+        }
         assert ran == {each.tree.names[node] for node in ancestors(each.tree.paths[label])}
 
 
@@ -138,8 +141,12 @@ def test_a_model_says_what_it_is(models, trained):
     assert json.loads(props["tree"])["targets"]["0"] == list(tree.paths[0])
     kinds = {node.op_type for graph in parts.graphs(model.graph) for node in graph.node}
     assert "BatchNormalization" not in kinds
-    assert [list_of(o) for o in model.graph.output] == [["batch"], ["batch"], ["batch", 10],
-                                                        ["batch", 2]]  # fmt: skip
+    assert [list_of(o) for o in model.graph.output] == [
+        ["batch"],
+        ["batch"],
+        ["batch", 10],
+        ["batch", 2],
+    ]
     assert list_of(model.graph.input[0]) == ["batch", 8, 8, 1]
 
 
@@ -181,7 +188,7 @@ def test_a_file_a_node_needs_only_the_files_on_the_way(runs, trained, images, tm
     export.main([str(runs["mobilenet"]), "--format", "onnx", "--per-node", "--out", str(out)])
     about = json.loads((out / "tree.json").read_text())
     assert about["classes"] == list("0123456789")
-    ours = route.predict(trained["mobilenet"].model, images[:60]).labels  # fmt: skip
+    ours = route.predict(trained["mobilenet"].model, images[:60]).labels
     loaded = {}
 
     def follow(image):
@@ -228,8 +235,9 @@ def test_int8_is_calibrated_on_training_images_and_states_its_accuracy(
     export.main([*words, str(small), "--int8", "--json", str(tmp_path / "j")])
     result = runfolder.read_json(tmp_path / "j")
     labels = random_trees.test_images().labels
-    found = {p: runtime.predict(runtime.session(onnx.load(p)), images)["label"]
-             for p in (out, small)}  # fmt: skip
+    found = {
+        p: runtime.predict(runtime.session(onnx.load(p)), images)["label"] for p in (out, small)
+    }
     assert result["int8"]["right"] == (found[small] == labels).sum()
     assert result["right"] == (found[out] == labels).sum()
     assert result["int8"]["equal"] == (found[small] == found[out]).sum()
@@ -243,8 +251,9 @@ def test_int8_is_calibrated_on_training_images_and_states_its_accuracy(
     assert small.stat().st_size < out.stat().st_size
 
 
-def test_a_node_that_no_calibration_image_meets_is_left_and_named(trained, runs, images, tmp_path,
-                                                                  capsys, monkeypatch):  # fmt: skip
+def test_a_node_that_no_calibration_image_meets_is_left_and_named(
+    trained, runs, images, tmp_path, capsys, monkeypatch
+):
     each = trained["vgg"]
     labels = route.predict(each.model, images).labels
     leaf = images[np.isin(labels, (1, 4, 7))]  # decided by the root alone

@@ -76,9 +76,13 @@ def test_a_bad_flag_is_one_line_and_creates_nothing(flags, framework, tmp_path, 
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
-    [([], "RUN"), (["run", "--split", "all"], "'test'"), (["run", "two"], "two"),
-     (["run", "--json"], "--json")],
-)  # fmt: skip
+    [
+        ([], "RUN"),
+        (["run", "--split", "all"], "'test'"),
+        (["run", "two"], "two"),
+        (["run", "--json"], "--json"),
+    ],
+)
 def test_a_bad_flag_of_evaluate(arguments, part, tmp_path, capsys):
     assert part in one_line(capsys, lambda: evaluate_options("jax", arguments))
     assert list(tmp_path.iterdir()) == []
@@ -141,9 +145,14 @@ def test_each_flag_arrives():
     found = train_options("torch", flags.split())
     expected = recipe.override(
         recipe.load("published", "cifar10", "vgg"),
-        protocol="holdout", epochs=3, batch_size=7, limit=50, seed=9, volatility=0.5,
+        protocol="holdout",
+        epochs=3,
+        batch_size=7,
+        limit=50,
+        seed=9,
+        volatility=0.5,
         grouping="sampled",
-    )  # fmt: skip
+    )
     assert found.recipe == expected
     assert found.out == Path("runs/cifar10-vgg-published-seed9-torch")
     assert (found.resume, found.data_dir, found.json) == (True, "D", Path("J"))
@@ -171,9 +180,20 @@ def test_help_gives_each_default(capsys):
     entries = re.split(r" (?=--[a-z-]+ )", flags)[1:]
     described = {entry.split()[0]: entry for entry in entries if not entry.startswith("--help")}
     assert {name.removeprefix("--").replace("-", "_") for name in described} == {
-        *options.DEFAULTS, *options.LATER, "siblings", "data_dir", "from", "out", "resume", "json",
-        "devices", "distributed", "autotune", "tensorboard", "seeds",
-    }  # fmt: skip
+        *options.DEFAULTS,
+        *options.LATER,
+        "siblings",
+        "data_dir",
+        "from",
+        "out",
+        "resume",
+        "json",
+        "devices",
+        "distributed",
+        "autotune",
+        "tensorboard",
+        "seeds",
+    }
     for entry in described.values():
         assert re.search(r"\(default: .+\)$", entry)
     for name, value in options.DEFAULTS.items():
@@ -230,11 +250,24 @@ def test_a_resumed_run_takes_no_other_flags(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "flags",
-    [None, [], "flags", {"colour": "red"}, {"epochs": "many"}, {"epochs": [3]}, {"epochs": 2.5},
-     {"dataset": ["digits"]}, {"dataset": "mnist"}, {"volatility": "x"}, {"recipe": {}},
-     {"seed": True}, {"limit": "-1"}, {"data_dir": "x"}],
+    [
+        None,
+        [],
+        "flags",
+        {"colour": "red"},
+        {"epochs": "many"},
+        {"epochs": [3]},
+        {"epochs": 2.5},
+        {"dataset": ["digits"]},
+        {"dataset": "mnist"},
+        {"volatility": "x"},
+        {"recipe": {}},
+        {"seed": True},
+        {"limit": "-1"},
+        {"data_dir": "x"},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_foreign_config_is_refused(flags, tmp_path, capsys):
     run = tmp_path / "run"
     writing.write_json(run / "config.json", {"format": runfolder.FORMAT, "flags": flags})

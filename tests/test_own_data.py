@@ -322,9 +322,12 @@ def test_arrays_in_memory_are_trained_on(tmp_path):
 def test_a_file_with_splits_under_the_names_of_keras(tmp_path):
     images, labels = arrays()
     np.savez(
-        tmp_path / "x.npz", x_train=images[:20], y_train=labels[:20, None], x_test=images[20:],
+        tmp_path / "x.npz",
+        x_train=images[:20],
+        y_train=labels[:20, None],
+        x_test=images[20:],
         y_test=labels[20:],
-    )  # fmt: skip
+    )
     found = datasets.load(str(tmp_path / "x.npz"))
     np.testing.assert_array_equal(found.train.images[..., 0], images[:20])
     np.testing.assert_array_equal(found.test.labels, labels[20:])

@@ -19,10 +19,25 @@ from tests.compared import faults, models
 from tests.compared.fault_free import one
 
 HERE = Path(__file__).parent / "compared"
-TRAIN = {"momentum", "running variance", "running statistics in training", "gradient stopped",
-         "decoupled weight decay", "weight decay", "place of epsilon", "nesterov"}  # fmt: skip
-QUICK = {"epsilon under the root", "gates i f o g", "a bias forgotten", "another slope",
-         "flattened as NHWC", "BGR", "GELU by tanh"}  # fmt: skip
+TRAIN = {
+    "momentum",
+    "running variance",
+    "running statistics in training",
+    "gradient stopped",
+    "decoupled weight decay",
+    "weight decay",
+    "place of epsilon",
+    "nesterov",
+}
+QUICK = {
+    "epsilon under the root",
+    "gates i f o g",
+    "a bias forgotten",
+    "another slope",
+    "flattened as NHWC",
+    "BGR",
+    "GELU by tanh",
+}
 
 
 def reported(fault):
@@ -31,14 +46,23 @@ def reported(fault):
     if fault.spoil is not None:
         faults.carried(theirs, ours, x)
         fault.spoil(ours)
-    return compare(theirs, ours, x, carry=fault.spoil is None, optimizer=fault.optimizer,
-                   train=fault.cause in TRAIN)  # fmt: skip
+    return compare(
+        theirs,
+        ours,
+        x,
+        carry=fault.spoil is None,
+        optimizer=fault.optimizer,
+        train=fault.cause in TRAIN,
+    )
 
 
-@pytest.mark.parametrize("fault", [
-    pytest.param(fault, id=fault.name, marks=[] if fault.name in QUICK else pytest.mark.slow)
-    for fault in faults.FAULTS
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(fault, id=fault.name, marks=[] if fault.name in QUICK else pytest.mark.slow)
+        for fault in faults.FAULTS
+    ],
+)
 def test_a_planted_fault_is_found_located_and_named(fault):
     report = reported(fault)
     first = report.first_difference
@@ -81,8 +105,10 @@ def net():
 
 
 def test_a_pure_function_with_a_tree():
-    tree = {"one": {"w": np.zeros((3, 4)), "b": np.zeros(4)},
-            "two": {"w": np.zeros((4, 2)), "b": np.zeros(2)}}  # fmt: skip
+    tree = {
+        "one": {"w": np.zeros((3, 4)), "b": np.zeros(4)},
+        "two": {"w": np.zeros((4, 2)), "b": np.zeros(2)},
+    }
 
     def apply(tree, x, exact=True):
         x = jax.nn.gelu(x @ tree["one"]["w"] + tree["one"]["b"], approximate=not exact)
@@ -164,18 +190,32 @@ def test_the_command(factories, capsys):
     assert "DIFFERENT" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("arguments", "line"), [
-    (["their_models:none", "their_models:ours", "--input", "2x4x5"], "has no function none"),
-    (["nothing_here:x", "their_models:ours", "--input", "2x4x5"], "importing nothing_here fails"),
-    (["their_models", "their_models:ours", "--input", "2x4x5"], "write module:function"),
-    (["their_models:fails", "their_models:ours", "--input", "2x4x5"], "it fails: ValueError: no"),
-    (["their_models:wrong", "their_models:ours", "--input", "2x4x5"], "not a torch.nn.Module"),
-    (["their_models:theirs", "their_models:wrong", "--input", "2x4x5"], "give a Flax NNX module"),
-    (["their_models:theirs", "their_models:ours", "--input", "2,4"], "write a shape like"),
-    (["their_models:theirs", "their_models:ours", "--input", "2x4x6"], "fails on this input"),
-    (["their_models:theirs", "their_models:ours", "--input", "2x4x5", "--weights", "no.pt"],
-     "no such file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["their_models:none", "their_models:ours", "--input", "2x4x5"], "has no function none"),
+        (
+            ["nothing_here:x", "their_models:ours", "--input", "2x4x5"],
+            "importing nothing_here fails",
+        ),
+        (["their_models", "their_models:ours", "--input", "2x4x5"], "write module:function"),
+        (
+            ["their_models:fails", "their_models:ours", "--input", "2x4x5"],
+            "it fails: ValueError: no",
+        ),
+        (["their_models:wrong", "their_models:ours", "--input", "2x4x5"], "not a torch.nn.Module"),
+        (
+            ["their_models:theirs", "their_models:wrong", "--input", "2x4x5"],
+            "give a Flax NNX module",
+        ),
+        (["their_models:theirs", "their_models:ours", "--input", "2,4"], "write a shape like"),
+        (["their_models:theirs", "their_models:ours", "--input", "2x4x6"], "fails on this input"),
+        (
+            ["their_models:theirs", "their_models:ours", "--input", "2x4x5", "--weights", "no.pt"],
+            "no such file",
+        ),
+    ],
+)
 def test_what_cannot_be_compared_is_one_line(factories, arguments, line):
     with pytest.raises(UserError, match=line) as error:
         command.main(arguments)

@@ -235,16 +235,20 @@ def test_all_offending_tensors_are_listed(direction):
     )
     module.double()  # a refused module keeps its type, too
     before = {key: value.clone() for key, value in module.state_dict().items()}
-    convert = (lambda: to_torch(network, module)) if direction == "torch" else (
-        lambda: to_jax(module, network)
-    )  # fmt: skip
+    convert = (
+        (lambda: to_torch(network, module))
+        if direction == "torch"
+        else (lambda: to_jax(module, network))
+    )
     with pytest.raises(UserError) as refused:
         convert()
     shapes = ("16x1x3x3", "32x1x3x3") if direction == "torch" else ("32x1x3x3", "16x1x3x3")
     for text in (
         f"features.0.weight is {shapes[0]}, not {shapes[1]}",
-        "features.4.running_var is", "classifier.0.weight is", "classifier.0.bias is",
-    ):  # fmt: skip
+        "features.4.running_var is",
+        "classifier.0.weight is",
+        "classifier.0.bias is",
+    ):
         assert text in str(refused.value)
     assert "\n" not in str(refused.value)
     after = module.state_dict()
@@ -291,8 +295,9 @@ def predictions(run):
 
 
 def states(run):
-    return {file.stem: runfolder.read_weights(run, file.stem)
-            for file in (run / "weights").iterdir()}  # fmt: skip
+    return {
+        file.stem: runfolder.read_weights(run, file.stem) for file in (run / "weights").iterdir()
+    }
 
 
 @pytest.mark.parametrize(("origin", "to"), [("torch", "jax"), ("jax", "torch")])

@@ -55,8 +55,12 @@ def checks_of(subject, count=96):
 def test_the_third_runtime_is_within_rounding_of_the_truth(runs, backbone):
     checks = checks_of(subject_of(runs[backbone]))
     assert [c.what.split(",")[0] for c in checks] == [
-        "predictions", "paths", "error of scores", "normalised pixels", "probabilities"
-    ]  # fmt: skip
+        "predictions",
+        "paths",
+        "error of scores",
+        "normalised pixels",
+        "probabilities",
+    ]
     assert all(check.passed for check in checks), checks
     assert 0 < checks[2].share < 4  # an error was measured, and it is within the model
     assert "0 of 96 images are closer" in checks[0].detail

@@ -39,8 +39,13 @@ def test_crop_comes_before_the_flip_and_holes_after_normalising():
     x = pixels.prepare(IMAGE, draws, policy, (0.5,), (0.5,))[0, ..., 0]
     # moved one down and one to the left, mirrored, then a hole over rows and columns 0 and 1
     empty = -1.0
-    moved = np.array([[empty] * 3, [empty, 20 / 127.5 - 1, 10 / 127.5 - 1],
-                      [empty, 50 / 127.5 - 1, 40 / 127.5 - 1]])  # fmt: skip
+    moved = np.array(
+        [
+            [empty] * 3,
+            [empty, 20 / 127.5 - 1, 10 / 127.5 - 1],
+            [empty, 50 / 127.5 - 1, 40 / 127.5 - 1],
+        ]
+    )
     moved[:2, :2] = 0
     np.testing.assert_allclose(x, moved, rtol=0, atol=1e-15)
 
@@ -138,8 +143,10 @@ def test_pytorchs_program_does_what_its_definition_says(case):
     }
 
 
-@pytest.mark.parametrize("case", ["flat", *[pytest.param(c, marks=pytest.mark.slow)
-                                           for c in ("grown", "faulty", "joint")]])  # fmt: skip
+@pytest.mark.parametrize(
+    "case",
+    ["flat", *[pytest.param(c, marks=pytest.mark.slow) for c in ("grown", "faulty", "joint")]],
+)
 def test_jaxs_program_does_what_its_definition_says(case):
     checks = program.check_program("jax", case)
     assert all(check.passed for check in checks), [c for c in checks if not c.passed]

@@ -25,8 +25,17 @@ IMAGES = 20
 
 # docs/trunk.md, section 1
 SVHN_PATHS = (
-    (0, 0), (1,), (2,), (3, 0), (4,), (3, 1), (0, 1), (5,), (0, 2), (0, 3),
-)  # fmt: skip
+    (0, 0),
+    (1,),
+    (2,),
+    (3, 0),
+    (4,),
+    (3, 1),
+    (0, 1),
+    (5,),
+    (0, 2),
+    (0, 3),
+)
 SVHN_GROUPS = ((0, 6, 8, 9), (1,), (2,), (3, 5), (4,), (7,))
 
 
@@ -51,8 +60,11 @@ def svhn_tree():
 def emnist_tree():
     """Three nodes are regrouped, the later sibling first, as in the release."""
     singles = tuple((label,) for label in range(47))
-    groups = {(): ((0, 1, 2, 3), (4, 5, 6, 7), *singles[8:]), (1,): ((0, 3), (1,), (2,)),
-              (0,): ((0,), (1, 2), (3,))}  # fmt: skip
+    groups = {
+        (): ((0, 1, 2, 3), (4, 5, 6, 7), *singles[8:]),
+        (1,): ((0, 3), (1,), (2,)),
+        (0,): ((0,), (1, 2), (3,)),
+    }
     tree, named = hierarchy.bare(47), {}
     for node in ((), (1,), (0,)):
         named[tree.names[node]] = groups[node]
@@ -167,8 +179,11 @@ def made(request, tmp_path_factory):
                 how = {"_use_new_zipfile_serialization": False}
             if dataset == "emnist" and node == (0,):
                 optimizer = torch.optim.Adam(module.parameters())
-                content = {"epoch": 4, "model_state_dict": content,
-                           "optimizer_state_dict": optimizer.state_dict()}  # fmt: skip
+                content = {
+                    "epoch": 4,
+                    "model_state_dict": content,
+                    "optimizer_state_dict": optimizer.state_dict(),
+                }
             save_on_gpu(patch, content, folder / "model_weights" / f"{name}.pt", **how)
     if dataset == "emnist":  # the other place
         (folder / "model_weights" / "inputs_to_models.json").rename(
@@ -257,9 +272,11 @@ def test_what_differs_is_exit_code_1(made, tmp_path, monkeypatch, capsys):
 
 def test_names_of_another_order_of_growth():
     tree, named = emnist_tree()
-    groups = {node: named.get(tree.names[node], tuple((k,) for k in range(count)))
-              for node in tree.nodes
-              for count in [len(tree.members(node))]}  # fmt: skip
+    groups = {
+        node: named.get(tree.names[node], tuple((k,) for k in range(count)))
+        for node in tree.nodes
+        for count in [len(tree.members(node))]
+    }
     assert regrouped(tree, groups) == (True, ["root", "sg6", "sg1"])
     renamed = dict(tree.names)
     renamed[(0,)] = "sg99"
@@ -351,21 +368,29 @@ BAD = [
     (written("target_map.json", '{"0": [0], "1": [1]}'), "names 13 nodes, the target map has 3"),
     (written("model_weights/sg1.pt", ""), "sg1.pt cannot be read"),
     (written("root_supergroups.json", '{"Group 1": [0, 0]}'), "each of the indices 0 to 9 once"),
-    (changed(lambda w: w["classifier.0.bias"].fill_(float("nan"))),
-     "sg1.pt: classifier.0.bias holds NaN"),
+    (
+        changed(lambda w: w["classifier.0.bias"].fill_(float("nan"))),
+        "sg1.pt: classifier.0.bias holds NaN",
+    ),
     (changed(lambda w: w.pop("classifier.0.bias")), "missing classifier.0.bias"),
     (changed(lambda w: w.update(extra=torch.zeros(2))), "unexpected extra"),
-    (changed(lambda w: w.update({"classifier.0.bias": torch.zeros(3)})),
-     "classifier.0.bias is 3, not 4"),
-    (changed(lambda w: w.update({"classifier.0.bias": torch.zeros(4).double()})),
-     "classifier.0.bias is float64, not float32"),
-    (changed(lambda w: w.update({"classifier.0.bias": torch.zeros(4).to(torch.float8_e5m2)})),
-     "sg1.pt holds numbers of type float8_e5m2, which has too few digits"),
+    (
+        changed(lambda w: w.update({"classifier.0.bias": torch.zeros(3)})),
+        "classifier.0.bias is 3, not 4",
+    ),
+    (
+        changed(lambda w: w.update({"classifier.0.bias": torch.zeros(4).double()})),
+        "classifier.0.bias is float64, not float32",
+    ),
+    (
+        changed(lambda w: w.update({"classifier.0.bias": torch.zeros(4).to(torch.float8_e5m2)})),
+        "sg1.pt holds numbers of type float8_e5m2, which has too few digits",
+    ),
     (changed(lambda w: w.update(epoch=3)), "holds no state_dict"),
     (models(lambda v: v["sg1"][0].__setitem__(1, 16)), "sg1 takes 32x16x40 inputs, but 32x40x40"),
     (models(lambda v: v["sg1"].__setitem__(1, 5)), "sg1 has 5 outputs, but 4"),
     (models(lambda v: v.__setitem__("sg1", "x")), "sg1 must be [[channels, height, width]"),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
@@ -473,8 +498,11 @@ def test_the_release_on_the_first_images(tmp_path):
     assert [node["volatility"] for node in value["nodes"].values()] == [0.88, *[1.02] * 4]
     assert [node["from_asl"] for node in value["nodes"].values()] == [
         [[0, 8], [1, 9], [2, 4, 7], [3, 5], [6]],
-        [[0], [1]], [[0], [1]], [[0], [1], [2]], [[0], [1]],
-    ]  # fmt: skip
+        [[0], [1]],
+        [[0], [1]],
+        [[0], [1], [2]],
+        [[0], [1]],
+    ]
 
 
 @pytest.mark.slow

@@ -76,9 +76,11 @@ def assert_nothing_overlaps(drawing):
         assert box.y1 <= page.y1 + 1, text
     for (a, one), (b, two) in itertools.combinations(found, 2):
         apart = (
-            one.x1 <= two.x0 + 1 or two.x1 <= one.x0 + 1
-            or one.y1 <= two.y0 + 1.5 or two.y1 <= one.y0 + 1.5
-        )  # fmt: skip
+            one.x1 <= two.x0 + 1
+            or two.x1 <= one.x0 + 1
+            or one.y1 <= two.y0 + 1.5
+            or two.y1 <= one.y0 + 1.5
+        )
         assert apart or a == b, (a, b)
 
 
@@ -149,10 +151,17 @@ def test_orange_are_the_pairs_that_make_the_groups():
 
 def rows_of(node, phase, accuracies):
     return [
-        {"node": node, "phase": phase, "epoch": k + 1, "train_loss": 1.0, "train_accuracy": 0.5,
-         "validation_loss": None, "validation_accuracy": value}
+        {
+            "node": node,
+            "phase": phase,
+            "epoch": k + 1,
+            "train_loss": 1.0,
+            "train_accuracy": 0.5,
+            "validation_loss": None,
+            "validation_accuracy": value,
+        }
         for k, value in enumerate(accuracies)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(("ties", "kept"), [("first", 2), ("last", 4), ("final", 4)])
@@ -177,8 +186,11 @@ def test_epochs_are_whole_numbers(epochs):
 
 def test_numbers_are_readable_on_every_colour():
     assert (over("#ffffff"), over("#2b8a57"), over("#e8b04b"), over("#b42318")) == (
-        "#000000", "#ffffff", "#000000", "#ffffff"
-    )  # fmt: skip
+        "#000000",
+        "#ffffff",
+        "#000000",
+        "#ffffff",
+    )
     assert (on_cell(0.1), on_cell(0.9)) == (INK, "#ffffff")
 
 
@@ -323,12 +335,24 @@ def test_the_page_fits_and_is_silent(finished, tmp_path, scheme, back):
     frames = tmp_path / "frames.html"
     frames.write_text(FRAMES.replace("PAGE", page.as_uri()))
     ran = subprocess.run(
-        [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-         "--allow-file-access-from-files", f"--blink-settings=preferredColorScheme={scheme}",
-         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom",
-         frames.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+        [
+            BROWSER,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--enable-logging=stderr",
+            "--allow-file-access-from-files",
+            f"--blink-settings=preferredColorScheme={scheme}",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--virtual-time-budget=5000",
+            "--dump-dom",
+            frames.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     assert "CONSOLE" not in ran.stderr
     found = re.findall(r"\[(\d+) (\d+) (\d+) (\d+) rgb\((.*?)\)\]", ran.stdout)
     assert found == [(width, "0", "0", "0", back) for width in ("1280", "390")]
@@ -355,8 +379,10 @@ def test_runs_and_published_points_stand_where_they_were_measured(tmp_path):
     ]
     rows = table.table(runs, root / "docs" / "published.json").splitlines()[2:]
     assert [row.split("|")[2].split("(")[0].strip() for row in rows] == [
-        "published tree", "our tree, 3 nodes", "one network",
-    ]  # fmt: skip
+        "published tree",
+        "our tree, 3 nodes",
+        "one network",
+    ]
     assert "81.53 (80.76 to 82.28)" in rows[0]
     words = [*map(str, runs), "--published", str(root / "docs" / "published.json")]
     command.main([*words, "--out", str(tmp_path)])

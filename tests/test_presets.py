@@ -50,9 +50,13 @@ def test_efficient_recipe(dataset, backbone):
     found = recipe.load("efficient", dataset, backbone)
     augment, (epochs, lr, smoothing, precision), balanced = EFFICIENT[dataset]
     rate = {
-        "optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True,
-        "schedule": "onecycle", "warmup": 0.3,
-    }  # fmt: skip
+        "optimizer": "sgd",
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "nesterov": True,
+        "schedule": "onecycle",
+        "warmup": 0.3,
+    }
     assert found.joint == Phase(
         epochs=epochs, lr=lr, label_smoothing=smoothing, precision=precision, **rate
     )

@@ -190,14 +190,20 @@ NARROW = {"depths": (1, 1), "widths": (4, 8)}
     ("spec", "head", "first"),
     [
         (TINY, {"classifier.1.weight", "classifier.1.bias"}, {"features.0.0.weight"}),
-        (Vit(**SMALL), {"heads.head.weight", "heads.head.bias"},
-         {"conv_proj.weight", "conv_proj.bias"}),
+        (
+            Vit(**SMALL),
+            {"heads.head.weight", "heads.head.bias"},
+            {"conv_proj.weight", "conv_proj.bias"},
+        ),
         (Deit(**SMALL), {"head.weight", "head.bias"}, {"patch_embed.proj.weight"}),
-        (ConvNext(**NARROW), {"classifier.2.weight", "classifier.2.bias"},
-         {"features.0.0.weight", "features.0.0.bias"}),
+        (
+            ConvNext(**NARROW),
+            {"classifier.2.weight", "classifier.2.bias"},
+            {"features.0.0.weight", "features.0.0.bias"},
+        ),
     ],
     ids=lambda value: type(value).__name__,
-)  # fmt: skip
+)
 def test_only_the_head_and_the_first_convolution_are_new(spec, head, first):
     before = random_state(spec)
     for channels, new in ((3, head), (1, head | first)):

@@ -44,8 +44,11 @@ def test_the_narrow_network_is_the_widest_that_is_cheap_enough(speed_up):
     narrow = pruning.narrowed(spec, speed_up, 224)
     most = pruning.multiply_adds(spec, 224) / speed_up
     assert 0.97 * most < pruning.multiply_adds(narrow, 224) <= most
-    shares = [n / w for a, b in zip(narrow.stages, spec.stages, strict=True)
-              for n, w in zip(a, b, strict=True)]  # fmt: skip
+    shares = [
+        n / w
+        for a, b in zip(narrow.stages, spec.stages, strict=True)
+        for n, w in zip(a, b, strict=True)
+    ]
     assert max(shares) - min(shares) < 1 / 64, "the same share of every layer"
     assert (narrow == spec) == (speed_up == 1)
 

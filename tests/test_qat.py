@@ -38,9 +38,19 @@ def test_the_grid_is_pytorchs(seed):
             ends = [torch.full((size,), sign * torch.inf) for sign in (1, -1)]
             scale, zero = torch.ones(size), torch.zeros(size, dtype=torch.int32)
             theirs = torch.fused_moving_avg_obs_fake_quant(
-                x, one, one, *ends, scale, zero, 0.01, least, 127, 0, channels is not None,
+                x,
+                one,
+                one,
+                *ends,
+                scale,
+                zero,
+                0.01,
+                least,
+                127,
+                0,
                 channels is not None,
-            )  # fmt: skip
+                channels is not None,
+            )
             lows, highs = (jnp.asarray(end, jnp.float32) for end in (low[part], high[part]))
             ours = qat.grid(lows, highs, least, 127, channels is not None)
             np.testing.assert_allclose(ours[0], scale.numpy(), rtol=3e-7)
@@ -272,9 +282,11 @@ def test_the_int8_model_is_pytorchs():
 def test_whole_numbers_are_exact_in_two_halves():
     """The largest sum there is: 512 channels, 3x3, every number at its end."""
     product = int8.Product(
-        jnp.full((3, 3, 512, 1), -127, jnp.int8), jnp.ones(1), jnp.zeros(1),
+        jnp.full((3, 3, 512, 1), -127, jnp.int8),
+        jnp.ones(1),
+        jnp.zeros(1),
         int8.Grid(jnp.float32(2.0**19), jnp.int32(255)),
-    )  # fmt: skip
+    )
     model = int8.Int8ResNet({"conv": product}, {}, QUANT)
     whole = jnp.full((1, 3, 3, 512), 255, jnp.uint8)
     grid = int8.Grid(jnp.float32(1), jnp.int32(128))

@@ -30,16 +30,27 @@ ALL = [
 def adam(epochs, lr, weight_decay, schedule, period):
     """PyTorch's Adam with its default betas; every published step schedule multiplies by 0.1."""
     return Phase(
-        epochs=epochs, optimizer="adam", lr=lr, weight_decay=weight_decay, betas=(0.9, 0.999),
-        schedule=schedule, period=period, factor=0.1,
-    )  # fmt: skip
+        epochs=epochs,
+        optimizer="adam",
+        lr=lr,
+        weight_decay=weight_decay,
+        betas=(0.9, 0.999),
+        schedule=schedule,
+        period=period,
+        factor=0.1,
+    )
 
 
 def sgd(epochs):
     return Phase(
-        epochs=epochs, optimizer="sgd", lr=0.01, momentum=0.9, weight_decay=5e-4,
-        schedule="cosine", period=200,
-    )  # fmt: skip
+        epochs=epochs,
+        optimizer="sgd",
+        lr=0.01,
+        momentum=0.9,
+        weight_decay=5e-4,
+        schedule="cosine",
+        period=200,
+    )
 
 
 def same(volatility, class_phase, group_phase):
@@ -48,37 +59,60 @@ def same(volatility, class_phase, group_phase):
 
 
 VGG_FAULTS = {
-    "warm_batchnorm", "subset_batches", "train_mode_validation", "train_mode_asl",
+    "warm_batchnorm",
+    "subset_batches",
+    "train_mode_validation",
+    "train_mode_asl",
     "drop_last_validation",
-}  # fmt: skip
+}
 MOBILENET_FAULTS = VGG_FAULTS | {"pointwise_padding"}
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 
 PUBLISHED = {
     ("emnist", "mobilenet"): {
-        "seed": 42, "batch_size": 128, "eval_batch_size": 128, "loss": "nll",
-        "mean": (), "std": (), "augment": Augmentation(), "eval_augment": Augmentation(),
+        "seed": 42,
+        "batch_size": 128,
+        "eval_batch_size": 128,
+        "loss": "nll",
+        "mean": (),
+        "std": (),
+        "augment": Augmentation(),
+        "eval_augment": Augmentation(),
         "faults": MOBILENET_FAULTS,
         **same(1.20, adam(5, 1e-3, 1e-4, "cosine", 10), adam(5, 1e-2, 5e-4, "cosine", 10)),
     },
     ("svhn", "mobilenet"): {
-        "seed": 42, "batch_size": 16, "eval_batch_size": 16, "loss": "nll",
-        "mean": (0.5,) * 3, "std": (0.5,) * 3,
-        "augment": Augmentation(), "eval_augment": Augmentation(),
+        "seed": 42,
+        "batch_size": 16,
+        "eval_batch_size": 16,
+        "loss": "nll",
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+        "augment": Augmentation(),
+        "eval_augment": Augmentation(),
         "faults": MOBILENET_FAULTS,
         **same(0.70, adam(20, 1e-4, 5e-4, "cosine", 10), adam(20, 5e-3, 5e-4, "cosine", 10)),
     },
     ("cifar10", "mobilenet"): {
-        "seed": 29525, "batch_size": 128, "eval_batch_size": 100, "loss": "cross_entropy",
-        "mean": CIFAR10_MEAN, "std": (0.2023, 0.1994, 0.2010),
-        "augment": Augmentation(crop_padding=4, flip=True), "eval_augment": Augmentation(),
+        "seed": 29525,
+        "batch_size": 128,
+        "eval_batch_size": 100,
+        "loss": "cross_entropy",
+        "mean": CIFAR10_MEAN,
+        "std": (0.2023, 0.1994, 0.2010),
+        "augment": Augmentation(crop_padding=4, flip=True),
+        "eval_augment": Augmentation(),
         "faults": MOBILENET_FAULTS,
         "root": NodeRecipe(0.72, sgd(5), sgd(10)),
         "others": NodeRecipe(0.63, sgd(30), sgd(90)),
     },
     ("cifar10", "vgg"): {
-        "seed": 29525, "batch_size": 500, "eval_batch_size": 500, "loss": "cross_entropy",
-        "mean": CIFAR10_MEAN, "std": (0.2470, 0.2435, 0.2616),
+        "seed": 29525,
+        "batch_size": 500,
+        "eval_batch_size": 500,
+        "loss": "cross_entropy",
+        "mean": CIFAR10_MEAN,
+        "std": (0.2470, 0.2435, 0.2616),
         "augment": Augmentation(rand_augment=(2, 8), cutout=(2, 4)),
         "eval_augment": Augmentation(rand_augment=(2, 8), cutout=(1, 4)),
         "faults": VGG_FAULTS,
@@ -91,7 +125,7 @@ PUBLISHED = {
             adam(200, 2.3570926966106847e-4, 2.1257445443209662e-4, "step", 30),
         ),
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", PUBLISHED, ids="-".join)
@@ -100,11 +134,20 @@ def test_published_recipe(case):
     found = recipe.load("published", dataset, backbone)
     fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
     assert fields | {"faults": set(found.faults)} == PUBLISHED[case] | {
-        "name": "published", "dataset": dataset, "backbone": backbone,
-        "protocol": "published", "grouping": "threshold", "ties": "first", "limit": 0,
-        "joint": None, "monolith": None, "balanced": False, "budget": 0.0, "networks": None,
+        "name": "published",
+        "dataset": dataset,
+        "backbone": backbone,
+        "protocol": "published",
+        "grouping": "threshold",
+        "ties": "first",
+        "limit": 0,
+        "joint": None,
+        "monolith": None,
+        "balanced": False,
+        "budget": 0.0,
+        "networks": None,
         "data": specs.spec(dataset),
-    }  # fmt: skip
+    }
     assert len(found.faults) == len(set(found.faults))
 
 
@@ -199,9 +242,14 @@ DIGITS = recipe.load("corrected", "digits")
 def test_override():
     changed = recipe.override(
         recipe.load("published", "cifar10", "vgg"),
-        epochs=3, volatility=0.5, batch_size=7, seed=9, limit=100, protocol="holdout",
+        epochs=3,
+        volatility=0.5,
+        batch_size=7,
+        seed=9,
+        limit=100,
+        protocol="holdout",
         grouping="sampled",
-    )  # fmt: skip
+    )
     for row in (changed.root, changed.others):
         assert row.volatility == 0.5
         assert (row.class_phase.epochs, row.group_phase.epochs) == (3, 3)
@@ -315,24 +363,60 @@ def test_whole_numbers_serve_as_floats():
 @pytest.mark.parametrize(
     "value",
     [
-        None, True, 5, "recipe", [], {}, [["name", "x"]],
-        without("name"), without("root"), without("others"),
-        stored(colour="red"), stored(**{"two\nlines": 1}), stored(name=3), stored(dataset=None),
-        stored(batch_size="128"), stored(batch_size=128.0), stored(batch_size=True),
-        stored(seed=None), stored(seed=0.5), stored(mean=0.5), stored(mean=["a"], std=["b"]),
-        stored(mean=[None] * 3, std=[1.0] * 3), stored(mean="abc", std=[1, 1, 1]),
-        stored(faults="warm_batchnorm"), stored(faults=[[]]), stored(faults=[None]),
-        stored(root=None), stored(root=[]), stored(root=""), stored(root={}), stored(others=[[]]),
-        stored(root={"volatility": 1.0}), stored(augment=None), stored(augment=[]),
-        stored(augment=""), stored(augment={"flip": "yes"}), stored(augment={"cutout": 4}),
-        stored(augment={"cutout": [1, 2, 3]}), stored(augment={"cutout": ["a", "b"]}),
-        stored(augment={"crop_padding": -1}), stored(augment={"rand_augment": [2, 31]}),
+        None,
+        True,
+        5,
+        "recipe",
+        [],
+        {},
+        [["name", "x"]],
+        without("name"),
+        without("root"),
+        without("others"),
+        stored(colour="red"),
+        stored(**{"two\nlines": 1}),
+        stored(name=3),
+        stored(dataset=None),
+        stored(batch_size="128"),
+        stored(batch_size=128.0),
+        stored(batch_size=True),
+        stored(seed=None),
+        stored(seed=0.5),
+        stored(mean=0.5),
+        stored(mean=["a"], std=["b"]),
+        stored(mean=[None] * 3, std=[1.0] * 3),
+        stored(mean="abc", std=[1, 1, 1]),
+        stored(faults="warm_batchnorm"),
+        stored(faults=[[]]),
+        stored(faults=[None]),
+        stored(root=None),
+        stored(root=[]),
+        stored(root=""),
+        stored(root={}),
+        stored(others=[[]]),
+        stored(root={"volatility": 1.0}),
+        stored(augment=None),
+        stored(augment=[]),
+        stored(augment=""),
+        stored(augment={"flip": "yes"}),
+        stored(augment={"cutout": 4}),
+        stored(augment={"cutout": [1, 2, 3]}),
+        stored(augment={"cutout": ["a", "b"]}),
+        stored(augment={"crop_padding": -1}),
+        stored(augment={"rand_augment": [2, 31]}),
         stored(eval_augment={"blur": 1}),
-        with_phase(lr="fast"), with_phase(lr=None), with_phase(lr=10**400), with_phase(epochs=1.5),
-        with_phase(betas=[0.9]), with_phase(betas=0.9), with_phase(betas=["a", "b"]),
-        with_phase(optimizer=None), with_phase(optimizer=["adam"]), with_phase(nesterov=True),
+        with_phase(lr="fast"),
+        with_phase(lr=None),
+        with_phase(lr=10**400),
+        with_phase(epochs=1.5),
+        with_phase(betas=[0.9]),
+        with_phase(betas=0.9),
+        with_phase(betas=["a", "b"]),
+        with_phase(optimizer=None),
+        with_phase(optimizer=["adam"]),
+        with_phase(nesterov=True),
     ],
-)  # fmt: skip
+)
 def test_malformed_recipes_are_refused(value):
     message(recipe.from_json, value)
 

@@ -27,10 +27,16 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU6(), nn.Dropout(0.5),
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.ReLU6(),
+            nn.Dropout(0.5),
             nn.Flatten(),
-        )  # fmt: skip
+        )
         self.classifier = nn.Linear(64, 3)
 
     def forward(self, x):
@@ -218,9 +224,17 @@ def test_who_is_beyond_is_at_fault(bad):
 
 
 def test_the_headline_says_differ_only_where_float64_does():
-    finding = {"stage": "root/class", "step": 4, "kind": "gradient", "tensor": "a.w", "layer": "a",
-               "difference": 1e-3, "allowed": 1e-5, "cause": "backward",
-               "first": "gradient a.w"}  # fmt: skip
+    finding = {
+        "stage": "root/class",
+        "step": 4,
+        "kind": "gradient",
+        "tensor": "a.w",
+        "layer": "a",
+        "difference": 1e-3,
+        "allowed": 1e-5,
+        "cause": "backward",
+        "first": "gradient a.w",
+    }
 
     def said(*frameworks):
         pairs = [{"dtype": "float32", "finding": finding | {"framework": f}} for f in frameworks]

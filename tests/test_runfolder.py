@@ -336,18 +336,48 @@ GOOD_ASL = {"volatility": 1.0, "groups": [[0, 1], [2]], "asl": np.eye(3).tolist(
 @pytest.mark.parametrize(
     "value",
     [
-        None, 5, "asl", [], {},
-        *(GOOD_ASL | {"asl": asl} for asl in (
-            None, 1, "asl", [], {}, np.eye(2).tolist(), np.eye(3).tolist()[:2], [[1], [1, 2], [3]],
-            [["a"] * 3] * 3, [[float("nan")] * 3] * 3, [[10**400] * 3] * 3, [[None] * 3] * 3,
-        )),
-        *(GOOD_ASL | {"groups": groups} for groups in (
-            None, 1, "012", [], [[0, 1]], [[0, 1], [1, 2]], [[0, 1], [2, 3]], [0, 1, 2],
-            [["0"], ["1"], ["2"]], [[0.0, 1.0], [2.0]], [[False, True], [2]], [[0, 1], [2], []],
-        )),
+        None,
+        5,
+        "asl",
+        [],
+        {},
+        *(
+            GOOD_ASL | {"asl": asl}
+            for asl in (
+                None,
+                1,
+                "asl",
+                [],
+                {},
+                np.eye(2).tolist(),
+                np.eye(3).tolist()[:2],
+                [[1], [1, 2], [3]],
+                [["a"] * 3] * 3,
+                [[float("nan")] * 3] * 3,
+                [[10**400] * 3] * 3,
+                [[None] * 3] * 3,
+            )
+        ),
+        *(
+            GOOD_ASL | {"groups": groups}
+            for groups in (
+                None,
+                1,
+                "012",
+                [],
+                [[0, 1]],
+                [[0, 1], [1, 2]],
+                [[0, 1], [2, 3]],
+                [0, 1, 2],
+                [["0"], ["1"], ["2"]],
+                [[0.0, 1.0], [2.0]],
+                [[False, True], [2]],
+                [[0, 1], [2], []],
+            )
+        ),
     ],
     ids=range(29),
-)  # fmt: skip
+)
 def test_a_foreign_asl_is_refused(tmp_path, capsys, value):
     file = tmp_path / "asl" / "root.json"
     writing.write_json(file, value)
@@ -455,8 +485,10 @@ def test_what_is_not_finite_becomes_null(tmp_path):
     runfolder.append_metrics(tmp_path, {"loss": float("nan"), "lr": float("inf"), "epoch": 1})
     text = (tmp_path / "metrics.jsonl").read_text()
     assert json.loads(text, parse_constant=failing(ValueError())) == {
-        "loss": None, "lr": None, "epoch": 1,
-    }  # fmt: skip
+        "loss": None,
+        "lr": None,
+        "epoch": 1,
+    }
 
 
 @given(st.integers(1, 200))

@@ -27,10 +27,16 @@ def fitting(name, dtype="float32"):
         node(outputs=len(classes)),
     )
     return fit.fitting(
-        SMALL, SHORT, f"{name}/class", network,
-        source(count, keep=classes), source(CHECKED, keep=classes),
-        restore=lambda *_: None, save=lambda *_: None, report=lambda **_: None,
-    )  # fmt: skip
+        SMALL,
+        SHORT,
+        f"{name}/class",
+        network,
+        source(count, keep=classes),
+        source(CHECKED, keep=classes),
+        restore=lambda *_: None,
+        save=lambda *_: None,
+        report=lambda **_: None,
+    )
 
 
 def both(dtype="float32", told=None):

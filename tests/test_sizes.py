@@ -77,14 +77,17 @@ def test_the_smallest_is_the_smallest():
     [
         ("--model vgg16 --size 16", "--size 16: vgg16 takes 32 or more"),
         ("--model convnext_base --size 8", "--size 8: convnext_base takes 32 or more"),
-        ("--model vgg16 --dataset emnist --size 0",
-         "--size 0: vgg16 takes 32 or more pixels, and emnist has 28; choose --size 32"),
+        (
+            "--model vgg16 --dataset emnist --size 0",
+            "--size 0: vgg16 takes 32 or more pixels, and emnist has 28; choose --size 32",
+        ),
         ("--model vgg16 --recipe scratch", "vgg16 takes 32 or more pixels, and digits has 8"),
         ("--model resnet50 --size -1", "--size -1 must be above 0"),
     ],
-)  # fmt: skip
-def test_a_size_that_cannot_be_is_said_before_any_work(framework, flags, said, monkeypatch,
-                                                       tmp_path):  # fmt: skip
+)
+def test_a_size_that_cannot_be_is_said_before_any_work(
+    framework, flags, said, monkeypatch, tmp_path
+):
     monkeypatch.chdir(tmp_path)
     recipe = "" if "--dataset" in flags or "--recipe" in flags else " --recipe scratch"
     with pytest.raises(UserError) as caught:

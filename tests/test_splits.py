@@ -127,9 +127,16 @@ def test_a_stream_depends_on_its_names_alone():
 
     assert draw(0, "root", "order", 1) == draw(0, "root", "order", 1)
     different = [
-        draw(0), draw(1), draw(0, "root"), draw(0, "sg1"), draw(0, "root", "order"),
-        draw(0, "root", 1), draw(0, "root", 2), draw(0, "root", 12), draw(0, "root", 1, 2),
-    ]  # fmt: skip
+        draw(0),
+        draw(1),
+        draw(0, "root"),
+        draw(0, "sg1"),
+        draw(0, "root", "order"),
+        draw(0, "root", 1),
+        draw(0, "root", 2),
+        draw(0, "root", 12),
+        draw(0, "root", 1, 2),
+    ]
     assert len({tuple(values) for values in different}) == len(different)
 
 

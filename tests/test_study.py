@@ -206,8 +206,9 @@ def test_without_a_fault_there_is_no_alarm(plain):
     _, code, value = plain
     assert code == 0
     assert [(c["dtype"], c["finding"]) for c in value["coupled"]] == [
-        ("float64", None), ("float32", None),
-    ] * 2  # fmt: skip
+        ("float64", None),
+        ("float32", None),
+    ] * 2
     for coupled in value["coupled"]:
         stage = coupled["stages"][0]
         weights = max(stage["series"]["distance"]["weight"])
@@ -216,8 +217,9 @@ def test_without_a_fault_there_is_no_alarm(plain):
         assert coupled["groups"]["root"]["same"]
         assert stage["epochs"][-1]["test"]["pairs"]["jax, torch"]["agree"] >= 145
     assert value["coupled"][0]["stages"][0]["epochs"][-1]["test"]["pairs"]["jax, torch"] == {
-        "agree": 150, "kappa": 1.0,
-    }  # fmt: skip
+        "agree": 150,
+        "kappa": 1.0,
+    }
 
 
 def test_controls_differ_by_their_bit(plain):
@@ -231,8 +233,11 @@ def test_controls_differ_by_their_bit(plain):
 def test_independent_runs_are_of_different_seeds(plain):
     both = plain[2]["independent"]
     assert [(run["framework"], run["seed"]) for run in both["runs"]] == [
-        ("jax", 0), ("torch", 2), ("jax", 1), ("torch", 3),
-    ]  # fmt: skip
+        ("jax", 0),
+        ("torch", 2),
+        ("jax", 1),
+        ("torch", 3),
+    ]
     rights = [100 * run["right"] / run["images"] for run in both["runs"]]
     jax, torch = rights[::2], rights[1::2]
     assert both["comparison"]["difference"] == pytest.approx(
@@ -380,8 +385,10 @@ def test_a_jump_is_no_finding_and_hides_none(faulty_from, tmp_path, monkeypatch)
     assert jump["difference"] > 1e-8 > 1e-12 > jump["same_state"]
     if faulty_from is None:
         assert (code, finding) == (0, None)
-        assert any("step 2" in line and "grew by a jump" in line
-                   for line in report.findings.of_coupled(coupled))  # fmt: skip
+        assert any(
+            "step 2" in line and "grew by a jump" in line
+            for line in report.findings.of_coupled(coupled)
+        )
     else:
         assert (code, finding["step"], finding["kind"]) == (1, faulty_from, "weight")
         assert finding["cause"] == "update"

@@ -53,12 +53,20 @@ def test_the_parity_table_fits(capsys):
     from parity.checks.tolerance import Check
 
     checks = [
-        Check("published cifar10 vgg others group, the release's faults on", f"features.{k}." * 6,
-              "float32", 1.23e-7, 4.5e-8, "2e-07 of scale, ratio 4", k > 0,
-              "error of JAX / of PyTorch 1.02; PyTorch 17 u: a sum that cancels in its kernel",
-              0.7, part="gradients of all parameters and the input" if k > 1 else "")
+        Check(
+            "published cifar10 vgg others group, the release's faults on",
+            f"features.{k}." * 6,
+            "float32",
+            1.23e-7,
+            4.5e-8,
+            "2e-07 of scale, ratio 4",
+            k > 0,
+            "error of JAX / of PyTorch 1.02; PyTorch 17 u: a sum that cancels in its kernel",
+            0.7,
+            part="gradients of all parameters and the input" if k > 1 else "",
+        )
         for k in range(4)
-    ]  # fmt: skip
+    ]
     report.print_table(checks)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= tables.WIDTH

@@ -154,8 +154,11 @@ def test_weights_that_do_not_fit_are_all_listed():
     weights["extra"] = weights.pop("classifier.0.bias")
     with pytest.raises(UserError) as caught:
         from_state_dict(node, weights)
-    for part in ("missing classifier.0.bias", "unexpected extra",
-                 "features.0.weight is 16x1x2x3, not 16x1x3x3"):  # fmt: skip
+    for part in (
+        "missing classifier.0.bias",
+        "unexpected extra",
+        "features.0.weight is 16x1x2x3, not 16x1x3x3",
+    ):
         assert part in str(caught.value)
 
 
@@ -237,12 +240,16 @@ def _node(shape=(1, 8, 8), outputs=4, backbone="vgg"):
 def _fit(node, *faults, train=None, check=None, **changes):
     rows = []
     result = fit.fit(
-        dataclasses.replace(RECIPE, faults=faults, **changes), SHORT, "root/class", node,
-        train or _source(COUNT), check or _source(CHECKED),
+        dataclasses.replace(RECIPE, faults=faults, **changes),
+        SHORT,
+        "root/class",
+        node,
+        train or _source(COUNT),
+        check or _source(CHECKED),
         restore=lambda state, best: None,
         save=lambda *_: None,
         report=lambda row=None, **_: rows.append(row) if row else None,
-    )  # fmt: skip
+    )
     return result, rows
 
 
@@ -396,8 +403,18 @@ def test_routing_follows_the_argmax_and_computes_no_more():
 
 # --- a whole run
 
-FLAGS = ["--backbone", "vgg", "--limit", "300", "--epochs", "2", "--batch-size", "32",
-         "--volatility", "1.2"]  # fmt: skip
+FLAGS = [
+    "--backbone",
+    "vgg",
+    "--limit",
+    "300",
+    "--epochs",
+    "2",
+    "--batch-size",
+    "32",
+    "--volatility",
+    "1.2",
+]
 
 
 def _assert_same(folder, other):
@@ -530,9 +547,14 @@ def test_published_faults_work_together(tmp_path):
     """Every fault at once, in a whole run with mobilenet nodes and augmentation."""
     chosen = dataclasses.replace(
         recipe.override(recipe.load("corrected", "digits", "mobilenet"), epochs=1, volatility=1.1),
-        faults=recipe.FAULTS, batch_size=30, loss="nll", protocol="published", limit=120,
-        augment=Augmentation(crop_padding=1), eval_augment=Augmentation(cutout=(1, 2)),
-    )  # fmt: skip
+        faults=recipe.FAULTS,
+        batch_size=30,
+        loss="nll",
+        protocol="published",
+        limit=120,
+        augment=Augmentation(crop_padding=1),
+        eval_augment=Augmentation(cutout=(1, 2)),
+    )
     parts = split(datasets.load("digits"), chosen.protocol, 0, chosen.limit)
     grown = grow.grow(chosen, parts, 10, tmp_path, lambda **_: None)
     assert len(grown.networks) > 1  # a child has been trained as well

@@ -28,9 +28,7 @@ def test_each_error_is_lost_at_one_node_and_one_depth():
     names = dict(TREE.names)
     lost = attrition.by_node(TREE, labels, guess)
     assert lost["root"] == {"reached": 10, "lost": 2, "lost_share": 0.2, "accuracy": 0.8}
-    assert lost[names[(1,)]] == {
-        "reached": 6, "lost": 1, "lost_share": 0.1, "accuracy": 5 / 6
-    }  # fmt: skip
+    assert lost[names[(1,)]] == {"reached": 6, "lost": 1, "lost_share": 0.1, "accuracy": 5 / 6}
     assert (lost[names[(1, 0)]]["reached"], lost[names[(1, 0)]]["lost"]) == (4, 1)
     assert sum(row["lost"] for row in lost.values()) == int((labels != guess).sum())
     depths = attrition.by_depth(TREE, labels, guess)
@@ -89,8 +87,9 @@ def test_rapl_counts_joules_a_package_and_survives_a_wrap(tmp_path):
 
 def test_energy_that_cannot_be_had_has_a_reason(tmp_path):
     assert energy.counters("cpu", tmp_path) == (
-        [], f"the machine shows no RAPL counters ({tmp_path} has none)"
-    )  # fmt: skip
+        [],
+        f"the machine shows no RAPL counters ({tmp_path} has none)",
+    )
     zone(tmp_path / "intel-rapl:0", "package-0", "junk")
     found, reason = energy.rapl(tmp_path)
     assert not found
@@ -127,8 +126,19 @@ def finished(tmp_path_factory):
 
 def test_the_command(finished, capsys, tmp_path):
     out = tmp_path / "result.json"
-    metrics.main([str(finished), "--repeats", "2", "--membership", "7", "--json", str(out),
-                  "--out", str(tmp_path / "made")])  # fmt: skip
+    metrics.main(
+        [
+            str(finished),
+            "--repeats",
+            "2",
+            "--membership",
+            "7",
+            "--json",
+            str(out),
+            "--out",
+            str(tmp_path / "made"),
+        ]
+    )
     shown, value = capsys.readouterr().out, json.loads(out.read_text())
     assert value == runfolder.read_json(tmp_path / "made" / "measurements.json")
     assert not (finished / "measurements.json").exists()

@@ -30,8 +30,12 @@ def test_mcnemar_is_the_binomial_sum_and_the_interval_that_of_a_mean():
     np.testing.assert_allclose(found["interval"], expected, rtol=1e-12)
     assert found["difference"] == pytest.approx(apart.mean(), rel=1e-12)
     assert versus.mcnemar(a, a) == {
-        "only_a": 0, "only_b": 0, "difference": 0.0, "interval": [0.0, 0.0], "p": 1.0
-    }  # fmt: skip
+        "only_a": 0,
+        "only_b": 0,
+        "difference": 0.0,
+        "interval": [0.0, 0.0],
+        "p": 1.0,
+    }
 
 
 def test_the_command_agrees_with_what_the_runs_say(tmp_path, capsys):

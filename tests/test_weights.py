@@ -24,8 +24,10 @@ from trunk_jax.network.network import split
 from trunk_jax.nodes import build
 
 # exact in bfloat16, so that reading it back must give the very numbers
-NUMBERS = {"features.0.weight": np.array([[1.5, -0.0078125]], np.float32),
-           "classifier.0.bias": np.array([2.0**-100, -3.0], np.float32)}  # fmt: skip
+NUMBERS = {
+    "features.0.weight": np.array([[1.5, -0.0078125]], np.float32),
+    "classifier.0.bias": np.array([2.0**-100, -3.0], np.float32),
+}
 
 
 @pytest.fixture(autouse=True)

@@ -235,8 +235,10 @@ def test_a_home_folder_is_expanded_in_every_flag(tmp_path, monkeypatch):
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--one", nargs="+")
     assert parser.parse_args(["--one", "~/a", "b~", "~"]).one == [
-        f"{tmp_path}/a", "b~", str(tmp_path),
-    ]  # fmt: skip
+        f"{tmp_path}/a",
+        "b~",
+        str(tmp_path),
+    ]
     with pytest.raises(UserError, match=r"argument --one: ~nobody-here/x: no such home folder"):
         parser.parse_args(["--one=~nobody-here/x"])
     monkeypatch.chdir(tmp_path)

@@ -98,9 +98,13 @@ def test_train_sets_flags_before_it_loads_jax(tmp_path):
         "except ImportError: print(os.environ['XLA_FLAGS'])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+        check=False,
+    )
     assert done.stdout.strip() == "--xla_gpu_deterministic_ops=true", done.stderr
 
 

@@ -25,16 +25,31 @@ from trunk_jax.pictures import style
 from trunk_jax.pictures.ablation import ablation_picture
 
 COLUMNS = (
-    "volatility", "test_accuracy", "validation_accuracy", "mean_multiply_adds",
-    "shortest_multiply_adds", "longest_multiply_adds", "mean_parameters", "total_parameters",
-    "depth", "nodes",
-)  # fmt: skip
+    "volatility",
+    "test_accuracy",
+    "validation_accuracy",
+    "mean_multiply_adds",
+    "shortest_multiply_adds",
+    "longest_multiply_adds",
+    "mean_parameters",
+    "total_parameters",
+    "depth",
+    "nodes",
+)
 _MOST = 1000
 # Flags of `train` that mean the same here, for every tree.
 _PASSED = {
-    "dataset": str, "data_dir": str, "backbone": str, "recipe": str, "protocol": str,
-    "epochs": int, "batch_size": int, "limit": int, "seed": int, "grouping": str,
-}  # fmt: skip
+    "dataset": str,
+    "data_dir": str,
+    "backbone": str,
+    "recipe": str,
+    "protocol": str,
+    "epochs": int,
+    "batch_size": int,
+    "limit": int,
+    "seed": int,
+    "grouping": str,
+}
 
 
 @dataclass(frozen=True)
@@ -54,13 +69,21 @@ def options_of(arguments: list[str] | None) -> Options:
         "accuracy, costs and shape against volatility.",
     )
     add = parser.add_argument
-    add("--volatility", nargs=3, type=float, required=True, metavar=("FROM", "TO", "STEP"),
-        help="the volatilities of all nodes, both ends included")  # fmt: skip
+    add(
+        "--volatility",
+        nargs=3,
+        type=float,
+        required=True,
+        metavar=("FROM", "TO", "STEP"),
+        help="the volatilities of all nodes, both ends included",
+    )
     for name, kind in _PASSED.items():
         default = DEFAULTS.get(name) or "that of train"
         add(f"--{name.replace('_', '-')}", type=kind, help=f"as in train (default: {default})")
-    add("--out", help="the folder; each tree is a run folder in it (default: runs/ablation-"
-                      "<dataset>)")  # fmt: skip
+    add(
+        "--out",
+        help="the folder; each tree is a run folder in it (default: runs/ablation-<dataset>)",
+    )
     add("--resume", action="store_true", help="go on with the ablation in --out (default: off)")
     add("--json", type=target, metavar="FILE", help="also write the rows to FILE (default: none)")
     given = parser.parse_args(arguments)
@@ -146,16 +169,31 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
     """The table on standard output."""
     print(title)
     print("M are millions, of one image; choose a volatility by validation, not by test\n")
-    columns = ["volatility", "test", "validation", "mean path multiply-adds M", "shortest M",
-               "longest M", "depth", "nodes", "parameters of all nodes"]  # fmt: skip
+    columns = [
+        "volatility",
+        "test",
+        "validation",
+        "mean path multiply-adds M",
+        "shortest M",
+        "longest M",
+        "depth",
+        "nodes",
+        "parameters of all nodes",
+    ]
     cells = [
-        [f"{row['volatility']:g}", tables.percent(row["test_accuracy"]),
-         tables.percent(row["validation_accuracy"]), tables.millions(row["mean_multiply_adds"]),
-         tables.millions(row["shortest_multiply_adds"]),
-         tables.millions(row["longest_multiply_adds"]), str(row["depth"]), str(row["nodes"]),
-         f"{row['total_parameters']:,}"]
+        [
+            f"{row['volatility']:g}",
+            tables.percent(row["test_accuracy"]),
+            tables.percent(row["validation_accuracy"]),
+            tables.millions(row["mean_multiply_adds"]),
+            tables.millions(row["shortest_multiply_adds"]),
+            tables.millions(row["longest_multiply_adds"]),
+            str(row["depth"]),
+            str(row["nodes"]),
+            f"{row['total_parameters']:,}",
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     tables.print_table("trees by volatility", columns, cells)
 
 

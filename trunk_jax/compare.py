@@ -83,10 +83,14 @@ def from_run(folder: Path, images: np.ndarray, labels: np.ndarray) -> Row:
     model, summary = load(folder), results.read_summary(folder)
     name, group = comparison.identity(folder, model.recipe, model.tree)
     return measure(
-        model, images, labels,
-        name=name, group=group, source=str(folder),
+        model,
+        images,
+        labels,
+        name=name,
+        group=group,
+        source=str(folder),
         accuracy=summary["accuracy"]["test"]["accuracy"],
-    )  # fmt: skip
+    )
 
 
 def recipe_of(model: str, dataset: str, size: int | None) -> Recipe:
@@ -104,9 +108,14 @@ def untrained(
     networks = {ROOT: start.empty(recipe, images.shape[1:], classes)}
     tree = hierarchy.bare(classes)
     return measure(
-        Model(recipe, tree, networks), images, labels, name=model, group=comparison.UNTRAINED,
-        source="untrained", accuracy=None,
-    )  # fmt: skip
+        Model(recipe, tree, networks),
+        images,
+        labels,
+        name=model,
+        group=comparison.UNTRAINED,
+        source="untrained",
+        accuracy=None,
+    )
 
 
 def fitting(models: Sequence[str], dataset: str, size: int | None) -> tuple[list[str], list[str]]:
@@ -131,17 +140,33 @@ def main(arguments: list[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("--dataset", default="cifar10", help="(default: %(default)s)")
-    add("--data-dir", help="folder of prepared TFDS datasets (default: TFDS_DATA_DIR, else "
-        "~/tensorflow_datasets)")  # fmt: skip
-    add("--runs", metavar="DIR", default="runs", help="where run folders are looked for "
-        "(default: %(default)s)")  # fmt: skip
-    add("--models", help="baselines to measure, with commas between; none: no untrained ones "
-        "(default: all)")  # fmt: skip
-    add("--size", type=int, help="side that images are resized to for untrained baselines, 0 for "
-        "none (default: each recipe's, mostly 224)")  # fmt: skip
+    add(
+        "--data-dir",
+        help="folder of prepared TFDS datasets (default: TFDS_DATA_DIR, else "
+        "~/tensorflow_datasets)",
+    )
+    add(
+        "--runs",
+        metavar="DIR",
+        default="runs",
+        help="where run folders are looked for (default: %(default)s)",
+    )
+    add(
+        "--models",
+        help="baselines to measure, with commas between; none: no untrained ones (default: all)",
+    )
+    add(
+        "--size",
+        type=int,
+        help="side that images are resized to for untrained baselines, 0 for "
+        "none (default: each recipe's, mostly 224)",
+    )
     add("--images", type=int, default=32, help="test images to measure on (default: %(default)s)")
-    add("--out", default="runs/compare", help="folder for compare.json and pictures (default: "
-        "%(default)s)")  # fmt: skip
+    add(
+        "--out",
+        default="runs/compare",
+        help="folder for compare.json and pictures (default: %(default)s)",
+    )
     add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     options = parser.parse_args(arguments)
     if options.images < 1:

@@ -104,15 +104,25 @@ def _size(folder: Path) -> dict[str, int]:
 
 def show(value: dict[str, Any], folder: Path, out: Path) -> None:
     """Both runs on standard output."""
-    columns = ["run", "test", "validation", "weight files MB", "parameters of all nodes",
-               "mean path multiply-adds M"]  # fmt: skip
+    columns = [
+        "run",
+        "test",
+        "validation",
+        "weight files MB",
+        "parameters of all nodes",
+        "mean path multiply-adds M",
+    ]
     rows = [
-        [str(run), tables.percent(row["accuracy"]["test"]["accuracy"]),
-         tables.percent(row["accuracy"]["validation"]["accuracy"]), tables.mb(row["file_bytes"]),
-         f"{sum(node['parameters'] for node in row['nodes'].values()):,}",
-         tables.millions(row["paths"]["mean"]["multiply_adds"])]
+        [
+            str(run),
+            tables.percent(row["accuracy"]["test"]["accuracy"]),
+            tables.percent(row["accuracy"]["validation"]["accuracy"]),
+            tables.mb(row["file_bytes"]),
+            f"{sum(node['parameters'] for node in row['nodes'].values()):,}",
+            tables.millions(row["paths"]["mean"]["multiply_adds"]),
+        ]
         for run, row in ((folder, value["before"]), (out, value["after"]))
-    ]  # fmt: skip
+    ]
     tables.print_table("MB are 1e6 bytes, M are millions", columns, rows)
 
 
@@ -126,10 +136,19 @@ def main(arguments: list[str] | None = None) -> None:
     add = parser.add_argument
     add("run", metavar="RUN", help="the run folder, of either framework")
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--quantize", choices=("int8",), help="weights of all convolutions and "
-        "linear layers in int8, a scale an output channel (default: none)")  # fmt: skip
-    which.add_argument("--prune", type=float, metavar="SHARE", help="take out this share of the "
-        "channels, by L2 norm, wherever nothing else reads them (default: none)")  # fmt: skip
+    which.add_argument(
+        "--quantize",
+        choices=("int8",),
+        help="weights of all convolutions and "
+        "linear layers in int8, a scale an output channel (default: none)",
+    )
+    which.add_argument(
+        "--prune",
+        type=float,
+        metavar="SHARE",
+        help="take out this share of the "
+        "channels, by L2 norm, wherever nothing else reads them (default: none)",
+    )
     add("--data-dir", help="folder of prepared TFDS datasets (default: the run's own)")
     add(
         "--out", metavar="DIR", help="the new run folder (default: runs/<name>-int8, -prune20, ...)"

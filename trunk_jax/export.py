@@ -57,15 +57,30 @@ def main(arguments: list[str] | None = None) -> None:
     add("run", metavar="RUN", help="the run folder, of either framework")
     add("--format", required=True, choices=FORMATS, help="what to write")
     add("--out", required=True, metavar="PLACE", help="the file (onnx) or folder to make")
-    add("--per-node", action="store_true", help="onnx: a folder with a file a node and tree.json "
-        "(default: one file)")  # fmt: skip
-    add("--int8", action="store_true", help="onnx: int8 convolutions, calibrated on training "
-        "images; prints the accuracy of both (default: float32)")  # fmt: skip
-    add("--push", metavar="ORG/NAME", help="hub: send the folder there as well; the token is "
-        "huggingface_hub's own (default: none)")  # fmt: skip
+    add(
+        "--per-node",
+        action="store_true",
+        help="onnx: a folder with a file a node and tree.json (default: one file)",
+    )
+    add(
+        "--int8",
+        action="store_true",
+        help="onnx: int8 convolutions, calibrated on training "
+        "images; prints the accuracy of both (default: float32)",
+    )
+    add(
+        "--push",
+        metavar="ORG/NAME",
+        help="hub: send the folder there as well; the token is "
+        "huggingface_hub's own (default: none)",
+    )
     add("--data-dir", help="folder of prepared TFDS datasets (default: the run's own)")
-    add("--json", type=target, metavar="FILE", help="also write what is printed to FILE (default: "
-        "none)")  # fmt: skip
+    add(
+        "--json",
+        type=target,
+        metavar="FILE",
+        help="also write what is printed to FILE (default: none)",
+    )
     options = parser.parse_args(arguments)
     if (options.per_node or options.int8) and options.format != "onnx":
         raise UserError("--per-node and --int8 are for --format onnx")

@@ -63,12 +63,23 @@ def options_of(arguments: list[str] | None) -> Options:
     add = parser.add_argument
     add("run", metavar="RUN", help="the run folder")
     add("--data-dir", help="folder of prepared TFDS datasets (default: the run's own)")
-    add("--repeats", type=int, default=50, help="timed calls of each path; 0: no times, no energy "
-        "(default: %(default)s)")  # fmt: skip
-    add("--membership", metavar="CLASS", help="also show how much each class belongs with this "
-        "one, by name or label (default: none; the file has all)")  # fmt: skip
-    add("--out", metavar="DIR", help="folder for measurements.json and figures (default: runs/<the "
-        "run's name>)")  # fmt: skip
+    add(
+        "--repeats",
+        type=int,
+        default=50,
+        help="timed calls of each path; 0: no times, no energy (default: %(default)s)",
+    )
+    add(
+        "--membership",
+        metavar="CLASS",
+        help="also show how much each class belongs with this "
+        "one, by name or label (default: none; the file has all)",
+    )
+    add(
+        "--out",
+        metavar="DIR",
+        help="folder for measurements.json and figures (default: runs/<the run's name>)",
+    )
     add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     given = parser.parse_args(arguments)
     if given.repeats < 0:
@@ -225,37 +236,74 @@ def show(value: dict[str, Any], titles: Mapping[str, str], of: int | None) -> No
     named += [(name, value[name]) for name in ("shortest", "longest", "mean")]
     print(f"{value['dataset']} {value['split']}: {percent(value['accuracy'])}")
     print("MB are 1e6 bytes, M are millions; all for one image, alone\n")
-    columns = ["path", "images", "parameters", "weights MB", "files MB", "peak activations MB",
-               "multiply-adds M", "FLOPs M"]  # fmt: skip
+    columns = [
+        "path",
+        "images",
+        "parameters",
+        "weights MB",
+        "files MB",
+        "peak activations MB",
+        "multiply-adds M",
+        "FLOPs M",
+    ]
     rows = [
-        [name, f"{row['images']:,}" if "images" in row else "", f"{row['parameters']:,.0f}",
-         mb(row["weight_bytes"]), mb(row["file_bytes"]), mb(row["peak_activation_bytes"]),
-         millions(row["multiply_adds"]), millions(row["flops"])]
+        [
+            name,
+            f"{row['images']:,}" if "images" in row else "",
+            f"{row['parameters']:,.0f}",
+            mb(row["weight_bytes"]),
+            mb(row["file_bytes"]),
+            mb(row["peak_activation_bytes"]),
+            millions(row["multiply_adds"]),
+            millions(row["flops"]),
+        ]
         for name, row in named
-    ]  # fmt: skip
+    ]
     tables.print_table("what a path costs", columns, rows)
     if timed:
         columns = ["path", "latency ms", "10th percentile", "90th percentile", "images/s"]
         rows = [
-            [name, *(f"{row[f'latency_ms{part}']:.2f}" for part in ("", "_p10", "_p90")),
-             f"{row['images_per_second']:,.0f}" if row.get("images_per_second") else ""]
+            [
+                name,
+                *(f"{row[f'latency_ms{part}']:.2f}" for part in ("", "_p10", "_p90")),
+                f"{row['images_per_second']:,.0f}" if row.get("images_per_second") else "",
+            ]
             for name, row in named
-        ]  # fmt: skip
+        ]
         tables.print_table("how long a path takes", columns, rows)
     rows = [
-        [titles[name], str(row["depth"]), f"{row['reached']:,}", percent(row["accuracy"]),
-         f"{row['lost']:,}", percent(row["lost_share"]), f"{row['parameters']:,}",
-         millions(row["multiply_adds"])]
+        [
+            titles[name],
+            str(row["depth"]),
+            f"{row['reached']:,}",
+            percent(row["accuracy"]),
+            f"{row['lost']:,}",
+            percent(row["lost_share"]),
+            f"{row['parameters']:,}",
+            millions(row["multiply_adds"]),
+        ]
         for name, row in value["nodes"].items()
-    ]  # fmt: skip
-    columns = ["node", "depth", "reached it rightly", "accuracy", "lost here", "of all images",
-               "parameters", "multiply-adds M"]  # fmt: skip
+    ]
+    columns = [
+        "node",
+        "depth",
+        "reached it rightly",
+        "accuracy",
+        "lost here",
+        "of all images",
+        "parameters",
+        "multiply-adds M",
+    ]
     tables.print_table("which node loses how much", columns, rows)
     rows = [
-        [str(row["depth"]), f"{row['decided']:,}", percent(row["accuracy"]),
-         percent(row["on_path"])]
+        [
+            str(row["depth"]),
+            f"{row['decided']:,}",
+            percent(row["accuracy"]),
+            percent(row["on_path"]),
+        ]
         for row in value["depths"]
-    ]  # fmt: skip
+    ]
     columns = ["decisions", "images that took it", "accuracy", "of all still right"]
     tables.print_table("accuracy by depth", columns, rows)
     if "energy" in value:

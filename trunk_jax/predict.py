@@ -76,16 +76,34 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("run", metavar="RUN", help="the run folder, or a folder of checkpoints/")
-    add("images", metavar="IMAGE", nargs="+", help="image files of any common format and size, "
-        "folders of them, or - for standard input")  # fmt: skip
-    add("--invert", choices=fitting.INVERT, default="auto", help="exchange black and white; auto: "
+    add(
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        help="image files of any common format and size, folders of them, or - for standard input",
+    )
+    add(
+        "--invert",
+        choices=fitting.INVERT,
+        default="auto",
+        help="exchange black and white; auto: "
         "where the dataset has light strokes on a dark ground, and the image a light border "
-        "(default: %(default)s)")  # fmt: skip
-    add("--fit", choices=fitting.FIT, default="crop", help="what becomes of an image of other "
+        "(default: %(default)s)",
+    )
+    add(
+        "--fit",
+        choices=fitting.FIT,
+        default="crop",
+        help="what becomes of an image of other "
         "proportions: crop takes its middle, pad adds of its border's colour, stretch changes "
-        "the proportions (default: %(default)s)")  # fmt: skip
-    add("--as-stored", action="store_true", help="EMNIST: the images are mirrored and rotated "
-        "as the dataset's own are (default: upright)")  # fmt: skip
+        "the proportions (default: %(default)s)",
+    )
+    add(
+        "--as-stored",
+        action="store_true",
+        help="EMNIST: the images are mirrored and rotated "
+        "as the dataset's own are (default: upright)",
+    )
     add(
         "--json",
         type=target,

@@ -118,10 +118,17 @@ def main(arguments: list[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("run", metavar="RUN", help="the run folder")
-    add("--parity", metavar="DIR", help="a folder that parity.check --checkpoint wrote into "
-        "(default: runs/<the run's name>/parity or RUN/parity, if it is there)")  # fmt: skip
-    add("--data-dir", help="folder of prepared TFDS datasets, for the images in the tree (default: "
-        "the run's own)")  # fmt: skip
+    add(
+        "--parity",
+        metavar="DIR",
+        help="a folder that parity.check --checkpoint wrote into "
+        "(default: runs/<the run's name>/parity or RUN/parity, if it is there)",
+    )
+    add(
+        "--data-dir",
+        help="folder of prepared TFDS datasets, for the images in the tree (default: "
+        "the run's own)",
+    )
     add(
         "--out",
         type=target,

@@ -25,18 +25,35 @@ def main(arguments: list[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("--minutes", type=float, default=9.0, help="for everything (default: %(default)s)")
-    add("--stages", nargs="+", metavar="N[:SECONDS]", help="which, in this order, the first ones "
-        "perhaps for so many seconds at most, e.g. 1:30 2 (default: all)")  # fmt: skip
-    add("--out", metavar="DIR", help="folder of results and runs; what is in it "
-        "is gone on with")  # fmt: skip
-    add("--data-dir", metavar="DIR", help="folder of datasets (default: data in --out, where "
-        "python -m benchmarks.gpu.packing puts them)")  # fmt: skip
-    add("--archive", type=target, metavar="FILE", help="one zip of under 16 MiB with what is in "
-        "--out, written anew after each job (default: none)")  # fmt: skip
+    add(
+        "--stages",
+        nargs="+",
+        metavar="N[:SECONDS]",
+        help="which, in this order, the first ones "
+        "perhaps for so many seconds at most, e.g. 1:30 2 (default: all)",
+    )
+    add("--out", metavar="DIR", help="folder of results and runs; what is in it is gone on with")
+    add(
+        "--data-dir",
+        metavar="DIR",
+        help="folder of datasets (default: data in --out, where "
+        "python -m benchmarks.gpu.packing puts them)",
+    )
+    add(
+        "--archive",
+        type=target,
+        metavar="FILE",
+        help="one zip of under 16 MiB with what is in "
+        "--out, written anew after each job (default: none)",
+    )
     add("--from", dest="before", metavar="FILE", help="go on from such a zip (default: none)")
     add("--list", action="store_true", help="name stages and jobs and do no more (default: off)")
-    add("--dry-run", action="store_true", help="a rehearsal on any machine: random images, "
-        "sizes that take seconds, nothing to be believed (default: off)")  # fmt: skip
+    add(
+        "--dry-run",
+        action="store_true",
+        help="a rehearsal on any machine: random images, "
+        "sizes that take seconds, nothing to be believed (default: off)",
+    )
     options = parser.parse_args(arguments)
     if not 0.1 <= options.minutes <= 600:
         raise UserError("--minutes must be 0.1 to 600")
@@ -63,10 +80,14 @@ def main(arguments: list[str] | None = None) -> None:
 
     try:
         runner.run(
-            stages, wanted, 60 * options.minutes - CLOSING_S - (time.monotonic() - began),
-            runner.Places(out, data), dry=options.dry_run,
-            tell=lambda line: print(line, flush=True), after=after,
-        )  # fmt: skip
+            stages,
+            wanted,
+            60 * options.minutes - CLOSING_S - (time.monotonic() - began),
+            runner.Places(out, data),
+            dry=options.dry_run,
+            tell=lambda line: print(line, flush=True),
+            after=after,
+        )
     finally:
         after()
     if missing := packing.missing(data):

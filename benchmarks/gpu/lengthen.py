@@ -27,9 +27,11 @@ def lengthen(name: str, count: int, data_dir: str | None, root: Path) -> Path:
         raise UserError(f"--to {root} is the folder that {name} comes from; name another")
     rows = np.arange(count) % len(data.train.labels)
     arrays = {
-        "train_images": data.train.images[rows], "train_labels": data.train.labels[rows],
-        "test_images": data.test.images, "test_labels": data.test.labels,
-    }  # fmt: skip
+        "train_images": data.train.images[rows],
+        "train_labels": data.train.labels[rows],
+        "test_images": data.test.images,
+        "test_labels": data.test.labels,
+    }
     title = f"{data.title}, training images repeated to {count:,}"
     about = f"STAND-IN made of {data.source}. Report numbers on it as '{title}'"
     return decoded.write(

@@ -14,8 +14,12 @@ from parity.pairs.families import FAMILIES
 def main(arguments: list[str] | None = None) -> None:
     """Measure as the flags say."""
     parser = answer.parser("modes", "Errors of float32, TF32 and bfloat16 against float64.")
-    parser.add_argument("--only", default="", metavar="TEXT", help="networks whose name has TEXT "
-                        "in it (default: all)")  # fmt: skip
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="networks whose name has TEXT in it (default: all)",
+    )
     options = parser.parse_args(arguments)
     chosen = [family for family in FAMILIES if options.only in family.name]
     if not chosen:

@@ -33,9 +33,10 @@ STRIP = 500  # images; a WebP is at most 16,383 pixels high
 EFFORT = {"lossless": True, "quality": 80, "method": 5}
 _INDEX: reading.Form = {
     "pieces": int,
-    "datasets": {str: {"fingerprint": str, "version": str, "description": str, "train": int,
-                       "test": int}},
-}  # fmt: skip
+    "datasets": {
+        str: {"fingerprint": str, "version": str, "description": str, "train": int, "test": int}
+    },
+}
 
 
 def packed(images: np.ndarray) -> bytes:
@@ -90,10 +91,12 @@ def pack(names: Sequence[str], data_dirs: Sequence[str | None], target: Path, ro
     for name in names:
         data = _load(name, data_dirs)
         index["datasets"][name] = {
-            "fingerprint": data.fingerprint, "version": data.version,
-            "description": data.description, "train": len(data.train.labels),
+            "fingerprint": data.fingerprint,
+            "version": data.version,
+            "description": data.description,
+            "train": len(data.train.labels),
             "test": len(data.test.labels),
-        }  # fmt: skip
+        }
         for split in cache.SPLITS:
             examples = getattr(data, split)
             buffer = io.BytesIO()
@@ -161,9 +164,13 @@ def take(pieces: Sequence[Path], root: Path) -> list[str]:
         if cache.fingerprint(arrays) != about["fingerprint"]:
             raise UserError(f"{name} came out of its pieces with another fingerprint; pack it anew")
         decoded.write(
-            name, root, arrays, version=about["version"], description=about["description"],
+            name,
+            root,
+            arrays,
+            version=about["version"],
+            description=about["description"],
             source="pieces that travelled",
-        )  # fmt: skip
+        )
     shutil.rmtree(waiting)
     return list(index["datasets"])
 
@@ -211,10 +218,19 @@ def main(arguments: list[str] | None = None) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, parser_class=Parser)
     here = kinds.add_parser("pack", help="write the pieces")
     here.add_argument("folder", help="for the pieces; let git ignore it")
-    here.add_argument("--datasets", nargs="+", default=list(DATASETS), metavar="NAME",
-                      help="(default: %(default)s)")  # fmt: skip
-    here.add_argument("--data-dir", action="append", help="folder of prepared datasets; may be "
-                      "given again, the first that has one counts (default: TFDS')")  # fmt: skip
+    here.add_argument(
+        "--datasets",
+        nargs="+",
+        default=list(DATASETS),
+        metavar="NAME",
+        help="(default: %(default)s)",
+    )
+    here.add_argument(
+        "--data-dir",
+        action="append",
+        help="folder of prepared datasets; may be "
+        "given again, the first that has one counts (default: TFDS')",
+    )
     there = kinds.add_parser("take", help="take pieces in, and decode them with the last")
     there.add_argument("pieces", nargs="+", help="files")
     there.add_argument("--to", required=True, help="the folder of datasets")

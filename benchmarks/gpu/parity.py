@@ -17,8 +17,12 @@ from parity.checks import processes
 def main(arguments: list[str] | None = None) -> int:
     """Check as the flags say: 0 if all that was checked is well, 1 if not."""
     parser = answer.parser("parity", "Parity's checks, until a time is up.")
-    parser.add_argument("--seconds", type=float, default=60.0, help="after which no other kind of "
-                        "check is begun; one always is (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=60.0,
+        help="after which no other kind of check is begun; one always is (default: %(default)s)",
+    )
     options = parser.parse_args(arguments)
     processes.prepare_process()
     work = list(reversed(check.tasks(0)))  # that list has the longest first

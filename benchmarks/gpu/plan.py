@@ -12,13 +12,24 @@ from data.base.errors import UserError
 
 HERE = Path(__file__).parent
 _JOB: reading.Form = {
-    "name": str, "what": str, "command": [str], "needs": float, "resumes?": bool, "bar?": str,
-    "environment?": {str: str}, "dry?": [str], "each?": {str: [str]},
-}  # fmt: skip
+    "name": str,
+    "what": str,
+    "command": [str],
+    "needs": float,
+    "resumes?": bool,
+    "bar?": str,
+    "environment?": {str: str},
+    "dry?": [str],
+    "each?": {str: [str]},
+}
 _STAGE: reading.Form = {"number": int, "title": str, "share": float, "job": [_JOB]}
 _TREE: reading.Form = {
-    "recipe": str, "dataset": str, "backbones": [str], "seeds": [int], "needs": float,
-}  # fmt: skip
+    "recipe": str,
+    "dataset": str,
+    "backbones": [str],
+    "seeds": [int],
+    "needs": float,
+}
 
 
 @dataclass(frozen=True)
@@ -66,11 +77,13 @@ def stages(file: Path = HERE / "stages.toml", trees: Path = HERE / "trees.toml")
     table = _read(file, {"stage": [_STAGE]})["stage"]
     result = [
         Stage(
-            row["number"], row["title"], float(row["share"]),
+            row["number"],
+            row["title"],
+            float(row["share"]),
             tuple(job for entry in row["job"] for job in _jobs(entry)) or tuple(_trees(trees)),
         )
         for row in table
-    ]  # fmt: skip
+    ]
     names = [job.name for stage in result for job in stage.jobs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{file}: two jobs are called {', '.join(twice)}")
@@ -118,10 +131,21 @@ def _trees(file: Path) -> Iterator[Job]:
         for seed, backbone in itertools.product(row["seeds"], row["backbones"]):
             name = f"{row['dataset']}-{row['recipe']}-{backbone}-seed{seed}"
             command = (
-                "trunk_jax.train", "--dataset", row["dataset"], "--recipe", row["recipe"],
-                "--backbone", backbone, "--seed", str(seed), "--data-dir", "{data}",
-                "--out", "{runs}/" + name, "--resume",
-            )  # fmt: skip
+                "trunk_jax.train",
+                "--dataset",
+                row["dataset"],
+                "--recipe",
+                row["recipe"],
+                "--backbone",
+                backbone,
+                "--seed",
+                str(seed),
+                "--data-dir",
+                "{data}",
+                "--out",
+                "{runs}/" + name,
+                "--resume",
+            )
             what = f"{row['dataset']}, recipe {row['recipe']}, {backbone}, seed {seed}"
             # digits in their place, which need no data
             rehearsed = ("--dataset", "digits", "--epochs", "1", "--limit", "64")

@@ -75,10 +75,12 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     same = runs[0][0] == runs[1][0]
     value = {
-        "framework": options.framework, "how": options.how, "same": same,
+        "framework": options.framework,
+        "how": options.how,
+        "same": same,
         "weights_sha256": [weights for weights, _ in runs],
         "seconds": [round(seconds, 2) for _, seconds in runs],
-    }  # fmt: skip
+    }
     text = f"{options.framework}, {options.how}: {'the same bits' if same else 'other bits'}"
     answer.give(value, options.json, f"{text}, {runs[0][1]:.1f} and {runs[1][1]:.1f} s")
 

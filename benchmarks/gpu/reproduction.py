@@ -42,19 +42,28 @@ def of_run(run: Path) -> dict[str, Any]:
     rows = []
     for (node, phase), epochs in phases.items():
         best = max(epochs, key=lambda row: (row["validation_accuracy"], -row["epoch"]))
-        rows.append({
-            "node": node, "phase": phase, "epochs": len(epochs), "best_epoch": best["epoch"],
-            "best_accuracy": best["validation_accuracy"],
-            "train_accuracy": max(row["train_accuracy"] for row in epochs),
-        })  # fmt: skip
+        rows.append(
+            {
+                "node": node,
+                "phase": phase,
+                "epochs": len(epochs),
+                "best_epoch": best["epoch"],
+                "best_accuracy": best["validation_accuracy"],
+                "train_accuracy": max(row["train_accuracy"] for row in epochs),
+            }
+        )
     finished = (run / "summary.json").exists()
     test = results.read_summary(run)["accuracy"]["test"] if finished else None
     return {
-        "dataset": recipe.dataset, "backbone": recipe.backbone, "seed": recipe.seed,
-        "groups": groups, "phases": rows,
-        "right": test and test["correct"], "total": test and test["total"],
+        "dataset": recipe.dataset,
+        "backbone": recipe.backbone,
+        "seed": recipe.seed,
+        "groups": groups,
+        "phases": rows,
+        "right": test and test["correct"],
+        "total": test and test["total"],
         "test": test and test["accuracy"],
-    }  # fmt: skip
+    }
 
 
 def published(dataset: str, backbone: str) -> dict[str, Any]:
@@ -70,10 +79,16 @@ def main(arguments: list[str] | None = None) -> None:
     ours = of_run(Path(options.run))
     theirs = published(ours["dataset"], ours["backbone"])
     rows = [
-        [row["node"], row["phase"], str(row["epochs"]), str(row["best_epoch"]),
-         f"{100 * row['best_accuracy']:.2f}", f"{100 * row['train_accuracy']:.2f}"]
+        [
+            row["node"],
+            row["phase"],
+            str(row["epochs"]),
+            str(row["best_epoch"]),
+            f"{100 * row['best_accuracy']:.2f}",
+            f"{100 * row['train_accuracy']:.2f}",
+        ]
         for row in ours["phases"]
-    ]  # fmt: skip
+    ]
     columns = ("node", "phase", "epochs", "best", "its accuracy, %", "training, %")
     print_table(f"{options.run}", columns, rows)
     for node, groups in ours["groups"].items():

@@ -46,8 +46,11 @@ class Places:
 
     def filled(self, text: str, job: Job) -> str:
         """A word of a job's command with its folders in it."""
-        folders = {"data": self.data, "runs": self.out / "runs",
-                   "folder": self.out / "jobs" / job.name}  # fmt: skip
+        folders = {
+            "data": self.data,
+            "runs": self.out / "runs",
+            "folder": self.out / "jobs" / job.name,
+        }
         for key, path in folders.items():
             text = text.replace("{" + key + "}", str(path))
         return text
@@ -128,9 +131,13 @@ def perform(stage: Stage, job: Job, limit_s: float, places: Places, dry: bool) -
         # a session of its own, so that all of its processes can be ended
         process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
-            cwd=REPOSITORY, env=_environment(job, places), stdout=output, stderr=output,
-            stdin=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+            cwd=REPOSITORY,
+            env=_environment(job, places),
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         try:
             code = _wait(process, limit_s, SAVING_S if job.resumes else 1.0)
         finally:

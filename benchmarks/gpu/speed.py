@@ -15,8 +15,14 @@ BAR = 0.5
 # Seconds an image of a step of CIFAR-10 vgg's root at 2,048, by precision. Bytes bound it: an image
 # moves some 15 MB in float32 and 7 MB in bfloat16, at 4.3 TB/s (an H200) 3.4 and 1.7 us.
 LIMITS = {("cifar10", "vgg", 2048, "float32"): 5.5e-6, ("cifar10", "vgg", 2048, "bfloat16"): 2.5e-6}
-AGAINST = {"step": FORMS, "forward": FORMS, "node": ("channels_last",), "epoch": ("ancestors",),
-           "tree": ("eager",), "image": ("eager",)}  # fmt: skip
+AGAINST = {
+    "step": FORMS,
+    "forward": FORMS,
+    "node": ("channels_last",),
+    "epoch": ("ancestors",),
+    "tree": ("eager",),
+    "image": ("eager",),
+}
 
 
 def case_of(kind: str, pair: str, batch: int | None, precision: str | None) -> Case:

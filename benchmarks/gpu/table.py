@@ -79,10 +79,16 @@ def _repeat(value: Result) -> str:
 
 # A result is told by what only it has.
 _KINDS: dict[str, Callable[[Result], str]] = {
-    "multiply_adds_per_s": _card, "worst": _modes, "checks": _checks, "ours_s": _speed,
-    "variant": _sweep, "apart": _precision, "same": _repeat, "paths": _training,
+    "multiply_adds_per_s": _card,
+    "worst": _modes,
+    "checks": _checks,
+    "ours_s": _speed,
+    "variant": _sweep,
+    "apart": _precision,
+    "same": _repeat,
+    "paths": _training,
     "correct": _evaluation,
-}  # fmt: skip
+}
 
 
 def told(value: Result) -> str:
@@ -159,11 +165,18 @@ def written(text: str, name: str, rows: list[str]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Make the table as the flags say."""
     parser = Parser(prog="python -m benchmarks.gpu.table", description="Results as a table.")
-    parser.add_argument("folders", nargs="*", metavar="FOLDER", help="of results (default: none, "
-                        "a table of what is not measured)")  # fmt: skip
-    parser.add_argument("--write", type=target, metavar="FILE", help="put it and the "
-                        "table of expectations between their marks in FILE (default: print "
-                        "it)")  # fmt: skip
+    parser.add_argument(
+        "folders",
+        nargs="*",
+        metavar="FOLDER",
+        help="of results (default: none, a table of what is not measured)",
+    )
+    parser.add_argument(
+        "--write",
+        type=target,
+        metavar="FILE",
+        help="put it and the table of expectations between their marks in FILE (default: print it)",
+    )
     options = parser.parse_args(arguments)
     rows = lines(found([Path(folder) for folder in options.folders]))
     if not options.write:

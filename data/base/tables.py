@@ -54,9 +54,13 @@ def text(
     """
     file = io.StringIO()
     console = Console(
-        file=file, width=max(width, _least(columns, rows, left)), color_system=None,
-        highlight=False, markup=False, emoji=False,
-    )  # fmt: skip
+        file=file,
+        width=max(width, _least(columns, rows, left)),
+        color_system=None,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
     console.print(_table(title, columns, rows, left, ()))
     lines = _headed(file.getvalue(), rows).splitlines()
     return "\n".join(line.rstrip() for line in lines).rstrip("\n")
@@ -92,9 +96,14 @@ def _table(
     marked: Collection[int],
 ) -> Table:
     table = Table(
-        title=Text(title) if title else None, title_justify="left", title_style="bold", box=None,
-        pad_edge=False, padding=(0, _GAP, 0, 0), show_header=any(columns),
-    )  # fmt: skip
+        title=Text(title) if title else None,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, _GAP, 0, 0),
+        show_header=any(columns),
+    )
     for place, column in enumerate(columns):
         cells = [row[place] for row in rows if not isinstance(row, str)]
         if place in left:

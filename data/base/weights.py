@@ -21,9 +21,20 @@ COUNTER = "num_batches_tracked"  # PyTorch's, of batch norms; nothing that is co
 # What wrappers put before every name: DataParallel, torch.compile, Lightning.
 PREFIXES = ("module.", "_orig_mod.", "model.")
 _TYPES = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
-    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?", "BF16": "<u2",
-}  # fmt: skip
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "u1",
+    "BOOL": "?",
+    "BF16": "<u2",
+}
 _HALVES = {"F16": "float16", "BF16": "bfloat16"}  # read as float32, which holds all their values
 
 

@@ -137,9 +137,11 @@ def sources(magnitude: int, height: int, width: int) -> np.ndarray:
             (row + shear * (column + 0.5), column),
             (row, column - sign * translation(magnitude, width)),
             (row - sign * translation(magnitude, height), column),
-            (row + y * (np.cos(angle) - 1) + x * np.sin(angle),
-             column + x * (np.cos(angle) - 1) - y * np.sin(angle)),
-        ]  # fmt: skip
+            (
+                row + y * (np.cos(angle) - 1) + x * np.sin(angle),
+                column + x * (np.cos(angle) - 1) - y * np.sin(angle),
+            ),
+        ]
     order = [0, *(1 + k + len(GEOMETRIC) * s for k in range(len(GEOMETRIC)) for s in (0, 1))]
     row, column = np.floor(np.array(points)[order] + 0.5 - TIE).astype(np.int32).swapaxes(0, 1)
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)

@@ -156,9 +156,12 @@ class _Downloads:
             raise
         file = manager._get_dl_path(asked, *([info.checksum] if known else []))
         resource.write_info_file(
-            url=url, path=file, dataset_name=self._builder.name, original_fname=info.filename,
+            url=url,
+            path=file,
+            dataset_name=self._builder.name,
+            original_fname=info.filename,
             url_info=info,
-        )  # fmt: skip
+        )
         os.replace(part, file)
         return promise.Promise.resolve(file)
 
@@ -266,10 +269,15 @@ def _cifar100_examples(split_prefix: str, filepaths: Iterable[str]) -> Keyed:
     )
     images = rows[:, 2:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     for i, (image, row) in enumerate(zip(images, rows, strict=True)):
-        yield i, {
-            "id": f"{split_prefix}{i:05d}", "image": _png(image), "label": int(row[1]),
-            "coarse_label": int(row[0]),
-        }  # fmt: skip
+        yield (
+            i,
+            {
+                "id": f"{split_prefix}{i:05d}",
+                "image": _png(image),
+                "label": int(row[1]),
+                "coarse_label": int(row[0]),
+            },
+        )
 
 
 _EXAMPLES = {

@@ -71,11 +71,17 @@ def assembled(
         "test_labels": parts["test"].labels.astype(np.int32),
     }
     spec = Spec(
-        name=name, title=name, tfds_name=None, image_shape=tuple(images.shape[1:]),
-        class_names=tuple(classes), official_sizes=None, licence="not known", kind=kind,
+        name=name,
+        title=name,
+        tfds_name=None,
+        image_shape=tuple(images.shape[1:]),
+        class_names=tuple(classes),
+        official_sizes=None,
+        licence="not known",
+        kind=kind,
         place=place,
         validation=0 if own is None else len(own.labels),
-    )  # fmt: skip
+    )
     return arrays, {"spec": dataclasses.asdict(spec) | dict(about or {}), "notes": said}
 
 

@@ -9,8 +9,16 @@ from data.base.errors import UserError
 
 PREFIX = "hub:"
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_NEEDED = ("config.json", "tree.json", "manifest.json", "summary.json", "metrics.jsonl",
-           "README.md", "asl/*.json", "weights/*.safetensors")  # fmt: skip
+_NEEDED = (
+    "config.json",
+    "tree.json",
+    "manifest.json",
+    "summary.json",
+    "metrics.jsonl",
+    "README.md",
+    "asl/*.json",
+    "weights/*.safetensors",
+)
 
 
 def name_of(text: str) -> str:

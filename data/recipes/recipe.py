@@ -378,8 +378,11 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
     for key in ("balanced", "budget"):
         if not value[key]:
             del value[key]
-    phases = [row[f"{kind}_phase"] for row in (value["root"], value["others"])
-              for kind in ("class", "group")]  # fmt: skip
+    phases = [
+        row[f"{kind}_phase"]
+        for row in (value["root"], value["others"])
+        for kind in ("class", "group")
+    ]
     for phase in [*phases, value.get("joint", {})]:
         for key, default in _LATER.items():
             if phase.get(key) == default:

@@ -44,11 +44,15 @@ def place(run: Path) -> Path:
     folder = named(run)
     if not _is(folder, run):
         if (folder / "config.json").exists():
-            raise UserError(f"{folder} is another run than {run}; rename one of them, or name a "
-                            "folder with --out")  # fmt: skip
+            raise UserError(
+                f"{folder} is another run than {run}; rename one of them, or name a "
+                "folder with --out"
+            )
         if (folder / MARK).exists() and _marked(folder) != digest(run):
-            raise UserError(f"{folder} holds what was derived from another run of that name; "
-                            "remove it, or name a folder with --out")  # fmt: skip
+            raise UserError(
+                f"{folder} holds what was derived from another run of that name; "
+                "remove it, or name a folder with --out"
+            )
     return folder
 
 

@@ -51,8 +51,12 @@ def options_of(framework: str, arguments: list[str] | None) -> Options:
     )
     add = parser.add_argument
     add("--seed", type=int, default=0, help="of weights and images (default: %(default)s)")
-    add("--images", type=int, default=64, help="on which outputs are compared (default: "
-        "%(default)s)")  # fmt: skip
+    add(
+        "--images",
+        type=int,
+        default=64,
+        help="on which outputs are compared (default: %(default)s)",
+    )
     add("--repeats", type=int, default=20, help="timed calls (default: %(default)s)")
     add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     given = parser.parse_args(arguments)
@@ -88,14 +92,29 @@ def report(options: Options, framework: str, device: str, forms: dict[str, dict[
     print(
         "\nMB are 1e6 bytes, M are millions; FLOPs: two a multiply-add of the layers with weights"
     )
-    columns = ["form", "size MB", "parameters", "multiply-adds M", "FLOPs M", "ms a call",
-               "same largest output as base", "relative error"]  # fmt: skip
+    columns = [
+        "form",
+        "size MB",
+        "parameters",
+        "multiply-adds M",
+        "FLOPs M",
+        "ms a call",
+        "same largest output as base",
+        "relative error",
+    ]
     rows = [
-        [name, tables.mb(row["bytes"]), f"{row['parameters']:,}",
-         tables.millions(row["multiply_adds"]), tables.millions(row["flops"]), f"{row['ms']:.2f}",
-         tables.percent(row["same"]), f"{row['relative_error']:.4f}"]
+        [
+            name,
+            tables.mb(row["bytes"]),
+            f"{row['parameters']:,}",
+            tables.millions(row["multiply_adds"]),
+            tables.millions(row["flops"]),
+            f"{row['ms']:.2f}",
+            tables.percent(row["same"]),
+            f"{row['relative_error']:.4f}",
+        ]
         for name, row in forms.items()
-    ]  # fmt: skip
+    ]
     tables.print_table(f"{framework} on {device}, one image a call", columns, rows)
     print("The compressed form shares no weights with the base; its outputs agree by chance alone.")
     if options.json:

@@ -15,16 +15,51 @@ from data.images.datasets import Dataset
 from data.run.options import TrainOptions
 
 PACKAGES = (
-    "trunk-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex",
-    "tensorflow-datasets", "array_record", "torch", "numpy", "scipy", "safetensors",
-)  # fmt: skip
+    "trunk-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "chex",
+    "tensorflow-datasets",
+    "array_record",
+    "torch",
+    "numpy",
+    "scipy",
+    "safetensors",
+)
 
 # The first letters of variables that change how numbers are computed; TF_ is for XLA on a GPU.
 VARIABLES = (
-    "JAX_", "XLA_", "FLAX_", "NNX_", "LIBTPU_", "TF_", "TORCH_", "TORCHINDUCTOR_", "PYTORCH_",
-    "ATEN_", "CUBLAS_", "CUDNN_", "CUDA_", "NVIDIA_", "NCCL_", "HIP_", "ROCM_", "MIOPEN_",
-    "ONEDNN_", "DNNL_", "MKL_", "OMP_", "GOMP_", "KMP_", "OPENBLAS_", "VECLIB_", "NPY_",
-)  # fmt: skip
+    "JAX_",
+    "XLA_",
+    "FLAX_",
+    "NNX_",
+    "LIBTPU_",
+    "TF_",
+    "TORCH_",
+    "TORCHINDUCTOR_",
+    "PYTORCH_",
+    "ATEN_",
+    "CUBLAS_",
+    "CUDNN_",
+    "CUDA_",
+    "NVIDIA_",
+    "NCCL_",
+    "HIP_",
+    "ROCM_",
+    "MIOPEN_",
+    "ONEDNN_",
+    "DNNL_",
+    "MKL_",
+    "OMP_",
+    "GOMP_",
+    "KMP_",
+    "OPENBLAS_",
+    "VECLIB_",
+    "NPY_",
+)
 # scikit-learn sets the first two once imported, and a dataset from the cache never imports it;
 # the third is Terraform's.
 _FOREIGN = ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TF_CLI_CONFIG_FILE")

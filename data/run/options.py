@@ -37,8 +37,12 @@ DEFAULTS: dict[str, Any] = {
 }
 # In a run's configuration only where they were given; the first is the recipe's as well.
 LATER = {
-    "precision": None, "deterministic": False, "budget": None, "init": None, "image_size": None,
-}  # fmt: skip
+    "precision": None,
+    "deterministic": False,
+    "budget": None,
+    "init": None,
+    "image_size": None,
+}
 # Not what decides a run but how it runs.
 HOW = ("siblings", "devices", "distributed", "autotune", "tensorboard")
 SIBLINGS = ("auto", "together", "alone")
@@ -86,83 +90,175 @@ def train_parser(framework: str) -> Parser:
         argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument
-    add("--dataset", help=f"one of {', '.join(specs.SPECS)}; or data of your own: a folder with a "
+    add(
+        "--dataset",
+        help=f"one of {', '.join(specs.SPECS)}; or data of your own: a folder with a "
         "folder of images for each class, at the top or in train, test and perhaps validation, an "
         ".npz file of images and labels, or tfds:NAME, any that TFDS has prepared (default: "
-        "digits)")  # fmt: skip
-    add("--image-size", type=int, metavar="N", help="bring images of your own to N x N (default: "
-        "the size that most have, up to 64, else 64 or 32)")  # fmt: skip
-    add("--data-dir", help="folder of prepared TFDS datasets (default: TFDS_DATA_DIR, else "
-                           "~/tensorflow_datasets)")  # fmt: skip
-    add("--backbone", help=f"node networks: {', '.join(BACKBONES)} (default: the recipe's first "
-                           "for the dataset)")  # fmt: skip
-    add("--recipe", help=f"one of {', '.join(recipe.names())}, or FILE.toml, a file of that form, "
+        "digits)",
+    )
+    add(
+        "--image-size",
+        type=int,
+        metavar="N",
+        help="bring images of your own to N x N (default: "
+        "the size that most have, up to 64, else 64 or 32)",
+    )
+    add(
+        "--data-dir",
+        help="folder of prepared TFDS datasets (default: TFDS_DATA_DIR, else "
+        "~/tensorflow_datasets)",
+    )
+    add(
+        "--backbone",
+        help=f"node networks: {', '.join(BACKBONES)} (default: the recipe's first for the dataset)",
+    )
+    add(
+        "--recipe",
+        help=f"one of {', '.join(recipe.names())}, or FILE.toml, a file of that form, "
         "or auto: designed for the data (default: the first of "
         f"{', '.join(recipe.PREFERRED)} that has the backbone; auto for data of your own; "
-        "corrected for --model)")  # fmt: skip
-    add("--protocol", help="holdout: select on held-out training images; published: select on "
-                           "test, as the release did (default: the recipe's)")  # fmt: skip
+        "corrected for --model)",
+    )
+    add(
+        "--protocol",
+        help="holdout: select on held-out training images; published: select on "
+        "test, as the release did (default: the recipe's)",
+    )
     add("--epochs", type=int, help="epochs of every phase (default: the recipe's)")
     add("--batch-size", type=int, help="images in a training batch (default: the recipe's)")
     add("--limit", type=int, help="use only so many images of each split (default: 0, all)")
-    add("--seed", type=int, help="of weights, batches, augmentation and splits (default: the "
-                                 "recipe's)")  # fmt: skip
-    add("--seeds", type=int, metavar="N", help="train N times, each with the next seed and in a "
-        "folder of its own, and print mean and interval (default: once)")  # fmt: skip
-    add("--volatility", type=volatility, help="grouping threshold for all nodes, above 0, "
+    add(
+        "--seed",
+        type=int,
+        help="of weights, batches, augmentation and splits (default: the recipe's)",
+    )
+    add(
+        "--seeds",
+        type=int,
+        metavar="N",
+        help="train N times, each with the next seed and in a "
+        "folder of its own, and print mean and interval (default: once)",
+    )
+    add(
+        "--volatility",
+        type=volatility,
+        help="grouping threshold for all nodes, above 0, "
         "higher splits more; or auto: groups are chosen on validation images (default: the "
-        "recipe's)")  # fmt: skip
-    add("--budget", type=_amount, help="with the volatility auto, multiply-adds that an image's "
+        "recipe's)",
+    )
+    add(
+        "--budget",
+        type=_amount,
+        help="with the volatility auto, multiply-adds that an image's "
         "mean path may cost, such as 40M, or 0 for any number; the recipe auto designs "
-        "networks for it (default: 0; of auto 40M for images of 32x32)")  # fmt: skip
-    add("--grouping", help="threshold, or sampled: by 100,000 draws, as the release does "
-                           "(default: threshold)")  # fmt: skip
-    add("--model", help="train a monolithic baseline instead of a tree: "
-                        f"{', '.join(baselines.MODELS)} (default: none)")  # fmt: skip
-    add("--size", type=int, help="of --model: side that images are resized to, 0 for none "
-                                 "(default: the recipe's, mostly 224)")  # fmt: skip
-    add("--weights", help="of --model: safetensors to start from, or none (default: the "
-                          "recipe's; what python -m parity.pretrained left, or none)")  # fmt: skip
-    add("--speed-up", type=float, help="of a pruned --model: how many times fewer multiply-adds "
-                                       "(default: the recipe's, 2)")  # fmt: skip
-    add("--out", help="the run folder (default: runs/<dataset>-<backbone>-<recipe>-seed<seed>"
-                      "-<framework>)")  # fmt: skip
-    add("--from", metavar="RUN", help="take flags, data, the class phase of the root and all else "
+        "networks for it (default: 0; of auto 40M for images of 32x32)",
+    )
+    add(
+        "--grouping",
+        help="threshold, or sampled: by 100,000 draws, as the release does (default: threshold)",
+    )
+    add(
+        "--model",
+        help="train a monolithic baseline instead of a tree: "
+        f"{', '.join(baselines.MODELS)} (default: none)",
+    )
+    add(
+        "--size",
+        type=int,
+        help="of --model: side that images are resized to, 0 for none "
+        "(default: the recipe's, mostly 224)",
+    )
+    add(
+        "--weights",
+        help="of --model: safetensors to start from, or none (default: the "
+        "recipe's; what python -m parity.pretrained left, or none)",
+    )
+    add(
+        "--speed-up",
+        type=float,
+        help="of a pruned --model: how many times fewer multiply-adds (default: the recipe's, 2)",
+    )
+    add(
+        "--out",
+        help="the run folder (default: runs/<dataset>-<backbone>-<recipe>-seed<seed>-<framework>)",
+    )
+    add(
+        "--from",
+        metavar="RUN",
+        help="take flags, data, the class phase of the root and all else "
         "that is the same from RUN, which stays as it is; to be given with a new folder and "
-        "another volatility, grouping or budget (default: none)")  # fmt: skip
-    add("--init", metavar="RUN", help="start from the weights of a finished tree, which is kept: "
+        "another volatility, grouping or budget (default: none)",
+    )
+    add(
+        "--init",
+        metavar="RUN",
+        help="start from the weights of a finished tree, which is kept: "
         "more epochs, other settings, or other data of the same shapes; flags that are not given "
-        "are RUN's, which stays as it is (default: none)")  # fmt: skip
-    add("--resume", action="store_true", help="go on with the run in --out, or start it if it "
-                                              "is not there (default: off)")  # fmt: skip
+        "are RUN's, which stays as it is (default: none)",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out, or start it if it is not there (default: off)",
+    )
     add(
         "--json", type=target, metavar="FILE", help="also write the summary to FILE (default: none)"
     )
-    add("--tensorboard", action="store_true", help="also write each epoch's numbers to "
-        "tensorboard/ in the run folder; needs the package tensorboard (default: off)")  # fmt: skip
+    add(
+        "--tensorboard",
+        action="store_true",
+        help="also write each epoch's numbers to "
+        "tensorboard/ in the run folder; needs the package tensorboard (default: off)",
+    )
     always = "off" if framework == "jax" else "off; on a GPU too this framework always does"
-    add("--deterministic", action="store_true", help="compute so that the same command on the same "
+    add(
+        "--deterministic",
+        action="store_true",
+        help="compute so that the same command on the same "
         "GPU gives the same bits; on a CPU it does without; what it costs in time is not measured "
-        f"yet (default: {always})")  # fmt: skip
+        f"yet (default: {always})",
+    )
     if framework == "jax":
-        add("--autotune", type=int, choices=range(5), metavar="LEVEL", help="how much XLA times "
+        add(
+            "--autotune",
+            type=int,
+            choices=range(5),
+            metavar="LEVEL",
+            help="how much XLA times "
             "kernels when it compiles for a GPU: 0 starts sooner, 4 may run faster (default: "
-            "XLA's, 4)")  # fmt: skip
-        add("--precision", choices=recipe.PRECISIONS, help="what a training step of a node "
+            "XLA's, 4)",
+        )
+        add(
+            "--precision",
+            choices=recipe.PRECISIONS,
+            help="what a training step of a node "
             "computes in; parameters, statistics and validation stay float32; bfloat16 is for "
-            "GPUs (default: float32)")  # fmt: skip
-        add("--siblings", choices=SIBLINGS, help="train the children of a node together, in one "
+            "GPUs (default: float32)",
+        )
+        add(
+            "--siblings",
+            choices=SIBLINGS,
+            help="train the children of a node together, in one "
             "program where they have one shape, or alone; weights agree to rounding (default: "
-            "auto, together on accelerators)")  # fmt: skip
+            "auto, together on accelerators)",
+        )
         _add_devices(parser)
     return parser
 
 
 def _add_devices(parser: Parser) -> None:
-    parser.add_argument("--devices", type=_count, help="how many of this process's devices share "
-                        "each batch, or all (default: all)")  # fmt: skip
-    parser.add_argument("--distributed", action="store_true", help="join the other processes of a "
-                        "job: Slurm, Open MPI, Kubernetes or TPU pod (default: off)")  # fmt: skip
+    parser.add_argument(
+        "--devices",
+        type=_count,
+        help="how many of this process's devices share each batch, or all (default: all)",
+    )
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="join the other processes of a "
+        "job: Slurm, Open MPI, Kubernetes or TPU pod (default: off)",
+    )
 
 
 def volatility(text: str) -> float | str:
@@ -234,9 +330,18 @@ def train_options(
     if flags.get("init") is not None:
         how["init"] = Path(flags["init"])
     return TrainOptions(
-        chosen.recipe, flags, out, resume, data_dir, report, deterministic=deterministic,
-        dataset=chosen.dataset, notes=chosen.notes, seeds=seeds, **how,
-    )  # fmt: skip
+        chosen.recipe,
+        flags,
+        out,
+        resume,
+        data_dir,
+        report,
+        deterministic=deterministic,
+        dataset=chosen.dataset,
+        notes=chosen.notes,
+        seeds=seeds,
+        **how,
+    )
 
 
 def words_of(flags: Mapping[str, Any]) -> list[str]:
@@ -421,8 +526,12 @@ def evaluate_options(framework: str, arguments: list[str] | None = None) -> Eval
     )
     add = parser.add_argument
     add("run", metavar="RUN", help="the run folder")
-    add("--split", choices=("train", "validation", "test"), default="test",
-        help="which images (default: %(default)s)")  # fmt: skip
+    add(
+        "--split",
+        choices=("train", "validation", "test"),
+        default="test",
+        help="which images (default: %(default)s)",
+    )
     add("--data-dir", help="folder of prepared TFDS datasets (default: the run's own)")
     add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     if framework == "jax":

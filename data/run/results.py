@@ -185,16 +185,24 @@ def lines(value: dict[str, Any], titles: Mapping[str, str] | None = None) -> lis
     ]
     even = value.get("balanced_accuracy", {})
     rows = [
-        (part, tables.percent(counts["accuracy"]), tables.percent(even.get(part)),
-         f"{counts['correct']:,} of {counts['total']:,}")
+        (
+            part,
+            tables.percent(counts["accuracy"]),
+            tables.percent(even.get(part)),
+            f"{counts['correct']:,} of {counts['total']:,}",
+        )
         for part, counts in value["accuracy"].items()
-    ]  # fmt: skip
+    ]
     blocks = [tables.text(("split", "accuracy", "balanced", "right"), rows, width=98)]
     nodes = [
-        (titles.get(name, name), tables.percent(node["test"]["accuracy"]),
-         f"{node['parameters']:,}", f"{node['multiply_adds']:,}")
+        (
+            titles.get(name, name),
+            tables.percent(node["test"]["accuracy"]),
+            f"{node['parameters']:,}",
+            f"{node['multiply_adds']:,}",
+        )
         for name, node in value["nodes"].items()
-    ]  # fmt: skip
+    ]
     nodes += [
         (f"{name} path", "", f"{path['parameters']:,.0f}", f"{path['multiply_adds']:,.0f}")
         for name, path in value["paths"].items()
@@ -227,9 +235,13 @@ def _counts(true: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
 # --- classifiers that others have published
 
 _PUBLISHED: reading.Form = {
-    "data": str, "network": str, "correct": int, "total": int, "multiply_adds": float,
+    "data": str,
+    "network": str,
+    "correct": int,
+    "total": int,
+    "multiply_adds": float,
     "parameters": float,
-}  # fmt: skip
+}
 
 
 def read_published(file: Path) -> list[dict[str, Any]]:

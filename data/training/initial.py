@@ -18,8 +18,9 @@ def need_whole(run: Path) -> None:
     if not (run / "summary.json").exists():
         raise UserError(f"{run} is not finished (go on with --resume); --init takes finished runs")
     if compression.read(run) is not None:
-        raise UserError(f"{run} is compressed, which is not trained; --init takes the run that it "
-                        "was made of")  # fmt: skip
+        raise UserError(
+            f"{run} is compressed, which is not trained; --init takes the run that it was made of"
+        )
 
 
 def need_fit(run: Path, model: Model, recipe: Recipe, spec: Spec) -> None:
@@ -33,14 +34,18 @@ def need_fit(run: Path, model: Model, recipe: Recipe, spec: Spec) -> None:
     }
     for what, (had, wanted) in pairs.items():
         if had != wanted:
-            raise UserError(f"{run} does not fit: {what} {had}, and here {wanted}; --init takes a "
-                            "tree of the same shapes")  # fmt: skip
+            raise UserError(
+                f"{run} does not fit: {what} {had}, and here {wanted}; --init takes a "
+                "tree of the same shapes"
+            )
     for node in model.tree.nodes:
         name = model.tree.names[node]
         had, wanted = model.recipe.network(name), recipe.network(name)
         if had != wanted:
-            raise UserError(f"{run} does not fit: {name} of {recipe.dataset} has other layers; "
-                            "--init takes a tree of the same shapes")  # fmt: skip
+            raise UserError(
+                f"{run} does not fit: {name} of {recipe.dataset} has other layers; "
+                "--init takes a tree of the same shapes"
+            )
 
 
 def carry(run: Path, folder: Path) -> None:

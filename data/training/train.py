@@ -66,8 +66,10 @@ def train(
         if not (folder / "summary.json").exists():
             if options.source is not None:
                 _take(options.source, folder, recipe, dataset)
-            with within_memory(framework, "use a smaller --batch-size, or free memory; --resume "
-                               "goes on with what is saved"):  # fmt: skip
+            with within_memory(
+                framework,
+                "use a smaller --batch-size, or free memory; --resume goes on with what is saved",
+            ):
                 _grow_and_evaluate(framework, options, dataset, splits, on_epoch, initial)
         summary, tree = results.read_summary(folder), runfolder.read_tree(folder)
     if show:
@@ -113,8 +115,11 @@ def _grow_and_evaluate(
     about = manifest(framework.name, framework.device(), options, dataset, splits)
     about, changed = _continued(folder / "manifest.json", about)
     if changed:
-        print(f"note: resumed under another {'; '.join(changed)}: the last bits of the weights may "
-              "differ from those of an undisturbed run", file=sys.stderr)  # fmt: skip
+        print(
+            f"note: resumed under another {'; '.join(changed)}: the last bits of the weights may "
+            "differ from those of an undisturbed run",
+            file=sys.stderr,
+        )
     writing.write_json(folder / "manifest.json", about)
     model = _grow(framework, options, dataset, splits, on_epoch, initial)
     summary = _evaluate(framework, options, dataset, splits, model)

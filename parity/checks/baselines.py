@@ -79,16 +79,25 @@ _TINY = {"patch": 4, "width": 24, "heads": 3, "hidden": 40, "outputs": 7}
 SMALL = (
     _case("resnet50", 64, "narrow", blocks=(2, 1), width=8, outputs=7),
     _case("vgg16", 36, "narrow", stages=((6, 6), (8,)), pools=2, pool=3, hidden=(20,), outputs=7),
-    _case("vgg16", 12, "narrow, nothing left to pool", stages=((6, 6), (8,)), pools=2, pool=3,
-          hidden=(20,), outputs=7),
+    _case(
+        "vgg16",
+        12,
+        "narrow, nothing left to pool",
+        stages=((6, 6), (8,)),
+        pools=2,
+        pool=3,
+        hidden=(20,),
+        outputs=7,
+    ),
     _case("vgg16_bn_small", 32, "narrow", stages=((6,), (8,)), pools=1, outputs=7, channels=1),
     _case("convnext_base", 32, "narrow", depths=(2, 1), widths=(8, 12), outputs=7),
-    _case("mobilenet_v2", 32, "narrow", rows=((1, 8, 1, 1), (6, 12, 2, 2)), stem=8, last=24,
-          outputs=7),
+    _case(
+        "mobilenet_v2", 32, "narrow", rows=((1, 8, 1, 1), (6, 12, 2, 2)), stem=8, last=24, outputs=7
+    ),
     _case("vit_b_16", 16, "narrow", image=16, depth=2, **_TINY),
     _case("dinov2_vitb14_reg", 16, "narrow", image=28, depth=2, **_TINY),
     _case("deit_tiny", 16, "narrow", image=16, depth=2, **_TINY),
-)  # fmt: skip
+)
 
 
 def build(case: Case, seed: int) -> Pair:

@@ -44,9 +44,12 @@ class Truth:
 
 
 def check_exported(
-    name: str, theirs: Model, model: onnx.ModelProto, images: np.ndarray,
+    name: str,
+    theirs: Model,
+    model: onnx.ModelProto,
+    images: np.ndarray,
     labels: np.ndarray,
-) -> list[Check]:  # fmt: skip
+) -> list[Check]:
     """All checks of a file against PyTorch's networks in float64, on these images."""
     found = runtime.predict(runtime.session(model), images)
     truth = truth_of(theirs, model, images)
@@ -75,20 +78,34 @@ def check_exported(
     return [
         *decisions,
         Check(
-            name, "error of scores, onnxruntime", "float32", truth.error[0], truth.error[1],
-            f"{bound:.0e} of scale", truth.error[1] <= bound,
+            name,
+            "error of scores, onnxruntime",
+            "float32",
+            truth.error[0],
+            truth.error[1],
+            f"{bound:.0e} of scale",
+            truth.error[1] <= bound,
             share=truth.error[1] / bound * compare.CONSTANT,
         ),
         Check(
-            name, "normalised pixels, onnxruntime", "float32", truth.pixels, truth.pixels,
+            name,
+            "normalised pixels, onnxruntime",
+            "float32",
+            truth.pixels,
+            truth.pixels,
             f"{compare.CONSTANT * compare.UNIT:.0e} of scale",
             truth.pixels <= compare.CONSTANT * compare.UNIT,
         ),
         Check(
-            name, "probabilities, onnxruntime", "float32", away, away,
-            f"{allowed:.0e}: twice the error of scores a node", bool(away <= allowed),
+            name,
+            "probabilities, onnxruntime",
+            "float32",
+            away,
+            away,
+            f"{allowed:.0e}: twice the error of scores a node",
+            bool(away <= allowed),
         ),
-    ]  # fmt: skip
+    ]
 
 
 def truth_of(theirs: Model, model: onnx.ModelProto, images: np.ndarray) -> Truth:
@@ -124,8 +141,13 @@ def truth_of(theirs: Model, model: onnx.ModelProto, images: np.ndarray) -> Truth
             if child in leaves:
                 labels[places[mine]] = leaves[child]
             else:
-                visit(child, torch.tensor(f64[mine]), features[mine], places[mine],
-                      joint[mine, output])  # fmt: skip
+                visit(
+                    child,
+                    torch.tensor(f64[mine]),
+                    features[mine],
+                    places[mine],
+                    joint[mine, output],
+                )
 
     for first in range(0, len(images), BATCH):
         part = images[first : first + BATCH]
@@ -148,9 +170,12 @@ def _shares(tree: Tree, node: Node) -> np.ndarray:
 
 
 def stated_int8(
-    name: str, model: onnx.ModelProto, small: onnx.ModelProto, images: np.ndarray,
+    name: str,
+    model: onnx.ModelProto,
+    small: onnx.ModelProto,
+    images: np.ndarray,
     labels: np.ndarray,
-) -> Check:  # fmt: skip
+) -> Check:
     """What int8 costs, which no tolerance judges: how many are right, and decided as in float32."""
     before, after = (
         runtime.predict(runtime.session(each), images)["label"] for each in (model, small)

@@ -30,11 +30,15 @@ def check_node(family: Family, seed: int) -> list[Check]:
         )
     checks = [
         compare.fair(
-            family.name, f"{what}, onnxruntime", found[place], theirs[place].numpy(),
-            truth[place].numpy(), growth(both.torch),
+            family.name,
+            f"{what}, onnxruntime",
+            found[place],
+            theirs[place].numpy(),
+            truth[place].numpy(),
+            growth(both.torch),
         )
         for place, what in enumerate(("features", "scores"))
-    ]  # fmt: skip
+    ]
     return [
         replace(check, detail=check.detail.replace("of JAX", "of onnxruntime")) for check in checks
     ]

@@ -119,9 +119,12 @@ def routing() -> list[Check]:
         theirs[node] = to_torch(both.jax, template)
     test = load("digits").test
     return check_routing(
-        "digits, untrained tree", Model(recipe, tree, ours), TorchModel(recipe, tree, theirs),
-        test.images, test.labels,
-    )  # fmt: skip
+        "digits, untrained tree",
+        Model(recipe, tree, ours),
+        TorchModel(recipe, tree, theirs),
+        test.images,
+        test.labels,
+    )
 
 
 def one_node_in_jax() -> list[Check]:
@@ -241,9 +244,13 @@ def _same_padding(x, kernel, *, stride=1, padding=0, groups=1):
     if stride == 1:
         return conv.conv(x, kernel, stride=stride, padding=padding, groups=groups)
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        x,
+        kernel,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
-    )  # fmt: skip
+    )
 
 
 def _rounded(x, kernel, stride, padding, groups=1):
@@ -354,46 +361,77 @@ def faults() -> list[Fault]:
     return [
         Fault("kernel axes swapped", _layout(layers.Conv, "weight", (3, 2, 1, 0)), vgg_node),
         Fault("Linear transposed", _layout(layers.Linear, "weight", (0, 1)), vgg_node),
-        Fault("flatten in row, column, channel order", _replace(
-            layers.Flatten, "apply", lambda self, x, mode: x.reshape(x.shape[0], -1)), vgg_node),
+        Fault(
+            "flatten in row, column, channel order",
+            _replace(layers.Flatten, "apply", lambda self, x, mode: x.reshape(x.shape[0], -1)),
+            vgg_node,
+        ),
         Fault("batch-norm eps 1e-3", _default(layers.BatchNorm, eps=1e-3), mobilenet_node),
         Fault("batch-norm eps outside the root", _batch_norm(outside=True), mobilenet_node),
-        Fault("batch-norm momentum read the other way", _default(layers.BatchNorm, momentum=0.9),
-              mobilenet_node),
+        Fault(
+            "batch-norm momentum read the other way",
+            _default(layers.BatchNorm, momentum=0.9),
+            mobilenet_node,
+        ),
         Fault("biased running variance", _batch_norm(biased=True), mobilenet_node),
         Fault("padding rows counted by batch norm", _batch_norm(ignore_valid=True), small_tree),
-        Fault("missing ReLU6 cap", _replace(
-            layers.Relu6, "apply", lambda self, x, mode: jax.nn.relu(x)), mobilenet_node),
-        Fault('"SAME" padding at stride 2', _replace(layers, "conv", _same_padding),
-              mobilenet_node),
-        Fault("shortcut left out", _replace(
-            residual, "__call__", lambda self, x, mode: self.inverted_residual(x, mode)),
-            mobilenet_child),
-        Fault("convolution in bfloat16", _replace(conv, "general", _rounded),
-              vgg_node_in_float32),
+        Fault(
+            "missing ReLU6 cap",
+            _replace(layers.Relu6, "apply", lambda self, x, mode: jax.nn.relu(x)),
+            mobilenet_node,
+        ),
+        Fault(
+            '"SAME" padding at stride 2', _replace(layers, "conv", _same_padding), mobilenet_node
+        ),
+        Fault(
+            "shortcut left out",
+            _replace(residual, "__call__", lambda self, x, mode: self.inverted_residual(x, mode)),
+            mobilenet_child,
+        ),
+        Fault("convolution in bfloat16", _replace(conv, "general", _rounded), vgg_node_in_float32),
         Fault("dropout left on in eval mode", _dropout(always=True), vgg_node),
         Fault("dropout not scaled", _dropout(unscaled=True), vgg_node),
-        Fault("softmax over the wrong axis", _replace(
-            layers.LogSoftmax, "apply", lambda self, x, mode: jax.nn.log_softmax(x, axis=1)),
-            mobilenet_node),
-        Fault("one weight off by one part in a million", _replace(
-            passes, "to_torch", _off_by_a_millionth), mobilenet_child),
+        Fault(
+            "softmax over the wrong axis",
+            _replace(
+                layers.LogSoftmax, "apply", lambda self, x, mode: jax.nn.log_softmax(x, axis=1)
+            ),
+            mobilenet_node,
+        ),
+        Fault(
+            "one weight off by one part in a million",
+            _replace(passes, "to_torch", _off_by_a_millionth),
+            mobilenet_child,
+        ),
         Fault("decoupled weight decay", _optimizer(_decoupled), published_phases),
-        Fault("Adam's eps inside the root", _optimizer(_with_adam(
-            lambda b1, b2: optax.scale_by_adam(b1, b2, eps=0.0, eps_root=1e-8))),
-            published_phases),
-        Fault("Adam's bias correction in float32", _optimizer(_with_adam(optax.scale_by_adam)),
-              published_phases),
+        Fault(
+            "Adam's eps inside the root",
+            _optimizer(
+                _with_adam(lambda b1, b2: optax.scale_by_adam(b1, b2, eps=0.0, eps_root=1e-8))
+            ),
+            published_phases,
+        ),
+        Fault(
+            "Adam's bias correction in float32",
+            _optimizer(_with_adam(optax.scale_by_adam)),
+            published_phases,
+        ),
         Fault("momentum dampened", _optimizer(_dampened), published_phases),
         Fault("cosine stopped at T_max", _rates(_stopped), published_phases),
         Fault("learning-rate step an epoch early", _rates(_early_step), published_phases),
         Fault("softmax of ASL over images", _replace(grow, "metrics", _NoSoftmax()), likelihood),
-        Fault("children in the wrong order", _words(
-            route, "walk", "visit(child, ", "visit((*node, 1 - int(output)), "), routing),
-        Fault("ancestors in train mode", _replace(fit, "features", _ancestors_in_train_mode),
-              small_tree),
+        Fault(
+            "children in the wrong order",
+            _words(route, "walk", "visit(child, ", "visit((*node, 1 - int(output)), "),
+            routing,
+        ),
+        Fault(
+            "ancestors in train mode",
+            _replace(fit, "features", _ancestors_in_train_mode),
+            small_tree,
+        ),
         *_of_programs(),
-    ]  # fmt: skip
+    ]
 
 
 def _of_programs() -> list[Fault]:
@@ -405,73 +443,157 @@ def _of_programs() -> list[Fault]:
     by_place = "augmentation drawn by place in the batch"
     balance, nesterov = "class balance ignored", "Nesterov ignored"
     return [
-        Fault(f"{images}, JAX's fit", _words(
-            fit, "train_steps", "x = inputs(program, ",
-            "x = inputs(replace(program, mean=(), std=()), "), one_node_in_jax),
-        Fault(f"{images}, JAX's joint training", _words(
-            joint, "train_steps", "x = inputs(program, ",
-            "x = inputs(replace(program, mean=(), std=()), "), joint_in_jax),
-        Fault(f"{images}, PyTorch's fit", _words(
-            torch_fit, "_train_epoch", "x = inputs(recipe, ", f"x = inputs({no_recipe}, "),
-            one_node_in_torch),
-        Fault(f"{images}, PyTorch's joint training", _words(
-            torch_joint, "_train_epoch", "recipe.mean, recipe.std", plain), joint_in_torch),
-        Fault("std used for mean, JAX", _words(
-            augment, "prepare", *mean_of), one_node_in_jax),
-        Fault("std used for mean, PyTorch", _words(
-            torch_augment, "prepare", *torch_mean_of),
-            one_node_in_torch),
-        Fault(f"{by_place}, JAX's fit", _words(
-            fit, "inputs", "values[index]", "values[: len(index)]"), one_node_in_jax),
-        Fault(f"{by_place}, JAX's joint training", _words(
-            joint, "train_steps", "rows, steps.draws",
-            "rows, {k: v.at[rows].set(v[: len(rows)]) for k, v in steps.draws.items()}"),
-            joint_in_jax),
-        Fault(f"{by_place}, PyTorch's fit", _words(
-            torch_fit, "inputs", "values[index]", "values[: len(index)]"), one_node_in_torch),
-        Fault(f"{by_place}, PyTorch's joint training", _words(
-            torch_joint, "_train_epoch", "values[index]", "values[: len(index)]"),
-            joint_in_torch),
-        Fault("the same augmentation in every epoch", _words(
-            epochs, "training", 'stage, epoch, "train"', 'stage, "train"'), one_node_in_torch),
-        Fault("training loss that counts padding rows", _words(
-            fit, "train_steps", "real.sum().astype(value.dtype)", "real.size"), faulty_in_jax),
-        Fault("validation inputs kept by the training policy", _words(
-            fit, "fitting", "keep(validation, recipe.eval_augment)",
-            "keep(validation, recipe.augment)"), faulty_in_jax),
-        Fault("siblings with the first one's learning rates", _words(
-            siblings, "_together", "jnp.asarray(e.rates, ", "jnp.asarray(first.rates, "),
-            siblings_in_jax),
-        Fault(f"{balance} in joint training's shares, JAX", _words(
-            joint, "fit_tree", "recipe.batch_size, recipe.balanced", "recipe.batch_size"),
-            joint_in_jax),
-        Fault(f"{balance} when JAX chooses an epoch", _words(
-            joint, "_accuracy", ", recipe.balanced", ""), joint_in_jax),
-        Fault(f"{balance} in joint training's shares, PyTorch", _words(
-            torch_joint, "fit_tree", "recipe.batch_size, recipe.balanced", "recipe.batch_size"),
-            joint_in_torch),
-        Fault(f"{balance} when PyTorch chooses an epoch", _words(
-            torch_joint, "_accuracy", ", recipe.balanced", ""), joint_in_torch),
-        Fault(f"{balance} in joint training's batches", _words(
-            joint_batches, "batches", "if recipe.balanced:", "if False:"), joint_in_torch),
-        Fault("the same dropout key for every node", _words(
-            joint, "objective", "jax.random.fold_in(mode.key, place)", "mode.key"), joint_in_jax),
-        Fault("dropout keys by the place in the batch", _words(
-            joint, "objective", "fold_in(mode.key, place)", "fold_in(mode.key, share.start)"),
-            joint_in_jax),
-        Fault("PyTorch's joint training in eval mode", _words(
-            torch_joint, "train_step", "state.networks.train()", "state.networks.eval()"),
-            joint_in_torch),
-        Fault("label smoothing left out of JAX's joint training", _words(
-            joint, "objective", ", program.phase.label_smoothing", ""), joint_in_jax),
-        Fault("label smoothing left out of PyTorch's joint training", _words(
-            torch_joint, "objective", ", phase.label_smoothing", ""), joint_in_torch),
-        Fault(f"{nesterov}, JAX", _words(
-            objective, "optimizer", "=phase.nesterov", "=False"), one_node_in_jax),
-        Fault(f"{nesterov}, PyTorch", _words(
-            torch_objective, "optimizer", "=phase.nesterov", "=False"),
-            one_node_in_torch),
-    ]  # fmt: skip
+        Fault(
+            f"{images}, JAX's fit",
+            _words(
+                fit,
+                "train_steps",
+                "x = inputs(program, ",
+                "x = inputs(replace(program, mean=(), std=()), ",
+            ),
+            one_node_in_jax,
+        ),
+        Fault(
+            f"{images}, JAX's joint training",
+            _words(
+                joint,
+                "train_steps",
+                "x = inputs(program, ",
+                "x = inputs(replace(program, mean=(), std=()), ",
+            ),
+            joint_in_jax,
+        ),
+        Fault(
+            f"{images}, PyTorch's fit",
+            _words(torch_fit, "_train_epoch", "x = inputs(recipe, ", f"x = inputs({no_recipe}, "),
+            one_node_in_torch,
+        ),
+        Fault(
+            f"{images}, PyTorch's joint training",
+            _words(torch_joint, "_train_epoch", "recipe.mean, recipe.std", plain),
+            joint_in_torch,
+        ),
+        Fault("std used for mean, JAX", _words(augment, "prepare", *mean_of), one_node_in_jax),
+        Fault(
+            "std used for mean, PyTorch",
+            _words(torch_augment, "prepare", *torch_mean_of),
+            one_node_in_torch,
+        ),
+        Fault(
+            f"{by_place}, JAX's fit",
+            _words(fit, "inputs", "values[index]", "values[: len(index)]"),
+            one_node_in_jax,
+        ),
+        Fault(
+            f"{by_place}, JAX's joint training",
+            _words(
+                joint,
+                "train_steps",
+                "rows, steps.draws",
+                "rows, {k: v.at[rows].set(v[: len(rows)]) for k, v in steps.draws.items()}",
+            ),
+            joint_in_jax,
+        ),
+        Fault(
+            f"{by_place}, PyTorch's fit",
+            _words(torch_fit, "inputs", "values[index]", "values[: len(index)]"),
+            one_node_in_torch,
+        ),
+        Fault(
+            f"{by_place}, PyTorch's joint training",
+            _words(torch_joint, "_train_epoch", "values[index]", "values[: len(index)]"),
+            joint_in_torch,
+        ),
+        Fault(
+            "the same augmentation in every epoch",
+            _words(epochs, "training", 'stage, epoch, "train"', 'stage, "train"'),
+            one_node_in_torch,
+        ),
+        Fault(
+            "training loss that counts padding rows",
+            _words(fit, "train_steps", "real.sum().astype(value.dtype)", "real.size"),
+            faulty_in_jax,
+        ),
+        Fault(
+            "validation inputs kept by the training policy",
+            _words(
+                fit,
+                "fitting",
+                "keep(validation, recipe.eval_augment)",
+                "keep(validation, recipe.augment)",
+            ),
+            faulty_in_jax,
+        ),
+        Fault(
+            "siblings with the first one's learning rates",
+            _words(siblings, "_together", "jnp.asarray(e.rates, ", "jnp.asarray(first.rates, "),
+            siblings_in_jax,
+        ),
+        Fault(
+            f"{balance} in joint training's shares, JAX",
+            _words(joint, "fit_tree", "recipe.batch_size, recipe.balanced", "recipe.batch_size"),
+            joint_in_jax,
+        ),
+        Fault(
+            f"{balance} when JAX chooses an epoch",
+            _words(joint, "_accuracy", ", recipe.balanced", ""),
+            joint_in_jax,
+        ),
+        Fault(
+            f"{balance} in joint training's shares, PyTorch",
+            _words(
+                torch_joint, "fit_tree", "recipe.batch_size, recipe.balanced", "recipe.batch_size"
+            ),
+            joint_in_torch,
+        ),
+        Fault(
+            f"{balance} when PyTorch chooses an epoch",
+            _words(torch_joint, "_accuracy", ", recipe.balanced", ""),
+            joint_in_torch,
+        ),
+        Fault(
+            f"{balance} in joint training's batches",
+            _words(joint_batches, "batches", "if recipe.balanced:", "if False:"),
+            joint_in_torch,
+        ),
+        Fault(
+            "the same dropout key for every node",
+            _words(joint, "objective", "jax.random.fold_in(mode.key, place)", "mode.key"),
+            joint_in_jax,
+        ),
+        Fault(
+            "dropout keys by the place in the batch",
+            _words(
+                joint, "objective", "fold_in(mode.key, place)", "fold_in(mode.key, share.start)"
+            ),
+            joint_in_jax,
+        ),
+        Fault(
+            "PyTorch's joint training in eval mode",
+            _words(torch_joint, "train_step", "state.networks.train()", "state.networks.eval()"),
+            joint_in_torch,
+        ),
+        Fault(
+            "label smoothing left out of JAX's joint training",
+            _words(joint, "objective", ", program.phase.label_smoothing", ""),
+            joint_in_jax,
+        ),
+        Fault(
+            "label smoothing left out of PyTorch's joint training",
+            _words(torch_joint, "objective", ", phase.label_smoothing", ""),
+            joint_in_torch,
+        ),
+        Fault(
+            f"{nesterov}, JAX",
+            _words(objective, "optimizer", "=phase.nesterov", "=False"),
+            one_node_in_jax,
+        ),
+        Fault(
+            f"{nesterov}, PyTorch",
+            _words(torch_objective, "optimizer", "=phase.nesterov", "=False"),
+            one_node_in_torch,
+        ),
+    ]
 
 
 def caught_by(name: str | None, catch: Callable[[], list[Check]] | None = None) -> str | None:

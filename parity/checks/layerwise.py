@@ -202,9 +202,16 @@ def accumulated(layer: torch.nn.Module, given: Arrays) -> dict[str, float]:
     values = batch * int(np.prod(x[2:]))
     if isinstance(layer, torch.nn.BatchNorm2d):
         return dict.fromkeys(
-            ["output", "gradient of input", "gradient of weight", "gradient of bias",
-             "after running_mean", "after running_var"], values,
-        )  # fmt: skip
+            [
+                "output",
+                "gradient of input",
+                "gradient of weight",
+                "gradient of bias",
+                "after running_mean",
+                "after running_var",
+            ],
+            values,
+        )
     if isinstance(layer, torch.nn.AdaptiveAvgPool2d):
         return {"output": int(np.prod(x[2:]))}
     if isinstance(layer, torch.nn.LogSoftmax):

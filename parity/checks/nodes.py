@@ -118,10 +118,16 @@ def _in_float64(of: Trial) -> list[Check]:
             detail = f"first at {order[-1].removeprefix('gradient of ')}" if order else detail
         checks.append(
             Check(
-                of.name, what, "float64", worst.max_abs, worst.max_rel, worst.tolerance,
-                not failed, detail,
+                of.name,
+                what,
+                "float64",
+                worst.max_abs,
+                worst.max_rel,
+                worst.tolerance,
+                not failed,
+                detail,
             )
-        )  # fmt: skip
+        )
     return checks
 
 

@@ -52,10 +52,14 @@ def check_phase(name: str, phase: Phase, seed: int) -> list[Check]:
     rates = ours.learning_rates(phase, STEPS_AN_EPOCH)
     checks = [
         compare.close(
-            name, f"learning rate, {phase.epochs} epochs", rates,
-            theirs.learning_rates(phase, STEPS_AN_EPOCH), compare.VALUE_64, scale=phase.lr,
+            name,
+            f"learning rate, {phase.epochs} epochs",
+            rates,
+            theirs.learning_rates(phase, STEPS_AN_EPOCH),
+            compare.VALUE_64,
+            scale=phase.lr,
         )
-    ]  # fmt: skip
+    ]
     rng = np.random.default_rng([seed, 2])
     steps = STEPS_AN_EPOCH * phase.epochs
     # Parameters as large as a step: at their usual size they would hide an error of the step.

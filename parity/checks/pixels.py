@@ -87,9 +87,11 @@ def _warp(image: np.ndarray, name: str, sign: int, magnitude: int) -> np.ndarray
                 "ShearY": (row + shear * (column + 0.5), column),
                 "TranslateX": (row, column - sign * int(150 / 331 * width * magnitude / 30)),
                 "TranslateY": (row - sign * int(150 / 331 * height * magnitude / 30), column),
-                "Rotate": (row - y + y * np.cos(angle) + x * np.sin(angle),
-                           column - x + x * np.cos(angle) - y * np.sin(angle)),
-            }[name]  # fmt: skip
+                "Rotate": (
+                    row - y + y * np.cos(angle) + x * np.sin(angle),
+                    column - x + x * np.cos(angle) - y * np.sin(angle),
+                ),
+            }[name]
             r, c = (int(np.floor(place + 0.5 - 1e-6)) for place in source)
             if 0 <= r < height and 0 <= c < width:
                 result[row, column] = image[r, c]

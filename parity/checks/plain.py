@@ -218,8 +218,11 @@ def rates(phase: Phase, steps: int) -> list[float]:
         if phase.schedule == "onecycle":
             low, lowest = phase.lr / 25, phase.lr / 25 / 1e4
             top = phase.warmup * total - 1
-            start, end, share = (low, phase.lr, step / top) if step <= top else (
-                phase.lr, lowest, (step - top) / (total - 1 - top))  # fmt: skip
+            start, end, share = (
+                (low, phase.lr, step / top)
+                if step <= top
+                else (phase.lr, lowest, (step - top) / (total - 1 - top))
+            )
             found.append(end + (start - end) * (1 + math.cos(math.pi * share)) / 2)
         elif phase.schedule == "cosine":
             turn = epoch / (phase.period or phase.epochs)
@@ -312,15 +315,23 @@ def fit(
     subset = "subset_batches" in recipe.faults
     plans = [
         batches(
-            recipe, stream(recipe.seed, stage, epoch, "order").permutation(len(targets)), targets,
-            recipe.batch_size, subset=subset, last=False,
+            recipe,
+            stream(recipe.seed, stage, epoch, "order").permutation(len(targets)),
+            targets,
+            recipe.batch_size,
+            subset=subset,
+            last=False,
         )
         for epoch in range(1, phase.epochs + 1)
-    ]  # fmt: skip
+    ]
     checks = batches(
-        recipe, np.arange(len(check_targets)), check_targets, recipe.eval_batch_size,
-        subset=subset, last="drop_last_validation" not in recipe.faults,
-    )  # fmt: skip
+        recipe,
+        np.arange(len(check_targets)),
+        check_targets,
+        recipe.eval_batch_size,
+        subset=subset,
+        last="drop_last_validation" not in recipe.faults,
+    )
     longest, width = max(map(len, plans)), max(len(row) for plan in plans for row in plan)
     plan_rates = rates(phase, longest)
     module = setting.network(tree, node, phase_name, above)
@@ -350,22 +361,35 @@ def fit(
                 seen += len(rows)
         yield
         scores = evaluate(
-            setting, course, module, node, above, check, checks, recipe.eval_augment,
+            setting,
+            course,
+            module,
+            node,
+            above,
+            check,
+            checks,
+            recipe.eval_augment,
             drawn(recipe.eval_augment, recipe.seed, check, stage, epoch, "check", "augmentation"),
             integer(recipe.seed, stage, epoch, "check dropout"),
-            "train_mode_validation" in recipe.faults, f"{stage}, epoch {epoch}", "validation",
-        )  # fmt: skip
+            "train_mode_validation" in recipe.faults,
+            f"{stage}, epoch {epoch}",
+            "validation",
+        )
         truth = torch.tensor(np.concatenate([check_targets[rows] for rows in checks]))
         accuracy = float((scores.argmax(1) == truth).double().mean())
         best.offer(accuracy, {name: module})
         course.rows.append(
             {
-                "node": name, "phase": phase_name, "epoch": epoch,
-                "lr": plan_rates[(epoch - 1) * longest], "train_loss": total / seen,
-                "train_accuracy": right / seen, "validation_accuracy": accuracy,
+                "node": name,
+                "phase": phase_name,
+                "epoch": epoch,
+                "lr": plan_rates[(epoch - 1) * longest],
+                "train_loss": total / seen,
+                "train_accuracy": right / seen,
+                "validation_accuracy": accuracy,
                 "validation_loss": float(loss(scores, truth, "cross_entropy", 0.0).mean()),
             }
-        )  # fmt: skip
+        )
     course.weights[name] = best.weights[name]
     above[node] = load(module, best.weights[name])
 
@@ -431,10 +455,20 @@ def likelihood(
     rows = batches(recipe, order, targets, size, subset=subset, last=not faulty)
     before = state_dict(above[node])
     scores = evaluate(
-        setting, course, above[node], node, above, examples, rows, policy,
+        setting,
+        course,
+        above[node],
+        node,
+        above,
+        examples,
+        rows,
+        policy,
         drawn(policy, recipe.seed, examples, name, "asl augmentation"),
-        integer(recipe.seed, name, "asl dropout"), faulty, name, "ASL",
-    )  # fmt: skip
+        integer(recipe.seed, name, "asl dropout"),
+        faulty,
+        name,
+        "ASL",
+    )
     load(above[node], before)  # its running statistics may have moved
     truth, softmax = np.concatenate([targets[batch] for batch in rows]), torch.softmax(scores, 1)
     course.asl[name] = np.stack(
@@ -522,11 +556,15 @@ def joint(setting: Setting, tree: Tree) -> Course:
         best.offer(accuracy, by_name)
         course.rows.append(
             {
-                "node": "tree", "phase": "joint", "epoch": epoch,
-                "lr": all_rates[(epoch - 1) * steps], "train_loss": total / (steps * width),
-                "train_accuracy": right / (steps * width), "validation_accuracy": accuracy,
+                "node": "tree",
+                "phase": "joint",
+                "epoch": epoch,
+                "lr": all_rates[(epoch - 1) * steps],
+                "train_loss": total / (steps * width),
+                "train_accuracy": right / (steps * width),
+                "validation_accuracy": accuracy,
             }
-        )  # fmt: skip
+        )
     course.weights = best.weights
     return course
 

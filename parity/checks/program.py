@@ -60,10 +60,13 @@ def cases() -> dict[str, Case]:
     return {
         "flat": Case("one node", _ours(), {10: alone}),
         "grown": Case("growing", _ours(), {10: _pairs((0, 1, 2), (3, 4, 5), 10), 3: alone[:3]}),
-        "faulty": Case("growing, the release's faults", _faulty(),
-                       {10: _pairs((0, 1, 2, 3), (), 10), 4: alone[:4]}),
+        "faulty": Case(
+            "growing, the release's faults",
+            _faulty(),
+            {10: _pairs((0, 1, 2, 3), (), 10), 4: alone[:4]},
+        ),
         "joint": Case("training as a whole", _joint(), {}),
-    }  # fmt: skip
+    }
 
 
 def _pairs(first: tuple[int, ...], second: tuple[int, ...], classes: int) -> Groups:
@@ -73,8 +76,15 @@ def _pairs(first: tuple[int, ...], second: tuple[int, ...], classes: int) -> Gro
 
 def _ours() -> Recipe:
     """Random augmentation, Nesterov, smoothing; a rate for each step, so siblings' differ."""
-    phase = Phase(2, optimizer="sgd", lr=0.02, weight_decay=5e-4, nesterov=True,
-                  schedule="onecycle", label_smoothing=0.1)  # fmt: skip
+    phase = Phase(
+        2,
+        optimizer="sgd",
+        lr=0.02,
+        weight_decay=5e-4,
+        nesterov=True,
+        schedule="onecycle",
+        label_smoothing=0.1,
+    )
     return replace(_base(phase), augment=Augmentation((2, 8), 1, True, (1, 3)), ties="last")
 
 
@@ -99,9 +109,14 @@ def _base(phase: Phase) -> Recipe:
     recipe = recipes.load("corrected", "digits", "vgg")
     row = NodeRecipe(1.0, phase, phase)
     return replace(
-        recipe, root=row, others=row, batch_size=10, eval_batch_size=12,
-        mean=(0.3, 0.45, 0.55), std=(0.2, 0.25, 0.3),
-    )  # fmt: skip
+        recipe,
+        root=row,
+        others=row,
+        batch_size=10,
+        eval_batch_size=12,
+        mean=(0.3, 0.45, 0.55),
+        std=(0.2, 0.25, 0.3),
+    )
 
 
 # So many images of each class: siblings have epochs of different lengths.
@@ -126,8 +141,9 @@ def images() -> Splits:
 # A tree of three levels for `joint`: root, {0, 1, 2}, and {3, 4, 5} with {4, 5} below it.
 TREE = hierarchy.regroup(
     hierarchy.regroup(hierarchy.bare(10), ROOT, _pairs((0, 1, 2), (3, 4, 5), 10)),
-    (1,), ((0,), (1, 2)),
-)  # fmt: skip
+    (1,),
+    ((0,), (1, 2)),
+)
 
 
 def check_program(framework: str, which: str) -> list[Check]:
@@ -139,9 +155,13 @@ def check_program(framework: str, which: str) -> list[Check]:
     with jax.enable_x64(framework == "jax"):
         found, start = run(case, splits)
         setting = Setting(
-            case.recipe, splits, case.groups, start,
-            JaxMasks() if framework == "jax" else TorchMasks(), together=framework == "jax",
-        )  # fmt: skip
+            case.recipe,
+            splits,
+            case.groups,
+            start,
+            JaxMasks() if framework == "jax" else TorchMasks(),
+            together=framework == "jax",
+        )
         expected, control = (
             plain.joint(each, TREE) if case.recipe.joint else plain.grown(each)
             for each in (setting, replace(setting, nudge=True))
@@ -181,8 +201,9 @@ def _jax_grow(case: Case, splits: Splits) -> tuple[Course, Start]:
         results = grow.grow(
             case.recipe, splits, 10, folder, _silent, start=begin, siblings="together"
         )
-        final.update({results.tree.names[n]: exchange.to_state_dict(w)
-                      for n, w in results.networks.items()})  # fmt: skip
+        final.update(
+            {results.tree.names[n]: exchange.to_state_dict(w) for n, w in results.networks.items()}
+        )
 
     final: dict[str, plain.Weights] = {}
     course = _grow(case, program, recording.jax_recorded(VggNode))
@@ -200,8 +221,12 @@ def _torch_grow(case: Case, splits: Splits) -> tuple[Course, Start]:
 
     def program(folder):
         results = torch_grow.grow(case.recipe, splits, 10, folder, _silent, start=begin)
-        final.update({results.tree.names[n]: torch_exchange.to_state_dict(w)
-                      for n, w in results.networks.items()})  # fmt: skip
+        final.update(
+            {
+                results.tree.names[n]: torch_exchange.to_state_dict(w)
+                for n, w in results.networks.items()
+            }
+        )
 
     final: dict[str, plain.Weights] = {}
     course = _grow(case, program, recording.torch_recorded(TorchVggNode))
@@ -219,9 +244,16 @@ def _jax_joint(case: Case, splits: Splits) -> tuple[Course, Start]:
         start[TREE.names[node], "group"] = exchange.to_state_dict(networks[node])
     with recording.jax_recorded(VggNode) as course:
         trained = joint.fit_tree(
-            case.recipe, case.recipe.joint, "tree/joint", TREE, networks, splits,
-            restore=lambda *_: None, save=_silent, report=partial(_note_row, course),
-        )  # fmt: skip
+            case.recipe,
+            case.recipe.joint,
+            "tree/joint",
+            TREE,
+            networks,
+            splits,
+            restore=lambda *_: None,
+            save=_silent,
+            report=partial(_note_row, course),
+        )
     course.weights = {TREE.names[n]: exchange.to_state_dict(w) for n, w in trained.items()}
     course.calls = [call for call in course.calls if call.train]  # routing is checked elsewhere
     return course, start
@@ -237,9 +269,17 @@ def _torch_joint(case: Case, splits: Splits) -> tuple[Course, Start]:
         start[TREE.names[node], "group"] = plain.state_dict(networks[node])
     with recording.torch_recorded(TorchVggNode) as course:
         trained = torch_joint.fit_tree(
-            case.recipe, case.recipe.joint, "tree/joint", TREE, networks, train, splits,
-            restore=lambda *_: None, save=_silent, report=partial(_note_row, course),
-        )  # fmt: skip
+            case.recipe,
+            case.recipe.joint,
+            "tree/joint",
+            TREE,
+            networks,
+            train,
+            splits,
+            restore=lambda *_: None,
+            save=_silent,
+            report=partial(_note_row, course),
+        )
     course.weights = {TREE.names[n]: torch_exchange.to_state_dict(w) for n, w in trained.items()}
     course.calls = [call for call in course.calls if call.train]  # routing is checked elsewhere
     return course, start
@@ -328,8 +368,9 @@ def _complete(name: str, what: str, matches: list[Any], found: list[Any]) -> Che
     detail = f"{len(matches)} expected, {missing} missing, {extra} too many"
     detail += f", {len(idle)} with other keys" if idle else ""
     off = missing + abs(extra)
-    return Check(name, f"{what}, all that there should be", "-", off, off, "identical", not off,
-                 detail)  # fmt: skip
+    return Check(
+        name, f"{what}, all that there should be", "-", off, off, "identical", not off, detail
+    )
 
 
 def _keyed(each: Call | plain.Step) -> bool:
@@ -350,16 +391,22 @@ def _of_calls(calls, expected: Course, control: Course) -> Iterator[Item]:
         count = len(wanted.x)  # a padded batch in eval mode does not say what is padding
         yield Item(f"{given} in {wanted.what}", wanted.where, call.x[:count], wanted.x, other.x)
         yield Item(
-            f"scores of {which} in {wanted.what}", wanted.where, call.scores[:count],
-            wanted.scores, other.scores,
-        )  # fmt: skip
+            f"scores of {which} in {wanted.what}",
+            wanted.where,
+            call.scores[:count],
+            wanted.scores,
+            other.scores,
+        )
 
 
 def _of_steps(steps, expected: Course, control: Course) -> Iterator[Item]:
     for step, wanted, other in zip(steps, expected.steps, control.steps, strict=True):
         if step is not None:
-            kinds = {"targets": "targets", "learning rates of steps": "rate",
-                     "losses of steps": "loss"}  # fmt: skip
+            kinds = {
+                "targets": "targets",
+                "learning rates of steps": "rate",
+                "losses of steps": "loss",
+            }
             for what, of in kinds.items():
                 values = (np.asarray(getattr(s, of)) for s in (step, wanted, other))
                 yield Item(what, wanted.where, *values)
@@ -382,8 +429,9 @@ def _of_tables(found: Course, expected: Course, control: Course) -> Iterator[Ite
     for name, wanted in expected.weights.items():
         for key, array in wanted.items():
             mine = found.weights.get(name, {}).get(key, np.array(()))
-            yield Item("weights at the end", f"{name}: {key}", mine, array,
-                       control.weights[name][key])  # fmt: skip
+            yield Item(
+                "weights at the end", f"{name}: {key}", mine, array, control.weights[name][key]
+            )
 
 
 def _check(name: str, what: str, items: list[Item]) -> Check:
@@ -392,9 +440,15 @@ def _check(name: str, what: str, items: list[Item]) -> Check:
         wrong = [item for item in items if not np.array_equal(item.found, item.expected)]
         detail = f"{len(wrong)} of {len(items)} differ, first {wrong[0].where}" if wrong else ""
         return Check(
-            name, what, "-", len(wrong), len(wrong), "identical", not wrong,
+            name,
+            what,
+            "-",
+            len(wrong),
+            len(wrong),
+            "identical",
+            not wrong,
             detail or f"{len(items)} of them",
-        )  # fmt: skip
+        )
     effect = max(float(np.abs(i.control - i.expected).max()) / _scale(i) for i in items)
     bound = max(CONTROL * effect, compare.VALUE_64)
     rows = [

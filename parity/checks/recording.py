@@ -49,9 +49,14 @@ def jax_recorded(node: type) -> Iterator[Course]:
             open_step[1] += 1
         valid = jnp.ones(len(x), bool) if mode.valid is None else mode.valid
         jax.debug.callback(
-            partial(note_call, place, mode.train), _bits(x), _bits(outputs[1]), valid,
-            jax.random.key_data(step), jax.random.key_data(own), ordered=not mode.train,
-        )  # fmt: skip
+            partial(note_call, place, mode.train),
+            _bits(x),
+            _bits(outputs[1]),
+            valid,
+            jax.random.key_data(step),
+            jax.random.key_data(own),
+            ordered=not mode.train,
+        )
         return outputs
 
     def note_step(targets, rate, value, valid, key):
@@ -69,9 +74,13 @@ def jax_recorded(node: type) -> Iterator[Course]:
             open_step.clear()
         valid = jnp.ones(len(targets), bool) if mode.valid is None else mode.valid
         jax.debug.callback(
-            note_step, targets, _bits(rate), _bits(result[1]), valid,
+            note_step,
+            targets,
+            _bits(rate),
+            _bits(result[1]),
+            valid,
             jax.random.key_data(mode.key),
-        )  # fmt: skip
+        )
         return result
 
     forget()

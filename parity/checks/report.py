@@ -58,9 +58,17 @@ def summarised(checks: Sequence[Check]) -> list[Row]:
                 detail = f"{len(failed)} of {detail}; first: {failed[0].what} ({failed[0].detail})"
         verdict = "FAILED" if failed else "passed"
         rows.append(
-            Row(name, worst.part or worst.what, dtype, worst.max_abs, worst.max_rel,
-                worst.tolerance, verdict, detail)
-        )  # fmt: skip
+            Row(
+                name,
+                worst.part or worst.what,
+                dtype,
+                worst.max_abs,
+                worst.max_rel,
+                worst.tolerance,
+                verdict,
+                detail,
+            )
+        )
     return rows
 
 
@@ -91,10 +99,15 @@ COST_COLUMNS = ("what", "mode", "error of JAX", "error of PyTorch", "other decis
 def cost_rows(costs: Sequence[Cost]) -> list[tuple[str, ...]]:
     """The second table's rows: errors are shares of the largest score, rms."""
     return [
-        (cost.name, cost.mode, f"{cost.jax:.1e}", f"{cost.torch:.1e}",
-         f"JAX {cost.changed[0]}, PyTorch {cost.changed[1]} of {cost.total}")
+        (
+            cost.name,
+            cost.mode,
+            f"{cost.jax:.1e}",
+            f"{cost.torch:.1e}",
+            f"JAX {cost.changed[0]}, PyTorch {cost.changed[1]} of {cost.total}",
+        )
         for cost in costs
-    ]  # fmt: skip
+    ]
 
 
 def print_costs(costs: Sequence[Cost]) -> None:

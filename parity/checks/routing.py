@@ -65,10 +65,16 @@ def check_routing(
         *checks,
         same,
         Check(
-            name, "error of scores, larger of both", "float32", error[0], error[1],
-            f"{bound:.0e} of scale", error[1] <= bound, share=error[1] / bound * compare.CONSTANT,
+            name,
+            "error of scores, larger of both",
+            "float32",
+            error[0],
+            error[1],
+            f"{bound:.0e} of scale",
+            error[1] <= bound,
+            share=error[1] / bound * compare.CONSTANT,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def growth_of(model: Model) -> float:

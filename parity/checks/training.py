@@ -185,10 +185,15 @@ def check_tree(recipe: Recipe, name: str) -> list[Check]:
         )
         curves = {which: _curve(folder / which) for which in ("jax", "torch", "control")}
     checks = [
-        compare.equal(name, "trees", list(ours.tree.paths) == list(theirs.tree.paths), True,
-                      note=f"{len(ours.networks)} nodes, depth {ours.tree.depth}"),
+        compare.equal(
+            name,
+            "trees",
+            list(ours.tree.paths) == list(theirs.tree.paths),
+            True,
+            note=f"{len(ours.networks)} nodes, depth {ours.tree.depth}",
+        ),
         compare.equal(name, "control's tree", ours.tree.paths == control.tree.paths, True),
-    ]  # fmt: skip
+    ]
     if not all(check.passed for check in checks):
         return checks
     for column in ("train_loss", "validation_loss"):

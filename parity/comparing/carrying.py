@@ -22,11 +22,17 @@ from parity.comparing.jax_side import Model
 Array = np.ndarray
 Names = Mapping[str, str] | Callable[[str], str | None] | None
 _WORDS = {
-    "query": "query q q_proj", "key": "key k k_proj", "value": "value v v_proj",
-    "out": "out o o_proj out_proj", "gate": "gate gate_proj w1", "up": "up up_proj w3",
-    "down": "down down_proj w2", "shortcut": "shortcut downsample skip",
-    "attention": "attn attention self_attn", "mlp": "mlp ffn fc1 fc2 feed_forward",
-}  # fmt: skip
+    "query": "query q q_proj",
+    "key": "key k k_proj",
+    "value": "value v v_proj",
+    "out": "out o o_proj out_proj",
+    "gate": "gate gate_proj w1",
+    "up": "up up_proj w3",
+    "down": "down down_proj w2",
+    "shortcut": "shortcut downsample skip",
+    "attention": "attn attention self_attn",
+    "mlp": "mlp ffn fc1 fc2 feed_forward",
+}
 _MEANING = {word: meaning for meaning, words in _WORDS.items() for word in words.split()}
 
 
@@ -108,9 +114,12 @@ def torch_owners(module: torch.nn.Module, used: Sequence[str]) -> list[Owner]:
         if own:
             found += list(_torch_layer(f"{path}." if path else "", layer, dict(own)))
     place = {name: number for number, name in enumerate(used)}
-    return sorted(found, key=lambda owner: min(
-        place.get(name, len(place)) for piece in owner.pieces.values() for name in piece.names
-    ))  # fmt: skip
+    return sorted(
+        found,
+        key=lambda owner: min(
+            place.get(name, len(place)) for piece in owner.pieces.values() for name in piece.names
+        ),
+    )
 
 
 def _torch_layer(path: str, layer: torch.nn.Module, own: dict[str, Any]):
@@ -179,10 +188,14 @@ def _torch_layer(path: str, layer: torch.nn.Module, own: dict[str, Any]):
         vectors = {key: x for key, x in own.items() if x is not None and x.ndim == 1}
         pieces = {
             role: Piece((f"{path}{key}",), _same)
-            for role, key in (("scale", "weight"), ("bias", "bias"), ("mean", "running_mean"),
-                              ("var", "running_var"))
+            for role, key in (
+                ("scale", "weight"),
+                ("bias", "bias"),
+                ("mean", "running_mean"),
+                ("var", "running_var"),
+            )
             if key in vectors
-        }  # fmt: skip
+        }
         if pieces:
             first = next(iter(pieces.values())).names[0].removeprefix(path)
             yield Owner(name, "norm", tuple(vectors[first].shape), pieces)
@@ -190,9 +203,12 @@ def _torch_layer(path: str, layer: torch.nn.Module, own: dict[str, Any]):
         for key, x in own.items():
             if f"{path}{key}" not in taken and isinstance(x, torch.nn.Parameter):
                 shape = tuple(s for s in x.shape if s != 1)
-                yield Owner(f"{path}{key}", "own", shape, {
-                    "kernel": Piece((f"{path}{key}",), lambda w, shape=shape: w.reshape(shape))
-                })  # fmt: skip
+                yield Owner(
+                    f"{path}{key}",
+                    "own",
+                    shape,
+                    {"kernel": Piece((f"{path}{key}",), lambda w, shape=shape: w.reshape(shape))},
+                )
 
 
 def _empty(x: torch.Tensor) -> Array:
@@ -202,8 +218,11 @@ def _empty(x: torch.Tensor) -> Array:
 def jax_owners(model: Model, used: Sequence[str]) -> list[Owner]:
     """The layers of a JAX model that own weights, in the order of their first use."""
     groups: dict[str, list[str]] = defaultdict(list)
-    cells = [path for path, layer in model.layers.items() if isinstance(
-        layer, nnx.LSTMCell | nnx.OptimizedLSTMCell | nnx.GRUCell)]  # fmt: skip
+    cells = [
+        path
+        for path, layer in model.layers.items()
+        if isinstance(layer, nnx.LSTMCell | nnx.OptimizedLSTMCell | nnx.GRUCell)
+    ]
     for name in model.weights:
         cell = next((path for path in cells if name.startswith(f"{path}.")), None)
         groups[name.rpartition(".")[0] if cell is None else cell].append(name)
@@ -211,9 +230,12 @@ def jax_owners(model: Model, used: Sequence[str]) -> list[Owner]:
     for path, names in groups.items():
         found += list(_jax_layer(path, model.layers.get(path), names, model.weights))
     place = {name: number for number, name in enumerate(used)}
-    return sorted(found, key=lambda owner: min(
-        place.get(piece.names[0], len(place)) for piece in owner.pieces.values()
-    ))  # fmt: skip
+    return sorted(
+        found,
+        key=lambda owner: min(
+            place.get(piece.names[0], len(place)) for piece in owner.pieces.values()
+        ),
+    )
 
 
 def _jax_layer(path: str, layer: Any, names: Sequence[str], weights: Mapping[str, Array]):
@@ -225,8 +247,14 @@ def _jax_layer(path: str, layer: Any, names: Sequence[str], weights: Mapping[str
     if isinstance(layer, nnx.LSTMCell | nnx.OptimizedLSTMCell | nnx.GRUCell):
         yield _cell(path, layer, names, weights)
         return
-    kernel = next((leaf[key] for key in ("kernel", "w", "weight", "embedding") if key in leaf
-                   and weights[leaf[key]].ndim > 1), None)  # fmt: skip
+    kernel = next(
+        (
+            leaf[key]
+            for key in ("kernel", "w", "weight", "embedding")
+            if key in leaf and weights[leaf[key]].ndim > 1
+        ),
+        None,
+    )
     rest = list(names)
     if kernel is not None:
         w = weights[kernel]
@@ -259,8 +287,12 @@ def _jax_layer(path: str, layer: Any, names: Sequence[str], weights: Mapping[str
                 rest.remove(leaf[key])
         yield Owner(path, kind, tuple(shape), pieces)
     else:
-        roles = {"scale": ("scale", "weight", "gamma", "g"), "bias": ("bias", "beta", "b"),
-                 "mean": ("mean",), "var": ("var",)}  # fmt: skip
+        roles = {
+            "scale": ("scale", "weight", "gamma", "g"),
+            "bias": ("bias", "beta", "b"),
+            "mean": ("mean",),
+            "var": ("var",),
+        }
         pieces = {}
         for role, keys in roles.items():
             for key in keys:
@@ -347,8 +379,11 @@ def matched(theirs: Sequence[Owner], ours: Sequence[Owner], names: Names = None)
         if unsure:
             result.ambiguous.append([owner.name for owner in group])
     for owner in list(left_theirs):
-        same = [o for o in left_ours if _size(o) == _size(owner)
-                and sorted(o.shape) == sorted(owner.shape)]  # fmt: skip
+        same = [
+            o
+            for o in left_ours
+            if _size(o) == _size(owner) and sorted(o.shape) == sorted(owner.shape)
+        ]
         same = same or [o for o in left_ours if _size(o) == _size(owner)]
         if same:
             other = same[0]

@@ -21,18 +21,41 @@ EPSILONS = (1e-3, 1e-5, 1e-6, 1e-8, 1e-12, 1e-4, 1e-7, 1e-9, 0.0)
 BASES = (10000.0, 500000.0, 1000000.0, 100000.0, 100.0, 1000.0)
 SLOPES = (0.01, 0.02, 0.1, 0.2, 0.3, 0.25)
 ACTIVATIONS = {
-    "relu": torch.relu, "exact GELU": functional.gelu,
-    "tanh GELU": lambda x: functional.gelu(x, approximate="tanh"), "SiLU": functional.silu,
-    "tanh": torch.tanh, "sigmoid": torch.sigmoid, "leaky ReLU": functional.leaky_relu,
-    "ELU": functional.elu, "ReLU6": functional.relu6, "softplus": functional.softplus,
-    "hard swish": functional.hardswish, "hard sigmoid": functional.hardsigmoid,
-    "quick GELU": lambda x: x * torch.sigmoid(1.702 * x), "SELU": functional.selu,
-    "Mish": functional.mish, "ReLU squared": lambda x: torch.relu(x) ** 2, "nothing": lambda x: x,
-}  # fmt: skip
-_NAMES = {"gelu": "exact GELU", "silu": "SiLU", "relu": "relu", "relu_": "relu", "tanh": "tanh",
-          "sigmoid": "sigmoid", "leaky_relu": "leaky ReLU", "elu": "ELU", "relu6": "ReLU6",
-          "softplus": "softplus", "hardswish": "hard swish", "hardsigmoid": "hard sigmoid",
-          "selu": "SELU", "mish": "Mish", "celu": "ELU"}  # fmt: skip
+    "relu": torch.relu,
+    "exact GELU": functional.gelu,
+    "tanh GELU": lambda x: functional.gelu(x, approximate="tanh"),
+    "SiLU": functional.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "leaky ReLU": functional.leaky_relu,
+    "ELU": functional.elu,
+    "ReLU6": functional.relu6,
+    "softplus": functional.softplus,
+    "hard swish": functional.hardswish,
+    "hard sigmoid": functional.hardsigmoid,
+    "quick GELU": lambda x: x * torch.sigmoid(1.702 * x),
+    "SELU": functional.selu,
+    "Mish": functional.mish,
+    "ReLU squared": lambda x: torch.relu(x) ** 2,
+    "nothing": lambda x: x,
+}
+_NAMES = {
+    "gelu": "exact GELU",
+    "silu": "SiLU",
+    "relu": "relu",
+    "relu_": "relu",
+    "tanh": "tanh",
+    "sigmoid": "sigmoid",
+    "leaky_relu": "leaky ReLU",
+    "elu": "ELU",
+    "relu6": "ReLU6",
+    "softplus": "softplus",
+    "hardswish": "hard swish",
+    "hardsigmoid": "hard sigmoid",
+    "selu": "SELU",
+    "mish": "Mish",
+    "celu": "ELU",
+}
 
 
 @dataclass(frozen=True)
@@ -86,14 +109,23 @@ def _of(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
     if name in ("batch_norm", "layer_norm", "group_norm", "rms_norm", "instance_norm"):
         yield from _norm(call, around)
     if name in ("add", "radd", "iadd", "clamp", "clamp_min"):
-        number = next((x for x in (*call.args[1:], *call.kwargs.values())
-                       if isinstance(x, float) and 0 <= x <= 1e-2), None)  # fmt: skip
+        number = next(
+            (
+                x
+                for x in (*call.args[1:], *call.kwargs.values())
+                if isinstance(x, float) and 0 <= x <= 1e-2
+            ),
+            None,
+        )
         if number is not None:
             known = () if around.epsilon is None else (around.epsilon,)
             for value in dict.fromkeys((*known, *EPSILONS)):
                 if value != number:
-                    yield ("epsilon", f"epsilon {value:g} in JAX, {number:g} in PyTorch",
-                           _swapped(number, value))  # fmt: skip
+                    yield (
+                        "epsilon",
+                        f"epsilon {value:g} in JAX, {number:g} in PyTorch",
+                        _swapped(number, value),
+                    )
         yield from _mask(call)
     if name == "masked_fill" or name == "where":
         yield from _mask(call)
@@ -104,8 +136,11 @@ def _of(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
             for power, words in ((2, "squared"), (-1, "inverted"), (0.5, "its root")):
                 factor = abs(number) ** power
                 if math.isfinite(factor):
-                    yield ("scale", f"factor {factor:.6g} ({words}) in JAX, {number:.6g} in "
-                           "PyTorch", _swapped(number, factor))  # fmt: skip
+                    yield (
+                        "scale",
+                        f"factor {factor:.6g} ({words}) in JAX, {number:.6g} in PyTorch",
+                        _swapped(number, factor),
+                    )
     if name in _NAMES:
         yield from _activation(call, name)
     if name in ("softmax", "log_softmax"):
@@ -114,12 +149,17 @@ def _of(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
         function = torch.softmax if name == "softmax" else torch.log_softmax
         for other in range(x.ndim):
             if other != dim % x.ndim:
-                yield ("softmax axis", f"softmax over axis {other - x.ndim} in JAX, "
-                       f"{dim % x.ndim - x.ndim} in PyTorch (its axes)",
-                       lambda c, o=other: function(_tensor(c), o))  # fmt: skip
+                yield (
+                    "softmax axis",
+                    f"softmax over axis {other - x.ndim} in JAX, "
+                    f"{dim % x.ndim - x.ndim} in PyTorch (its axes)",
+                    lambda c, o=other: function(_tensor(c), o),
+                )
         if x.ndim >= 3 and x.shape[-1] == x.shape[-2]:
-            for lower, words in ((True, "JAX alone has a causal mask"),
-                                 (False, "JAX masks what a causal mask shows")):  # fmt: skip
+            for lower, words in (
+                (True, "JAX alone has a causal mask"),
+                (False, "JAX masks what a causal mask shows"),
+            ):
                 cause = "causal mask" if lower else "mask polarity"
                 yield cause, words, lambda c, low=lower: function(_causal(_tensor(c), low), dim)
     if "pool" in name:
@@ -134,8 +174,11 @@ def _of(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
         yield from _order(call)
     if name == "cat":
         tensors = call.args[0]
-        yield ("order of parts", "parts joined in the other order in JAX",
-               lambda c: torch.cat(tuple(tensors)[::-1], *c.args[1:], **c.kwargs))  # fmt: skip
+        yield (
+            "order of parts",
+            "parts joined in the other order in JAX",
+            lambda c: torch.cat(tuple(tensors)[::-1], *c.args[1:], **c.kwargs),
+        )
 
 
 def _tensor(call: Call) -> torch.Tensor:
@@ -148,8 +191,9 @@ def _swapped(old: float, new: float) -> Change:
             new if isinstance(x, float | int) and not isinstance(x, bool) and x == old else x
             for x in call.args
         )
-        kwargs = {key: new if isinstance(x, float) and x == old else x
-                  for key, x in call.kwargs.items()}  # fmt: skip
+        kwargs = {
+            key: new if isinstance(x, float) and x == old else x for key, x in call.kwargs.items()
+        }
         return call.function(*args, **kwargs)
 
     return change
@@ -180,41 +224,61 @@ def _convolution(call: Call) -> Iterator[tuple[str, str, Change]]:
         reach = [(w - 1) * d + 1 for w, d in zip(window, dilation, strict=True)]
         pads = [same_padding(s, r, t) for s, r, t in zip(sizes, reach, stride, strict=True)]
         where = "".join(f"({a}, {b})" for a, b in pads)
-        yield ("padding", f"JAX pads {where} (SAME), PyTorch {padding} on both sides",
-               lambda c: c.again(input=_padded(x, pads), padding=0))  # fmt: skip
+        yield (
+            "padding",
+            f"JAX pads {where} (SAME), PyTorch {padding} on both sides",
+            lambda c: c.again(input=_padded(x, pads), padding=0),
+        )
         for other in range(max(reach) // 2 + 2):
             if padding != (other,) * dims:
-                yield ("padding", f"JAX pads {other}, PyTorch {padding}",
-                       lambda c, o=other: c.again(padding=o))  # fmt: skip
+                yield (
+                    "padding",
+                    f"JAX pads {other}, PyTorch {padding}",
+                    lambda c, o=other: c.again(padding=o),
+                )
         for other in (1, 2, 3, 4):
             if (other,) * dims != dilation:
                 pad = tuple((w - 1) * other // 2 for w in window)
-                yield ("dilation", f"dilation {other} in JAX, {dilation[0]} in PyTorch",
-                       lambda c, o=other, p=pad: c.again(dilation=o, padding=p))  # fmt: skip
+                yield (
+                    "dilation",
+                    f"dilation {other} in JAX, {dilation[0]} in PyTorch",
+                    lambda c, o=other, p=pad: c.again(dilation=o, padding=p),
+                )
     if given["bias"] is not None:
         yield "bias", "JAX adds no bias here", lambda c: c.again(bias=None)
     yield from _orders(x, 1, lambda c, y: c.again(input=y))
     spatial = tuple(range(2, weight.ndim))
-    yield ("flipped kernel", "JAX's kernel is flipped",
-           lambda c: c.again(weight=weight.flip(spatial)))  # fmt: skip
+    yield (
+        "flipped kernel",
+        "JAX's kernel is flipped",
+        lambda c: c.again(weight=weight.flip(spatial)),
+    )
     if dims == 2 and window[0] == window[1]:
-        yield ("transposed kernel", "JAX's kernel has height and width exchanged",
-               lambda c: c.again(weight=weight.transpose(2, 3)))  # fmt: skip
+        yield (
+            "transposed kernel",
+            "JAX's kernel has height and width exchanged",
+            lambda c: c.again(weight=weight.transpose(2, 3)),
+        )
     if weight.shape[0] == weight.shape[1]:
-        yield ("transposed kernel", "JAX's kernel has inputs and outputs exchanged",
-               lambda c: c.again(weight=weight.transpose(0, 1)))  # fmt: skip
+        yield (
+            "transposed kernel",
+            "JAX's kernel has inputs and outputs exchanged",
+            lambda c: c.again(weight=weight.transpose(0, 1)),
+        )
 
 
 def _orders(x: torch.Tensor, axis: int, use: Any) -> Iterator[tuple[str, str, Change]]:
     """The channels of an input in other orders."""
     size = x.shape[axis]
-    yield ("channel order", "channels in reverse (RGB for BGR)",
-           lambda c: use(c, x.flip(axis)))  # fmt: skip
+    yield ("channel order", "channels in reverse (RGB for BGR)", lambda c: use(c, x.flip(axis)))
     for groups in range(2, size):
         if size % groups == 0:
             order = torch.arange(size).reshape(groups, -1).T.reshape(-1)
-            yield ("group order", f"channels shuffled as {groups} groups",
-                   lambda c, o=order: use(c, x.index_select(axis, o)))  # fmt: skip
+            yield (
+                "group order",
+                f"channels shuffled as {groups} groups",
+                lambda c, o=order: use(c, x.index_select(axis, o)),
+            )
 
 
 def _linear(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
@@ -223,17 +287,23 @@ def _linear(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
     if given["bias"] is not None:
         yield "bias", "JAX adds no bias here", lambda c: c.again(bias=None)
     if weight.shape[0] == weight.shape[1]:
-        yield ("transposed kernel", "JAX's kernel has inputs and outputs exchanged",
-               lambda c: c.again(weight=weight.T))  # fmt: skip
+        yield (
+            "transposed kernel",
+            "JAX's kernel has inputs and outputs exchanged",
+            lambda c: c.again(weight=weight.T),
+        )
     maker = around.maker.get(call.inputs[0]) if call.inputs else None
     before = None if maker is None else around.calls[maker]
     if before is not None and before.inputs and x.ndim == 2:
         shape = around.shapes[before.inputs[0]]
         if len(shape) in (4, 5) and math.prod(shape[1:]) == x.shape[1]:
-            yield ("flatten order", f"JAX flattens {shape[1:]} with channels last, PyTorch with "
-                   "channels first",
-                   lambda c: c.again(input=x.reshape(len(x), *shape[1:]).movedim(1, -1)
-                                     .reshape(x.shape)))  # fmt: skip
+            yield (
+                "flatten order",
+                f"JAX flattens {shape[1:]} with channels last, PyTorch with channels first",
+                lambda c: c.again(
+                    input=x.reshape(len(x), *shape[1:]).movedim(1, -1).reshape(x.shape)
+                ),
+            )
     yield from _orders(x, x.ndim - 1, lambda c, y: c.again(input=y))
 
 
@@ -243,16 +313,24 @@ def _norm(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
     known = () if around.epsilon is None else (around.epsilon,)
     for value in dict.fromkeys((*known, *EPSILONS)):
         if epsilon is not None and value != epsilon:
-            yield ("epsilon", f"epsilon {value:g} in JAX, {epsilon:g} in PyTorch",
-                   lambda c, v=value: c.again(eps=v))  # fmt: skip
+            yield (
+                "epsilon",
+                f"epsilon {value:g} in JAX, {epsilon:g} in PyTorch",
+                lambda c, v=value: c.again(eps=v),
+            )
     if call.name == "batch_norm":
         if given["training"]:
-            yield ("running statistics in training", "JAX normalises by running statistics",
-                   lambda c: c.again(training=False))  # fmt: skip
+            yield (
+                "running statistics in training",
+                "JAX normalises by running statistics",
+                lambda c: c.again(training=False),
+            )
         else:
-            yield ("batch statistics in evaluation", "JAX normalises by the batch's statistics",
-                   lambda c: c.again(training=True, running_mean=None, running_var=None),
-                   )  # fmt: skip
+            yield (
+                "batch statistics in evaluation",
+                "JAX normalises by the batch's statistics",
+                lambda c: c.again(training=True, running_mean=None, running_var=None),
+            )
     if given.get("weight") is not None:
         yield "scale", "JAX has no scale here", lambda c: c.again(weight=None)
     if given.get("bias") is not None:
@@ -261,8 +339,11 @@ def _norm(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
         channels = given["input"].shape[1]
         for groups in range(1, channels + 1):
             if channels % groups == 0 and groups != given["num_groups"]:
-                yield ("number of groups", f"{groups} groups in JAX",
-                       lambda c, g=groups: c.again(num_groups=g))  # fmt: skip
+                yield (
+                    "number of groups",
+                    f"{groups} groups in JAX",
+                    lambda c, g=groups: c.again(num_groups=g),
+                )
 
 
 def _activation(call: Call, name: str) -> Iterator[tuple[str, str, Change]]:
@@ -270,18 +351,25 @@ def _activation(call: Call, name: str) -> Iterator[tuple[str, str, Change]]:
     x = _tensor(call)
     if name == "gelu":
         other = "tanh" if call.given.get("approximate", "none") == "none" else "none"
-        words = {"tanh": "JAX approximates GELU by tanh, PyTorch is exact",
-                 "none": "JAX's GELU is exact, PyTorch approximates by tanh"}  # fmt: skip
-        yield ("tanh GELU", words[other],
-               lambda c: functional.gelu(_tensor(c), approximate=other))  # fmt: skip
+        words = {
+            "tanh": "JAX approximates GELU by tanh, PyTorch is exact",
+            "none": "JAX's GELU is exact, PyTorch approximates by tanh",
+        }
+        yield ("tanh GELU", words[other], lambda c: functional.gelu(_tensor(c), approximate=other))
     if name == "leaky_relu":
         for slope in SLOPES:
-            yield ("slope", f"slope {slope} in JAX, {call.given.get('negative_slope')} in PyTorch",
-                   lambda c, s=slope: functional.leaky_relu(x, s))  # fmt: skip
+            yield (
+                "slope",
+                f"slope {slope} in JAX, {call.given.get('negative_slope')} in PyTorch",
+                lambda c, s=slope: functional.leaky_relu(x, s),
+            )
     for other, function in ACTIVATIONS.items():
         if other != mine:
-            yield ("activation", f"{other} in JAX, {mine} in PyTorch",
-                   lambda c, f=function: f(_tensor(c).clone()))  # fmt: skip
+            yield (
+                "activation",
+                f"{other} in JAX, {mine} in PyTorch",
+                lambda c, f=function: f(_tensor(c).clone()),
+            )
 
 
 def _causal(x: torch.Tensor, lower: bool) -> torch.Tensor:
@@ -303,8 +391,11 @@ def _mask(call: Call) -> Iterator[tuple[str, str, Change]]:
         hidden = other < -1e4
     yield "causal mask", "JAX has no mask", lambda c: x.clone()
     hidden = hidden.expand(x.shape)
-    yield ("mask polarity", "JAX hides what PyTorch shows, and shows what it hides",
-           lambda c: torch.where(hidden, x, torch.finfo(x.dtype).min))  # fmt: skip
+    yield (
+        "mask polarity",
+        "JAX hides what PyTorch shows, and shows what it hides",
+        lambda c: torch.where(hidden, x, torch.finfo(x.dtype).min),
+    )
 
 
 def _pool(call: Call, name: str) -> Iterator[tuple[str, str, Change]]:
@@ -321,18 +412,32 @@ def _pool(call: Call, name: str) -> Iterator[tuple[str, str, Change]]:
     if average:
         counted = given.get("count_include_pad", True)
         words = "does not count padding" if counted else "counts padding"
-        yield ("count_include_pad", f"JAX's mean {words}",
-               lambda c: c.again(count_include_pad=not counted))  # fmt: skip
+        yield (
+            "count_include_pad",
+            f"JAX's mean {words}",
+            lambda c: c.again(count_include_pad=not counted),
+        )
     rounds = given.get("ceil_mode", False)
-    yield ("ceil_mode", f"JAX rounds the size {'down' if rounds else 'up'}",
-           lambda c: c.again(ceil_mode=not rounds))  # fmt: skip
-    yield ("ceil_mode", "JAX rounds the size up, by padding one more",
-           lambda c: c.again(input=_padded(x, [(p, p + t - 1) for p, t in zip(
-               padding, stride, strict=True)], fill), padding=0))  # fmt: skip
+    yield (
+        "ceil_mode",
+        f"JAX rounds the size {'down' if rounds else 'up'}",
+        lambda c: c.again(ceil_mode=not rounds),
+    )
+    yield (
+        "ceil_mode",
+        "JAX rounds the size up, by padding one more",
+        lambda c: c.again(
+            input=_padded(x, [(p, p + t - 1) for p, t in zip(padding, stride, strict=True)], fill),
+            padding=0,
+        ),
+    )
     pads = [same_padding(s, w, t) for s, w, t in zip(x.shape[-dims:], window, stride, strict=True)]
     where = "".join(f"({a}, {b})" for a, b in pads)
-    yield ("padding", f"JAX pads {where} (SAME), PyTorch {padding} on both sides",
-           lambda c: c.again(input=_padded(x, pads, fill), padding=0))  # fmt: skip
+    yield (
+        "padding",
+        f"JAX pads {where} (SAME), PyTorch {padding} on both sides",
+        lambda c: c.again(input=_padded(x, pads, fill), padding=0),
+    )
     if average:
 
         def uncounted(c: Call) -> Any:
@@ -342,8 +447,11 @@ def _pool(call: Call, name: str) -> Iterator[tuple[str, str, Change]]:
         yield "padding", f"JAX pads {where} (SAME) and does not count it", uncounted
     for other in range(max(window) // 2 + 1):
         if (other,) * dims != padding:
-            yield ("padding", f"JAX pads {other}, PyTorch {padding}",
-                   lambda c, o=other: c.again(padding=o))  # fmt: skip
+            yield (
+                "padding",
+                f"JAX pads {other}, PyTorch {padding}",
+                lambda c, o=other: c.again(padding=o),
+            )
 
 
 def _resize(call: Call) -> Iterator[tuple[str, str, Change]]:
@@ -364,8 +472,11 @@ def _resize(call: Call) -> Iterator[tuple[str, str, Change]]:
         if given["mode"] in ("bilinear", "bicubic"):
             told = "antialiases" if not smooth else "does not antialias"
             yield "antialias", f"JAX {told}", resized(antialias=not smooth)
-            yield ("align_corners", f"JAX aligns corners: {not corners}; antialiases: {not smooth}",
-                   resized(align_corners=not corners, antialias=not smooth))  # fmt: skip
+            yield (
+                "align_corners",
+                f"JAX aligns corners: {not corners}; antialiases: {not smooth}",
+                resized(align_corners=not corners, antialias=not smooth),
+            )
     for mode in ("nearest", "nearest-exact", "bilinear", "bicubic"):
         if mode != given["mode"] and given["input"].ndim == 4:
             more = {"align_corners": None, "antialias": False} if "nearest" in mode else {}
@@ -396,9 +507,11 @@ def _matmul(call: Call) -> Iterator[tuple[str, str, Change]]:
     for groups in range(2, heads):
         if heads % groups == 0:
             order = torch.arange(heads).reshape(groups, -1).T.reshape(-1)
-            yield ("head order", "JAX gives queries the key and value heads in another order (tile "
-                   "for repeat)",
-                   lambda c, o=order: c.function(first, second.index_select(1, o)))  # fmt: skip
+            yield (
+                "head order",
+                "JAX gives queries the key and value heads in another order (tile for repeat)",
+                lambda c, o=order: c.function(first, second.index_select(1, o)),
+            )
 
 
 def _order(call: Call) -> Iterator[tuple[str, str, Change]]:
@@ -407,24 +520,36 @@ def _order(call: Call) -> Iterator[tuple[str, str, Change]]:
     if call.name == "channel_shuffle":
         groups = call.args[1] if len(call.args) > 1 else call.kwargs["groups"]
         channels = x.shape[1]
-        yield ("group order", "JAX shuffles channels the other way",
-               lambda c: torch.channel_shuffle(x, channels // groups))  # fmt: skip
+        yield (
+            "group order",
+            "JAX shuffles channels the other way",
+            lambda c: torch.channel_shuffle(x, channels // groups),
+        )
         yield "group order", "JAX does not shuffle channels", lambda c: x.clone()
     if result.ndim < x.ndim and x.ndim in (3, 4, 5) and result.shape[0] == x.shape[0]:
         for axes in permutations(range(1, x.ndim)):
             if axes != tuple(range(1, x.ndim)):
                 order = (0, *axes)
-                words = "JAX flattens channels last" if axes[-1] == 1 else (
-                    f"JAX flattens axes in the order {axes}")  # fmt: skip
-                yield ("flatten order", words,
-                       lambda c, o=order: x.permute(o).reshape(result.shape))  # fmt: skip
+                words = (
+                    "JAX flattens channels last"
+                    if axes[-1] == 1
+                    else (f"JAX flattens axes in the order {axes}")
+                )
+                yield (
+                    "flatten order",
+                    words,
+                    lambda c, o=order: x.permute(o).reshape(result.shape),
+                )
     if result.ndim > x.ndim and result.ndim - x.ndim == 1:
         for axis, (a, b) in enumerate(zip(result.shape, result.shape[1:], strict=False)):
             if a * b == (x.shape[axis] if axis < x.ndim else 0) and a > 1 and b > 1:
-                yield ("group order", "JAX splits the axis the other way round",
-                       lambda c, k=axis, s=(a, b): x.reshape(
-                           *x.shape[:k], s[1], s[0], *x.shape[k + 1:]).transpose(k, k + 1)
-                       )  # fmt: skip
+                yield (
+                    "group order",
+                    "JAX splits the axis the other way round",
+                    lambda c, k=axis, s=(a, b): x.reshape(
+                        *x.shape[:k], s[1], s[0], *x.shape[k + 1 :]
+                    ).transpose(k, k + 1),
+                )
 
 
 def _powers(base: float, size: int) -> np.ndarray:
@@ -474,16 +599,18 @@ def _rotary(call: Call, around: Around) -> Iterator[Candidate]:
                 continue
             order = torch.arange(size).reshape(-1, 2).T.reshape(-1)
             changes[maker] = lambda c, o=order: c.plain().index_select(-1, o)
-        yield Candidate("rotary pairs", "JAX rotates neighbours (interleaved), PyTorch the halves",
-                        changes)  # fmt: skip
+        yield Candidate(
+            "rotary pairs", "JAX rotates neighbours (interleaved), PyTorch the halves", changes
+        )
         back = {}
         for value, (size, _) in starts.items():
             maker = around.maker.get(value)
             if maker is not None:
                 order = torch.arange(size).reshape(2, -1).T.reshape(-1)
                 back[maker] = lambda c, o=order: c.plain().index_select(-1, o)
-        yield Candidate("rotary pairs", "JAX rotates the halves, PyTorch neighbours (interleaved)",
-                        back)  # fmt: skip
+        yield Candidate(
+            "rotary pairs", "JAX rotates the halves, PyTorch neighbours (interleaved)", back
+        )
 
 
 def _rotated(around: Around) -> dict[int, tuple[int, set[int]]]:
@@ -506,7 +633,10 @@ def _rotated(around: Around) -> dict[int, tuple[int, set[int]]]:
         start = source.pop()
         users = {c.index for c in around.calls if start in c.inputs and c.name == "mul"}
         joined = {c.index for c in around.calls if call.output in c.inputs}
-        sums = {c.index for c in around.calls if any(
-            v in c.inputs for u in users | joined for v in (around.calls[u].output,))}  # fmt: skip
+        sums = {
+            c.index
+            for c in around.calls
+            if any(v in c.inputs for u in users | joined for v in (around.calls[u].output,))
+        }
         found[start] = (around.shapes[start][-1], indices | users | joined | sums)
     return found

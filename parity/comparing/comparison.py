@@ -63,16 +63,24 @@ def compare(
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # small arrays, many runs: threads would only wait for each other
     try:
-        return _compared(torch_module, jax_model, inputs, names, train, loss, optimizer, carry,
-                         layout)  # fmt: skip
+        return _compared(
+            torch_module, jax_model, inputs, names, train, loss, optimizer, carry, layout
+        )
     finally:
         torch.set_num_threads(before)
 
 
 def _compared(
-    torch_module: torch.nn.Module, jax_model: Any, inputs: Any, names: Names, train: bool,
-    loss: Loss | None, optimizer: tuple[Any, Any] | None, carry: bool, layout: str,
-) -> Report:  # fmt: skip
+    torch_module: torch.nn.Module,
+    jax_model: Any,
+    inputs: Any,
+    names: Names,
+    train: bool,
+    loss: Loss | None,
+    optimizer: tuple[Any, Any] | None,
+    carry: bool,
+    layout: str,
+) -> Report:
     theirs = torch_side.prepared(torch_module)
     given = _inputs(inputs)
     try:
@@ -96,8 +104,21 @@ def _compared(
         _weights(report, carried, state, ours.weights)
     trial = _evaluate(report, theirs, given, jax_model, ours, program, arrays, weights, turned)
     if train:
-        _train(report, theirs, given, jax_model, ours, arrays, weights, turned, trial, loss,
-               carried, optimizer, first)  # fmt: skip
+        _train(
+            report,
+            theirs,
+            given,
+            jax_model,
+            ours,
+            arrays,
+            weights,
+            turned,
+            trial,
+            loss,
+            carried,
+            optimizer,
+            first,
+        )
     return report
 
 
@@ -167,9 +188,11 @@ def _about_weights(report: Report, carried: Carried) -> None:
 
 
 def _weights(
-    report: Report, carried: Carried, state: Mapping[str, np.ndarray],
+    report: Report,
+    carried: Carried,
+    state: Mapping[str, np.ndarray],
     own: Mapping[str, np.ndarray],
-) -> None:  # fmt: skip
+) -> None:
     """Are the weights the same? Without carrying them across."""
     right = carried.to_jax(state)
     # weights that went through float32 on the way are the same weights
@@ -184,14 +207,17 @@ def _weights(
         cause, words, after, others = _weight_cause(name, own, right, wrong)
         taken |= set(others)
         path = carried.torch_name(name)
-        report.findings.append(Finding("weights", path, "", "", name, "", size, cause, words,
-                                       after, len(others)))  # fmt: skip
+        report.findings.append(
+            Finding("weights", path, "", "", name, "", size, cause, words, after, len(others))
+        )
 
 
 def _weight_cause(
-    name: str, own: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray],
+    name: str,
+    own: Mapping[str, np.ndarray],
+    right: Mapping[str, np.ndarray],
     wrong: Mapping[str, float],
-) -> tuple[str, str, float | None, list[str]]:  # fmt: skip
+) -> tuple[str, str, float | None, list[str]]:
     mine, target = own[name], right[name]
     tries: list[tuple[str, str, np.ndarray]] = []
     if target.ndim > 2:
@@ -202,25 +228,36 @@ def _weight_cause(
         if turned.shape == mine.shape and axes != tuple(range(target.ndim)):
             told = f"JAX's kernel has its axes in the order {axes}"
             tries.append(("transposed kernel", told, turned))
-    tries += [("channel order", f"JAX's array is reversed along axis {axis}", np.flip(target, axis))
-              for axis in range(target.ndim)]  # fmt: skip
+    tries += [
+        ("channel order", f"JAX's array is reversed along axis {axis}", np.flip(target, axis))
+        for axis in range(target.ndim)
+    ]
     if target.ndim == 1:
         tries.append(("bias", "JAX's array is nought", np.zeros_like(target)))
     for cause, words, other in tries:
         if values.distance(mine, other) < 2.0**-22 or not (mine.any() or other.any()):
             return cause, words, float(np.abs(mine - other).max()), [name]
-    twins = {key: key for key in wrong if key != name and right[key].shape == target.shape
-             and values.distance(mine, right[key]) < 2.0**-22}  # fmt: skip
+    twins = {
+        key: key
+        for key in wrong
+        if key != name
+        and right[key].shape == target.shape
+        and values.distance(mine, right[key]) < 2.0**-22
+    }
     if twins:
         twin = next(iter(twins))
         gates = ".i" in name or ".h" in name
         cause = "gate order" if gates else "weights exchanged"
         words = f"JAX's {name} holds what belongs to {twin}"
         others = [
-            key for key in wrong
-            if any(values.distance(own[key], right[k]) < 2.0**-22 for k in wrong
-                   if k != key and right[k].shape == own[key].shape)
-        ]  # fmt: skip
+            key
+            for key in wrong
+            if any(
+                values.distance(own[key], right[k]) < 2.0**-22
+                for k in wrong
+                if k != key and right[k].shape == own[key].shape
+            )
+        ]
         return cause, words, values.distance(mine, right[twin]), others
     for count in (4, 3):
         if target.shape[-1] % count == 0:
@@ -290,18 +327,32 @@ def _evaluate(report, theirs, given, jax_model, ours, program, arrays, weights, 
                 drops = [k for k in before if start.run.calls[k].name == "dropout"]
                 call = start.run.calls[drops[0]] if drops else call
             path, line = look.jax_place(start)
-            findings.append(Finding(
-                "evaluation", call.path, call.name, call.line, path, line,
-                look._difference(start, call), cause, words, then.difference,
-            ))  # fmt: skip
+            findings.append(
+                Finding(
+                    "evaluation",
+                    call.path,
+                    call.name,
+                    call.line,
+                    path,
+                    line,
+                    look._difference(start, call),
+                    cause,
+                    words,
+                    then.difference,
+                )
+            )
             look, start = other, then
     for finding, better in look.causes(trial):
         findings.append(finding)
         trial = better
     report.sections.append(
-        Section("forward, evaluation", f"{count} output{'s' * (count > 1)}", opening.difference,
-                not findings)
-    )  # fmt: skip
+        Section(
+            "forward, evaluation",
+            f"{count} output{'s' * (count > 1)}",
+            opening.difference,
+            not findings,
+        )
+    )
     report.findings += diagnosis.merged(findings)
     return trial
 
@@ -327,8 +378,10 @@ def _layers(look: Search, standing) -> list[Layer]:
         other = standing.matched[call.output]
         apart = None
         if other >= 0:
-            x, y = (np.sort(values.bounded(a).ravel())
-                    for a in (value.array, look.ours.values[other].array))  # fmt: skip
+            x, y = (
+                np.sort(values.bounded(a).ravel())
+                for a in (value.array, look.ours.values[other].array)
+            )
             scale = float(np.abs(x).max(initial=0.0)) or 1.0
             same = x.size == y.size
             apart = float(np.abs(x - y).max(initial=0.0)) / scale if same else 0.0
@@ -341,8 +394,9 @@ def _default_loss(first: torch_side.Run, turned: bool) -> Loss:
     arrays = [rng.normal(size=first.values[k].array.shape) for k in first.outputs]
 
     def of_torch(outputs: Any) -> Any:
-        return sum((torch.tensor(w) * y + 0.1 * y**2).sum()
-                   for w, y in zip(arrays, outputs, strict=True))  # fmt: skip
+        return sum(
+            (torch.tensor(w) * y + 0.1 * y**2).sum() for w, y in zip(arrays, outputs, strict=True)
+        )
 
     def of_jax(outputs: Any) -> Any:
         total = 0.0
@@ -356,8 +410,21 @@ def _default_loss(first: torch_side.Run, turned: bool) -> Loss:
     return of_torch, of_jax
 
 
-def _train(report, theirs, given, jax_model, ours, arrays, weights, turned, trial, loss, carried,
-           optimizer, first) -> None:  # fmt: skip
+def _train(
+    report,
+    theirs,
+    given,
+    jax_model,
+    ours,
+    arrays,
+    weights,
+    turned,
+    trial,
+    loss,
+    carried,
+    optimizer,
+    first,
+) -> None:
     if loss is None:
         of_torch, of_jax = _default_loss(first, turned)
     else:
@@ -367,12 +434,16 @@ def _train(report, theirs, given, jax_model, ours, arrays, weights, turned, tria
     run = program.run(weights, arrays)
 
     def run_torch(trial: Trial) -> torch_side.Run:
-        return torch_side.run(theirs, given, train=True, loss=of_torch, changes=trial.changes,
-                              buffers=trial.buffers)  # fmt: skip
+        return torch_side.run(
+            theirs, given, train=True, loss=of_torch, changes=trial.changes, buffers=trial.buffers
+        )
 
     look = Search(run_torch, run, _aligned(turned), _epsilon(ours), train=True)
-    known = {(found.path, found.operation) for found in report.findings if found.cause
-             != "batch statistics in evaluation"}  # fmt: skip
+    known = {
+        (found.path, found.operation)
+        for found in report.findings
+        if found.cause != "batch statistics in evaluation"
+    }
     evaluated = [f for f in report.findings if f.cause == "batch statistics in evaluation"]
     start = Trial({} if evaluated else trial.changes, trial.buffers)
     before = look.standing(Trial({}, trial.buffers))
@@ -384,8 +455,9 @@ def _train(report, theirs, given, jax_model, ours, arrays, weights, turned, tria
     findings = []
     if any(not found.cause for found in report.findings):
         report.notes.append("Train mode was not searched: evaluation differs without a cause.")
-        report.sections.append(Section("forward, training", "outputs", before.difference,
-                                       before.agree))  # fmt: skip
+        report.sections.append(
+            Section("forward, training", "outputs", before.difference, before.agree)
+        )
         return
     for finding, better in look.causes(start):
         if (finding.path, finding.operation) not in known:
@@ -435,10 +507,21 @@ def _statistics(report, run_torch, trial, run, carried, ours) -> None:
     for cause, words, name, before, after, _ in found:
         path = carried.torch_name(name).rpartition(".")[0]
         places = sum(size > SAME for size in sizes.values())
-        report.findings.append(Finding(
-            "statistics", path, "batch_norm", "", name, "", before, cause, words,
-            after if cause else None, places,
-        ))  # fmt: skip
+        report.findings.append(
+            Finding(
+                "statistics",
+                path,
+                "batch_norm",
+                "",
+                name,
+                "",
+                before,
+                cause,
+                words,
+                after if cause else None,
+                places,
+            )
+        )
 
 
 def _gradients(report, run_torch, trial, run, carried, turned, given) -> None:
@@ -453,8 +536,9 @@ def _gradients(report, run_torch, trial, run, carried, turned, given) -> None:
         return {
             name: float(np.abs(np.asarray(run.gradients[name]) - x).max(initial=0.0))
             / (max(float(np.abs(x).max(initial=0.0)), FLOOR * most) or 1.0)
-            for name, x in right.items() if name in run.gradients
-        }  # fmt: skip
+            for name, x in right.items()
+            if name in run.gradients
+        }
 
     theirs = run_torch(trial)
     sizes = apart(theirs)
@@ -469,14 +553,34 @@ def _gradients(report, run_torch, trial, run, carried, turned, given) -> None:
     found = diagnosis.stopped(run_torch, trial, lambda r: max(apart(r).values(), default=0.0))
     places = sum(size > SAME for size in sizes.values())
     if found is None:
-        report.findings.append(Finding("gradients", carried.torch_name(name) or name, "", "", name,
-                                       "", sizes[name], places=places))  # fmt: skip
+        report.findings.append(
+            Finding(
+                "gradients",
+                carried.torch_name(name) or name,
+                "",
+                "",
+                name,
+                "",
+                sizes[name],
+                places=places,
+            )
+        )
         return
     call, left = found
-    report.findings.append(Finding(
-        "gradients", call.path, call.name, call.line, name, "", sizes[name], "gradient stopped",
-        "JAX passes no gradient on from here (stop_gradient)", left,
-    ))  # fmt: skip
+    report.findings.append(
+        Finding(
+            "gradients",
+            call.path,
+            call.name,
+            call.line,
+            name,
+            "",
+            sizes[name],
+            "gradient stopped",
+            "JAX passes no gradient on from here (stop_gradient)",
+            left,
+        )
+    )
 
 
 def _optimiser(report, theirs, run, optimizer) -> None:

@@ -117,10 +117,14 @@ class Search:
     """
 
     def __init__(
-        self, run: Callable[[Trial], torch_side.Run], ours: JaxRun,
+        self,
+        run: Callable[[Trial], torch_side.Run],
+        ours: JaxRun,
         aligned: Callable[[np.ndarray, np.ndarray], np.ndarray],
-        epsilon: Callable[[str], float | None], *, train: bool = False,
-    ):  # fmt: skip
+        epsilon: Callable[[str], float | None],
+        *,
+        train: bool = False,
+    ):
         self.run, self.ours, self.aligned, self.epsilon = run, ours, aligned, epsilon
         self.prints = values.prints([value.array for value in ours.values])
         self.train = train
@@ -175,11 +179,14 @@ class Search:
     def around(self, run: torch_side.Run, path: str) -> Around:
         """What candidates need to know."""
         return Around(
-            run.calls, self._makers(run),
+            run.calls,
+            self._makers(run),
             {number: v.leaf for number, v in enumerate(run.values) if v.leaf},
             {number: v.array.shape for number, v in enumerate(run.values)},
-            self.train, run.state, self.epsilon(path),
-        )  # fmt: skip
+            self.train,
+            run.state,
+            self.epsilon(path),
+        )
 
     def jax_place(self, standing: Standing) -> tuple[str, str]:
         """Path and line of the first JAX value that PyTorch has not, all it comes from it has."""
@@ -229,9 +236,7 @@ class Search:
         else:
             call = run.calls[best[1] if best else starts[0]]
         where = self._difference(standing, call)
-        finding = Finding(
-            self.stage, call.path, call.name, call.line, jax_path, jax_line, where
-        )  # fmt: skip
+        finding = Finding(self.stage, call.path, call.name, call.line, jax_path, jax_line, where)
         if best is None:
             return finding, None
         _, start, candidate, other = best
@@ -336,9 +341,11 @@ def _further(other: Standing, before: Standing, start: int) -> bool:
 
 
 def statistics(
-    run: Callable[[Trial], torch_side.Run], trial: Trial, apart: Callable[[torch_side.Run], dict],
+    run: Callable[[Trial], torch_side.Run],
+    trial: Trial,
+    apart: Callable[[torch_side.Run], dict],
     momentum: Sequence[float],
-) -> Iterator[tuple[str, str, str, float, float, Trial]]:  # fmt: skip
+) -> Iterator[tuple[str, str, str, float, float, Trial]]:
     """Causes of different statistics: (cause, words, name, before, after, trial).
 
     `apart`: by name of a statistic how far the two are. `momentum`: of the JAX layers.
@@ -372,17 +379,21 @@ def statistics(
 def _statistic_causes(call: Call, momentum: Sequence[float]) -> Iterator[tuple[str, str, Change]]:
     m = call.given["momentum"]
     m = 0.1 if m is None else m
-    yield ("running variance", "JAX's running variance is biased, PyTorch's unbiased",
-           _biased)  # fmt: skip
+    yield ("running variance", "JAX's running variance is biased, PyTorch's unbiased", _biased)
     for new in dict.fromkeys((1 - m, *(1 - k for k in momentum), 0.01, 0.001, 0.9, 0.99, 0.0)):
         if new == m:
             continue
         told = "; it reads PyTorch's number the other way" if abs(new - (1 - m)) < 1e-12 else ""
-        words = (f"JAX keeps {1 - new:g} of the old statistics (its momentum), PyTorch {1 - m:g} "
-                 f"(1 - its momentum){told}")  # fmt: skip
+        words = (
+            f"JAX keeps {1 - new:g} of the old statistics (its momentum), PyTorch {1 - m:g} "
+            f"(1 - its momentum){told}"
+        )
         yield "momentum", words, lambda c, k=new: c.again(momentum=k)
-        yield ("momentum", f"{words}; and JAX's running variance is biased, PyTorch's unbiased",
-               lambda c, k=new: _biased(c, momentum=k))  # fmt: skip
+        yield (
+            "momentum",
+            f"{words}; and JAX's running variance is biased, PyTorch's unbiased",
+            lambda c, k=new: _biased(c, momentum=k),
+        )
 
 
 def _biased(call: Call, **other: Any) -> Any:

@@ -19,8 +19,19 @@ from parity.comparing.values import Value
 
 _HERE = os.path.dirname(__file__)
 _SCOPE = "@"  # marks our scopes among those of others
-_NESTED = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call",
-           "custom_vjp_call_jaxpr", "remat", "remat2", "checkpoint", "custom_lin")  # fmt: skip
+_NESTED = (
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "custom_vjp_call_jaxpr",
+    "remat",
+    "remat2",
+    "checkpoint",
+    "custom_lin",
+)
 _NARROW = (jnp.dtype("float32"),)
 _HALF = (jnp.dtype("bfloat16"), jnp.dtype("float16"))
 _QUICK = {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_passes": "True"}
@@ -60,12 +71,8 @@ def from_nnx(module: nnx.Module, *, dropout: bool = True, half: bool = True) -> 
     flat = dict(nnx.to_flat_state(variables))
     paths = {path_of(path): path for path in flat}
     layers = {path_of(path): layer for path, layer in nnx.iter_modules(module)}
-    trained = frozenset(
-        name for name, path in paths.items() if isinstance(flat[path], nnx.Param)
-    )  # fmt: skip
-    weights = {
-        name: np.asarray(flat[path][...]) for name, path in paths.items()
-    }  # fmt: skip
+    trained = frozenset(name for name, path in paths.items() if isinstance(flat[path], nnx.Param))
+    weights = {name: np.asarray(flat[path][...]) for name, path in paths.items()}
     weights = {
         name: w.astype(np.float64) if jnp.issubdtype(w.dtype, jnp.floating) else w
         for name, w in weights.items()
@@ -201,8 +208,15 @@ class Program:
 
     """
 
-    def __init__(self, model: Model, inputs: Sequence[np.ndarray], *, train: bool = False,
-                 loss: Callable[[list[Any]], Any] | None = None, exact: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        model: Model,
+        inputs: Sequence[np.ndarray],
+        *,
+        train: bool = False,
+        loss: Callable[[list[Any]], Any] | None = None,
+        exact: bool = False,
+    ):
         self.model, self.train = model, train
         self.exact = exact
         self.nodes: list[_Node] = []
@@ -259,8 +273,9 @@ class Program:
         return (
             {name: jnp.asarray(w) for name, w in trained.items()},
             {name: jnp.asarray(w) for name, w in fixed.items()},
-            floating, whole,
-        )  # fmt: skip
+            floating,
+            whole,
+        )
 
     def _order(self, jaxpr: Any, names: Sequence[str]) -> list[str]:
         """Weights in the order in which the program first uses them."""
@@ -277,11 +292,14 @@ class Program:
                         found.append(name)
                 if inner is not None:
                     offset = len(eqn.invars) - len(inner[0].invars)
-                    walk(inner[0], {
-                        var: names[x]
-                        for var, x in zip(inner[0].invars, eqn.invars[offset:], strict=False)
-                        if not isinstance(x, jex_core.Literal) and x in names
-                    })  # fmt: skip
+                    walk(
+                        inner[0],
+                        {
+                            var: names[x]
+                            for var, x in zip(inner[0].invars, eqn.invars[offset:], strict=False)
+                            if not isinstance(x, jex_core.Literal) and x in names
+                        },
+                    )
 
         walk(jaxpr, dict(zip(jaxpr.invars, names, strict=True)))
         return [name for name in found if not name.startswith("input ")]
@@ -302,8 +320,9 @@ class Program:
             known: dict[Any, tuple[int, Any]] = {}
             for var, const in zip(jaxpr.constvars, consts, strict=True):
                 const = self._lifted(const)
-                known[var] = const if isinstance(const, tuple) else (
-                    node(const, "", "", "", (), ""), const)  # fmt: skip
+                known[var] = (
+                    const if isinstance(const, tuple) else (node(const, "", "", "", (), ""), const)
+                )
             known |= dict(zip(jaxpr.invars, arguments, strict=True))
 
             def read(x):
@@ -350,10 +369,11 @@ class Program:
         params = dict(eqn.primitive.get_bind_params(eqn.params))
         if any(isinstance(v, jex_core.Jaxpr | jex_core.ClosedJaxpr) for v in params.values()):
             given = [
-                x if not hasattr(v.aval, "dtype") or getattr(x, "dtype", None) == v.aval.dtype
+                x
+                if not hasattr(v.aval, "dtype") or getattr(x, "dtype", None) == v.aval.dtype
                 else jax.lax.convert_element_type(x, v.aval.dtype)
                 for x, v in zip(given, eqn.invars, strict=True)
-            ]  # fmt: skip
+            ]
         else:
             params = {key: self._wide(value) for key, value in params.items()}
         result = eqn.primitive.bind(*given, **params)
@@ -396,14 +416,16 @@ class Program:
         result = Run(random=self.random, half=self.half)
         for number, (about, array) in enumerate(zip(self.nodes, arrays, strict=True)):
             made_by = -1 if about.leaf is not None else number
-            result.values.append(Value(array, made_by, about.path, about.operation, about.line,
-                                       about.of, about.leaf))  # fmt: skip
+            result.values.append(
+                Value(array, made_by, about.path, about.operation, about.line, about.of, about.leaf)
+            )
         result.outputs = self.out_ids[: len(outputs)]
         result.state = dict(state)
         result.loss = float(loss)
         result.gradients = {
-            **gradients[0], **{f"input {place}": g for place, g in enumerate(gradients[1])},
-        }  # fmt: skip
+            **gradients[0],
+            **{f"input {place}": g for place, g in enumerate(gradients[1])},
+        }
         return result
 
 

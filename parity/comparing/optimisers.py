@@ -72,10 +72,12 @@ def drawn(start: Arrays, gradients: Arrays, count: int = STEPS) -> list[Arrays]:
     """Gradients of several steps: the model's, made larger and smaller by known numbers."""
     rng = np.random.default_rng(0)
     return [
-        {name: gradients[name] * (1 + rng.uniform(-0.5, 0.5, gradients[name].shape))
-         for name in start}
+        {
+            name: gradients[name] * (1 + rng.uniform(-0.5, 0.5, gradients[name].shape))
+            for name in start
+        }
         for _ in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def causes(
@@ -87,8 +89,11 @@ def causes(
     settings = {key: x for key, x in sample.param_groups[0].items() if key in sample.defaults}
 
     def other(new: type = kind, **changed: Any) -> Callable[[], list[Arrays]]:
-        known = {key: x for key, x in {**settings, **changed}.items()
-                 if key in new([torch.nn.Parameter(torch.zeros(1))], lr=0.1).defaults}  # fmt: skip
+        known = {
+            key: x
+            for key, x in {**settings, **changed}.items()
+            if key in new([torch.nn.Parameter(torch.zeros(1))], lr=0.1).defaults
+        }
         known.pop("decoupled_weight_decay", None)
         return lambda: torch_steps(lambda p: new(p, **known), start, gradients)
 
@@ -96,33 +101,50 @@ def causes(
     if kind in (torch.optim.AdamW, torch.optim.Adam):
         turned = torch.optim.Adam if kind is torch.optim.AdamW else torch.optim.AdamW
         if decay:
-            words = ("JAX adds the decay to the gradient (L2), PyTorch decays the weights apart"
-                     if kind is torch.optim.AdamW else
-                     "JAX decays the weights apart (decoupled), PyTorch adds the decay to the "
-                     "gradient")  # fmt: skip
+            words = (
+                "JAX adds the decay to the gradient (L2), PyTorch decays the weights apart"
+                if kind is torch.optim.AdamW
+                else "JAX decays the weights apart (decoupled), PyTorch adds the decay to the "
+                "gradient"
+            )
             yield "decoupled weight decay", words, other(turned)
         for eps in (1e-8, 1e-4, 1e-6, 1e-7, 1e-3, 1e-5):
-            yield ("place of epsilon", f"JAX has an epsilon of {eps:g} under the root, PyTorch "
-                   f"{settings['eps']:g} beside it",
-                   lambda e=eps: _adam(settings, start, gradients, e, kind))  # fmt: skip
+            yield (
+                "place of epsilon",
+                f"JAX has an epsilon of {eps:g} under the root, PyTorch "
+                f"{settings['eps']:g} beside it",
+                lambda e=eps: _adam(settings, start, gradients, e, kind),
+            )
     for value in dict.fromkeys((1e-4, 0.0, 1e-2, 1e-3, 5e-4, 0.1, 0.05)):
         if value != decay and "weight_decay" in settings:
-            yield ("weight decay", f"weight decay {value:g} in JAX, {decay:g} in PyTorch",
-                   other(weight_decay=value))  # fmt: skip
+            yield (
+                "weight decay",
+                f"weight decay {value:g} in JAX, {decay:g} in PyTorch",
+                other(weight_decay=value),
+            )
     if "eps" in settings:
         for eps in (1e-8, 1e-6, 1e-7, 1e-5, 1e-4, 1e-3, 1e-10, 1e-15):
             if eps != settings["eps"]:
-                yield ("epsilon", f"epsilon {eps:g} in JAX, {settings['eps']:g} in PyTorch",
-                       other(eps=eps))  # fmt: skip
+                yield (
+                    "epsilon",
+                    f"epsilon {eps:g} in JAX, {settings['eps']:g} in PyTorch",
+                    other(eps=eps),
+                )
     if "betas" in settings:
         for first in (0.9, 0.95, 0.5):
             for second in (0.999, 0.95, 0.98, 0.99, 0.9):
-                yield ("betas", f"betas {first}, {second} in JAX, {settings['betas']} in PyTorch",
-                       other(betas=(first, second)))  # fmt: skip
+                yield (
+                    "betas",
+                    f"betas {first}, {second} in JAX, {settings['betas']} in PyTorch",
+                    other(betas=(first, second)),
+                )
     if settings.get("momentum"):
         turn = not settings.get("nesterov")
-        yield ("nesterov", f"JAX has {'' if turn else 'no '}Nesterov momentum",
-               other(nesterov=turn))  # fmt: skip
+        yield (
+            "nesterov",
+            f"JAX has {'' if turn else 'no '}Nesterov momentum",
+            other(nesterov=turn),
+        )
         m = settings["momentum"]
         yield ("dampening", f"JAX's momentum takes {1 - m:g} of the gradient", other(dampening=m))
     for name in ("momentum", "alpha"):
@@ -138,8 +160,9 @@ def causes(
         yield "learning rate", f"JAX's steps are {factor:g} times PyTorch's", scaled
 
 
-def _adam(settings: Mapping[str, Any], start: Arrays, gradients: Sequence[Arrays], root: float,
-          kind: type) -> list[Arrays]:  # fmt: skip
+def _adam(
+    settings: Mapping[str, Any], start: Arrays, gradients: Sequence[Arrays], root: float, kind: type
+) -> list[Arrays]:
     """Adam with its epsilon under the root."""
     (one, two), rate = settings["betas"], settings["lr"]
     decay = settings.get("weight_decay", 0)

@@ -65,11 +65,17 @@ class Report:
             [s.title, s.compared, f"{s.difference:.1e}", "same" if s.passed else "DIFFERENT"]
             for s in self.sections
         ]
-        lines += [tables.text(["question", "compared", "largest difference", "verdict"], rows,
-                              left=(0, 1)), ""]  # fmt: skip
+        lines += [
+            tables.text(
+                ["question", "compared", "largest difference", "verdict"], rows, left=(0, 1)
+            ),
+            "",
+        ]
         for number, found in enumerate(self.findings, 1):
-            lines += [f"{number}. {text}" if not place else f"   {text}"
-                      for place, text in enumerate(told(found))]  # fmt: skip
+            lines += [
+                f"{number}. {text}" if not place else f"   {text}"
+                for place, text in enumerate(told(found))
+            ]
         lines += [""] if self.findings else []
         lines += [f"- {line}" for line in (*self.weights, *self.notes)]
         lines.append(self.verdict)
@@ -87,19 +93,22 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """All of it, for a file."""
         return {
-            "models": self.models, "passed": self.passed,
+            "models": self.models,
+            "passed": self.passed,
             "sections": [asdict(s) for s in self.sections],
             "findings": [asdict(f) for f in self.findings],
-            "weights": self.weights, "notes": self.notes,
+            "weights": self.weights,
+            "notes": self.notes,
             "layers": [asdict(layer) for layer in self.layers],
-        }  # fmt: skip
+        }
 
     def as_html(self) -> str:
         """A page that needs nothing else."""
         content: dict[str, Any] = {
-            "report": self, "told": [told(found) for found in self.findings],
+            "report": self,
+            "told": [told(found) for found in self.findings],
             "first": self.findings[0].path if self.findings else None,
-        }  # fmt: skip
+        }
         return pages.render(Path(__file__).with_name("report.html"), content)
 
     def save(self, file: str | Path) -> None:

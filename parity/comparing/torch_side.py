@@ -85,9 +85,20 @@ class Run:
 
 
 _QUESTIONS = {
-    "__set__", "size", "dim", "numel", "is_floating_point", "__len__", "stride", "is_contiguous",
-    "data_ptr", "register_hook", "requires_grad_", "__repr__", "__hash__",
-}  # fmt: skip
+    "__set__",
+    "size",
+    "dim",
+    "numel",
+    "is_floating_point",
+    "__len__",
+    "stride",
+    "is_contiguous",
+    "data_ptr",
+    "register_hook",
+    "requires_grad_",
+    "__repr__",
+    "__hash__",
+}
 _BUILT_IN = {  # arguments of functions that do not say
     "conv1d": "input weight bias stride padding dilation groups",
     "conv2d": "input weight bias stride padding dilation groups",
@@ -178,23 +189,32 @@ class _Recorder(TorchFunctionMode):
         if name.startswith("dropout") or name.endswith("_dropout"):
             args, kwargs, function = args[:1] or (kwargs["input"],), {}, torch.Tensor.clone
         tensors = [
-            x for x in _pytree.tree_leaves((args, kwargs))
+            x
+            for x in _pytree.tree_leaves((args, kwargs))
             if isinstance(x, torch.Tensor) and x.is_floating_point()
-        ]  # fmt: skip
+        ]
         inputs = tuple(self.leaf(x) for x in tensors)
         index, self.count = self.count, self.count + 1
         given = _named(function, args, kwargs)
         call = Call(
-            index, name.strip("_"), self.path[-1], callers_line(), function, given, args, kwargs,
+            index,
+            name.strip("_"),
+            self.path[-1],
+            callers_line(),
+            function,
+            given,
+            args,
+            kwargs,
             inputs,
-        )  # fmt: skip
+        )
         change = self.changes.get(index)
         result = call.plain() if change is None else change(call)
         first = -1
         for x in _pytree.tree_leaves(result):
             if isinstance(x, torch.Tensor) and x.is_floating_point():
-                number = self.add(x, made_by=index, path=call.path, operation=call.name,
-                                  line=call.line, of=inputs)  # fmt: skip
+                number = self.add(
+                    x, made_by=index, path=call.path, operation=call.name, line=call.line, of=inputs
+                )
                 first = number if first < 0 else first
             elif isinstance(x, torch.Tensor):
                 self.kept.append(x)
@@ -204,8 +224,9 @@ class _Recorder(TorchFunctionMode):
         return result
 
 
-def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
-               enable_gqa=False):  # fmt: skip
+def _attention(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+):
     """PyTorch's fused attention in single steps, so that these can be compared."""
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     if enable_gqa:
@@ -269,9 +290,7 @@ def run(
     for name, buffer in module.named_buffers():
         if buffers and name in buffers:
             buffer.copy_(torch.tensor(buffers[name]).reshape(buffer.shape))
-    inputs = [
-        x.detach().clone().requires_grad_(train and x.is_floating_point()) for x in inputs
-    ]  # fmt: skip
+    inputs = [x.detach().clone().requires_grad_(train and x.is_floating_point()) for x in inputs]
     recorder = _Recorder(result, changes or {}, {})
     for place, x in enumerate(inputs):
         recorder.names[id(x)] = f"input {place}"

@@ -69,8 +69,13 @@ def prints(arrays: Sequence[np.ndarray]) -> Prints:
             scale = max(abs(x[0]), abs(x[-1])) or 1.0
             y = x / scale
             marks[place] = (
-                scale, y.mean(), np.abs(y).mean(), (y**2).mean(), (y**3).mean(), y[0],
-            )  # fmt: skip
+                scale,
+                y.mean(),
+                np.abs(y).mean(),
+                (y**2).mean(),
+                (y**3).mean(),
+                y[0],
+            )
     return Prints(marks, ordered)
 
 
@@ -144,9 +149,10 @@ def origins(values: Sequence[Value], matched: Sequence[bool], outputs: Sequence[
         if value.leaf is not None:
             continue
         sources = [
-            source for source in value.of
+            source
+            for source in value.of
             if not matched[source] and values[source].leaf is None and depends[source]
-        ]  # fmt: skip
+        ]
         if sources:
             waiting += sources
         else:

@@ -320,9 +320,12 @@ def _located(study: Study, number: int, state: Arrays, finding: Finding) -> dict
                 "first": f"output of {layer} in the forward pass",
             }
     causes = {
-        "mean": "statistics", "variance": "statistics", "loss": "loss", "gradient": "backward",
+        "mean": "statistics",
+        "variance": "statistics",
+        "loss": "loss",
+        "gradient": "backward",
         "weight": "update",
-    }  # fmt: skip
+    }
     named = f"{verdict.WORDS[finding.kind]} {finding.tensor}".strip(" *")
     return {"cause": causes[finding.kind], "first": named}
 

@@ -39,17 +39,31 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--seeds", type=int, default=50, help="of every backbone and type (default: %(default)s)")
-    add("--backbones", nargs="+", choices=BACKBONES, default=BACKBONES, help="node networks "
-        "(default: both)")  # fmt: skip
+    add(
+        "--backbones",
+        nargs="+",
+        choices=BACKBONES,
+        default=BACKBONES,
+        help="node networks (default: both)",
+    )
     add("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help="types (default: both)")
-    add("--faults", nargs="*", metavar="NAME", help="plant these (none named: each) in turn "
-        "instead (default: off)")  # fmt: skip
+    add(
+        "--faults",
+        nargs="*",
+        metavar="NAME",
+        help="plant these (none named: each) in turn instead (default: off)",
+    )
     add("--epochs", type=int, default=1, help="of training (default: %(default)s)")
-    add("--limit", type=int, default=512, help="images of each split; 0: all (default: "
-        "%(default)s)")  # fmt: skip
+    add(
+        "--limit", type=int, default=512, help="images of each split; 0: all (default: %(default)s)"
+    )
     add("--batch-size", type=int, default=64, help="images in a batch (default: %(default)s)")
-    add("--controls", type=int, default=2, help="runs of each framework with flipped bits "
-        "(default: %(default)s)")  # fmt: skip
+    add(
+        "--controls",
+        type=int,
+        default=2,
+        help="runs of each framework with flipped bits (default: %(default)s)",
+    )
     add("--out", default="runs/false-alarms", help="folder of the runs (default: %(default)s)")
     add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     options = parser.parse_args(arguments)

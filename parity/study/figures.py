@@ -58,9 +58,15 @@ def divergence(value: dict[str, Any]) -> Figure:
     drawing = figure(max(6.6, 1.2 + 3.9 * len(dtypes)), 1.1 + 1.5 * len(kinds))
     height = drawing.get_figheight()
     grid = drawing.add_gridspec(
-        len(kinds), len(dtypes), left=0.95 / drawing.get_figwidth(), right=0.985,
-        bottom=0.45 / height, top=1 - 1.1 / height, wspace=0.2, hspace=0.3,
-    )  # fmt: skip
+        len(kinds),
+        len(dtypes),
+        left=0.95 / drawing.get_figwidth(),
+        right=0.985,
+        bottom=0.45 / height,
+        top=1 - 1.1 / height,
+        wspace=0.2,
+        hspace=0.3,
+    )
     for column, dtype in enumerate(dtypes):
         mine = [c for c in value["coupled"] if c["dtype"] == dtype]
         for row, kind in enumerate(kinds):
@@ -82,9 +88,14 @@ def divergence(value: dict[str, Any]) -> Figure:
                 handles, labels = axes.get_legend_handles_labels()
                 unique = dict(zip(labels, handles, strict=True))
                 drawing.legend(
-                    unique.values(), unique.keys(), loc="upper left", ncols=3, fontsize=8.5,
-                    bbox_to_anchor=(0.0, 1 - 0.45 / height), borderaxespad=0.2,
-                )  # fmt: skip
+                    unique.values(),
+                    unique.keys(),
+                    loc="upper left",
+                    ncols=3,
+                    fontsize=8.5,
+                    bbox_to_anchor=(0.0, 1 - 0.45 / height),
+                    borderaxespad=0.2,
+                )
     _title(drawing, value, "Relative difference of JAX and PyTorch, step by step")
     return drawing
 
@@ -95,11 +106,19 @@ def _one(axes: Any, coupled: dict[str, Any], kind: str) -> None:
         series = stage["series"]
         steps = np.array(series["step"]) + start
         low, high = (_drawn([pair[i] for pair in series["control"][kind]]) for i in (0, 1))
-        axes.fill_between(steps, low, high, color=ORANGE, alpha=0.3, lw=0,
-                          label="control: one framework, bits flipped")  # fmt: skip
+        axes.fill_between(
+            steps,
+            low,
+            high,
+            color=ORANGE,
+            alpha=0.3,
+            lw=0,
+            label="control: one framework, bits flipped",
+        )
         axes.plot(steps, high, color=ORANGE, lw=0.7)
-        axes.plot(steps, _drawn(series["distance"][kind]), color=BLUE, lw=1.4,
-                  label="JAX against PyTorch")  # fmt: skip
+        axes.plot(
+            steps, _drawn(series["distance"][kind]), color=BLUE, lw=1.4, label="JAX against PyTorch"
+        )
         if start:
             axes.axvline(start + 0.5, color=LINE, lw=0.8)
         start += stage["steps"]
@@ -124,17 +143,35 @@ def layers(value: dict[str, Any]) -> Figure:
     drawing = figure(max(6.2, wide + 3.0 * len(dtypes) + 0.3), 1.65 + 0.17 * len(keys))
     width, height = drawing.get_figwidth(), drawing.get_figheight()
     grid = drawing.add_gridspec(
-        1, len(dtypes), left=wide / width, right=1 - 0.15 / width, bottom=0.45 / height,
-        top=1 - 1.1 / height, wspace=0.08,
-    )  # fmt: skip
+        1,
+        len(dtypes),
+        left=wide / width,
+        right=1 - 0.15 / width,
+        bottom=0.45 / height,
+        top=1 - 1.1 / height,
+        wspace=0.08,
+    )
     places = np.arange(len(keys))
     for column, (dtype, stage) in enumerate(zip(dtypes, stages, strict=True)):
         axes = drawing.add_subplot(grid[0, column])
         rows = [stage["layers"][key] for key in keys]
-        axes.plot(_drawn([row["control"] for row in rows]), places, "|", color=ORANGE, ms=9,
-                  mew=2, label="control, the largest so far")  # fmt: skip
-        axes.plot(_drawn([row["distance"] for row in rows]), places, "o", color=BLUE, ms=4,
-                  label="JAX against PyTorch")  # fmt: skip
+        axes.plot(
+            _drawn([row["control"] for row in rows]),
+            places,
+            "|",
+            color=ORANGE,
+            ms=9,
+            mew=2,
+            label="control, the largest so far",
+        )
+        axes.plot(
+            _drawn([row["distance"] for row in rows]),
+            places,
+            "o",
+            color=BLUE,
+            ms=4,
+            label="JAX against PyTorch",
+        )
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(numticks=6))
         axes.set_ylim(len(keys) - 0.5, -0.5)
@@ -144,9 +181,14 @@ def layers(value: dict[str, Any]) -> Figure:
         axes.set_title(dtype)
         axes.set_xlabel("relative difference of the weights")
         if column == 0:
-            drawing.legend(*axes.get_legend_handles_labels(), loc="upper left", ncols=2,
-                           fontsize=8.5, bbox_to_anchor=(0.0, 1 - 0.45 / height),
-                           borderaxespad=0.2)  # fmt: skip
+            drawing.legend(
+                *axes.get_legend_handles_labels(),
+                loc="upper left",
+                ncols=2,
+                fontsize=8.5,
+                bbox_to_anchor=(0.0, 1 - 0.45 / height),
+                borderaxespad=0.2,
+            )
     what = f"Weights by layer after {stages[0]['steps']} steps of {stages[0]['stage']}"
     _title(drawing, value, what)
     return drawing

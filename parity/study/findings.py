@@ -50,10 +50,14 @@ def place(coupled: dict[str, Any]) -> str:
     """Where a finding is: stage, step, what."""
     f = coupled["finding"]
     size = f"{f['difference']:.1e}" if f["difference"] is not None else "not finite"
-    seen = "" if f["cause"] != "forward" else (
-        f" for the same weights and batch (seen in the {WORDS[f['kind']]}, {size}, allowed "
-        f"{f['allowed']:.1e})"
-    )  # fmt: skip
+    seen = (
+        ""
+        if f["cause"] != "forward"
+        else (
+            f" for the same weights and batch (seen in the {WORDS[f['kind']]}, {size}, allowed "
+            f"{f['allowed']:.1e})"
+        )
+    )
     if not seen and _lossy(coupled):
         seen = f", {size} from the float64 truth where rounding allows {f['allowed']:.1e}"
     elif not seen:
@@ -259,8 +263,13 @@ def of_devices(value: dict[str, Any]) -> list[str]:
 def limits(value: dict[str, Any]) -> list[str]:
     """What this does not show."""
     recipe = value["recipe"]
-    epochs = sorted({recipe[row][f"{kind}_phase"]["epochs"] for row in ("root", "others")
-                     for kind in ("class", "group")})  # fmt: skip
+    epochs = sorted(
+        {
+            recipe[row][f"{kind}_phase"]["epochs"]
+            for row in ("root", "others")
+            for kind in ("class", "group")
+        }
+    )
     lines = [
         f"One dataset ({value['dataset']}), one backbone ({value['backbone']}), recipe "
         f"{recipe['name']} with {' or '.join(map(str, epochs))} epochs a phase, batches of "

@@ -49,8 +49,9 @@ def independent(
     """
     mine = replace(chosen, seed=seed)
     if nodes == "root":
-        mine = recipe.override(replace(mine, joint=None, balanced=False), volatility=UNSPLIT,
-                               grouping="threshold")  # fmt: skip
+        mine = recipe.override(
+            replace(mine, joint=None, balanced=False), volatility=UNSPLIT, grouping="threshold"
+        )
     run = FRAMEWORKS[framework]
     with run.exact():
         grown = run.grow(mine, parts, classes, out, _silent)

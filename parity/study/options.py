@@ -60,38 +60,94 @@ def parser() -> Parser:
         "study that was interrupted goes on when it is started again.",
     )
     add = made.add_argument
-    add("--dataset", default="digits", help=f"one of {', '.join(specs.SPECS)} (default: "
-        "%(default)s)")  # fmt: skip
-    add("--data-dir", help="folder of prepared TFDS datasets (default: TFDS_DATA_DIR, else "
-        "~/tensorflow_datasets)")  # fmt: skip
+    add(
+        "--dataset",
+        default="digits",
+        help=f"one of {', '.join(specs.SPECS)} (default: %(default)s)",
+    )
+    add(
+        "--data-dir",
+        help="folder of prepared TFDS datasets (default: TFDS_DATA_DIR, else "
+        "~/tensorflow_datasets)",
+    )
     add("--backbone", help=f"node networks: {', '.join(BACKBONES)} (default: the recipe's first)")
-    add("--recipe", default="corrected", help=f"one of {', '.join(recipe.names())}, or FILE.toml "
-        "(default: %(default)s)")  # fmt: skip
-    add("--seeds", type=int, default=1, help="how many: each gives one coupled pair of runs, and "
-        "one independent run of each framework (default: %(default)s)")  # fmt: skip
+    add(
+        "--recipe",
+        default="corrected",
+        help=f"one of {', '.join(recipe.names())}, or FILE.toml (default: %(default)s)",
+    )
+    add(
+        "--seeds",
+        type=int,
+        default=1,
+        help="how many: each gives one coupled pair of runs, and "
+        "one independent run of each framework (default: %(default)s)",
+    )
     add("--epochs", type=int, help="epochs of every phase (default: the recipe's)")
     add("--batch-size", type=int, help="images in a training batch (default: the recipe's)")
-    add("--volatility", type=volatility, help="grouping threshold for all nodes, or auto (default: "
-        "the recipe's)")  # fmt: skip
-    add("--limit", type=int, default=0, help="use only so many images of each split (default: 0, "
-        "all)")  # fmt: skip
-    add("--nodes", choices=("root", "tree"), default="root", help="the root's class phase alone, "
-        "or the whole tree (default: %(default)s)")  # fmt: skip
-    add("--design", choices=(*DESIGNS, "both"), default="both", help="coupled: the same weights, "
-        "batches and masks; independent: each framework's own (default: %(default)s)")  # fmt: skip
-    add("--dtype", choices=(*DTYPES, "both"), default="both", help="of the coupled design "
-        "(default: %(default)s)")  # fmt: skip
-    add("--controls", type=int, default=3, help="runs of each framework with flipped bits, for "
+    add(
+        "--volatility",
+        type=volatility,
+        help="grouping threshold for all nodes, or auto (default: the recipe's)",
+    )
+    add(
+        "--limit",
+        type=int,
+        default=0,
+        help="use only so many images of each split (default: 0, all)",
+    )
+    add(
+        "--nodes",
+        choices=("root", "tree"),
+        default="root",
+        help="the root's class phase alone, or the whole tree (default: %(default)s)",
+    )
+    add(
+        "--design",
+        choices=(*DESIGNS, "both"),
+        default="both",
+        help="coupled: the same weights, "
+        "batches and masks; independent: each framework's own (default: %(default)s)",
+    )
+    add(
+        "--dtype",
+        choices=(*DTYPES, "both"),
+        default="both",
+        help="of the coupled design (default: %(default)s)",
+    )
+    add(
+        "--controls",
+        type=int,
+        default=3,
+        help="runs of each framework with flipped bits, for "
         "the coupled design's control, by turns of one weight and of half of all (default: "
-        "%(default)s)")  # fmt: skip
-    add("--margin", type=float, default=1.0, help="the largest difference of mean accuracy, in "
-        "points, that counts as none (default: %(default)s)")  # fmt: skip
-    add("--power", type=float, default=0.8, help="for which the number of seeds needed is stated "
-        "(default: %(default)s)")  # fmt: skip
-    add("--fault", metavar="NAME", help="plant a difference in JAX, to see it found: "
-        f"{', '.join(plants.names())} (default: none)")  # fmt: skip
-    add("--devices", action="store_true", help="also run the trained root in every precision of "
-        "the devices at hand, against float64 on the CPU (default: off)")  # fmt: skip
+        "%(default)s)",
+    )
+    add(
+        "--margin",
+        type=float,
+        default=1.0,
+        help="the largest difference of mean accuracy, in "
+        "points, that counts as none (default: %(default)s)",
+    )
+    add(
+        "--power",
+        type=float,
+        default=0.8,
+        help="for which the number of seeds needed is stated (default: %(default)s)",
+    )
+    add(
+        "--fault",
+        metavar="NAME",
+        help="plant a difference in JAX, to see it found: "
+        f"{', '.join(plants.names())} (default: none)",
+    )
+    add(
+        "--devices",
+        action="store_true",
+        help="also run the trained root in every precision of "
+        "the devices at hand, against float64 on the CPU (default: off)",
+    )
     add("--jobs", type=int, default=1, help="processes, of one thread each (default: %(default)s)")
     add("--out", help="the study's folder (default: runs/study-<dataset>-<backbone>-<nodes>)")
     add("--json", type=target, metavar="FILE", help="also write study.json to FILE (default: none)")
@@ -104,9 +160,12 @@ def options_of(arguments: list[str]) -> Options:
     specs.spec(given.dataset)
     chosen = recipe.override(
         recipe.load(given.recipe, given.dataset, given.backbone),
-        epochs=given.epochs, batch_size=given.batch_size, limit=given.limit, seed=0,
+        epochs=given.epochs,
+        batch_size=given.batch_size,
+        limit=given.limit,
+        seed=0,
         volatility=given.volatility,
-    )  # fmt: skip
+    )
     _need(1 <= given.seeds <= 1000, "--seeds", given.seeds, "1 to 1000")
     _need(2 <= given.controls <= 100, "--controls", given.controls, "2 to 100")
     _need(1 <= given.jobs <= 256, "--jobs", given.jobs, "1 to 256")
@@ -138,9 +197,15 @@ def options_of(arguments: list[str]) -> Options:
     )
     out = given.out or f"runs/study-{chosen.dataset}-{chosen.backbone}-{given.nodes}"
     return Options(
-        settings, given.margin, given.power, given.jobs, given.data_dir, Path(out),
-        given.json, tuple(arguments),
-    )  # fmt: skip
+        settings,
+        given.margin,
+        given.power,
+        given.jobs,
+        given.data_dir,
+        Path(out),
+        given.json,
+        tuple(arguments),
+    )
 
 
 def config(settings: Settings, fingerprint: str) -> dict[str, Any]:

@@ -55,17 +55,20 @@ def _stage(stage: dict[str, Any], dtype: str) -> dict[str, Any]:
             "distance": {
                 kind: [_whole(trace, kind)[s] for s in steps] for kind in trace["controls"]
             },
-            "control": {kind: [trace["controls"][kind][s] for s in steps]
-                        for kind in trace["controls"]},
-            "cosine": {kind: [trace["whole"][kind]["cosine"][s] for s in steps]
-                       for kind in ("gradient", "weight")},
+            "control": {
+                kind: [trace["controls"][kind][s] for s in steps] for kind in trace["controls"]
+            },
+            "cosine": {
+                kind: [trace["whole"][kind]["cosine"][s] for s in steps]
+                for kind in ("gradient", "weight")
+            },
         },
         "layers": {
             key: {"distance": values[-1], "control": trace["bands"]["weight"][key][-1]}
             for key, values in trace["tensors"]["weight"].items()
         },
         "resolution": resolution(trace, dtype),
-    }  # fmt: skip
+    }
 
 
 def _whole(trace: dict[str, Any], kind: str) -> list[float | None]:
@@ -78,13 +81,15 @@ def _whole(trace: dict[str, Any], kind: str) -> list[float | None]:
 def resolution(trace: dict[str, Any], dtype: str) -> dict[str, float | None]:
     """By kind, the largest difference that would have gone unseen in any tensor, at the end."""
     return {
-        kind: digits(max(
-            verdict.allowed(kind, dtype, np.inf if band[-1] is None else band[-1])
-            for band in bands.values()
-        ))
+        kind: digits(
+            max(
+                verdict.allowed(kind, dtype, np.inf if band[-1] is None else band[-1])
+                for band in bands.values()
+            )
+        )
         for kind, bands in trace["bands"].items()
         if bands
-    }  # fmt: skip
+    }
 
 
 def _independent(values: list[dict[str, Any]], options: Options) -> dict[str, Any]:
@@ -97,8 +102,10 @@ def _independent(values: list[dict[str, Any]], options: Options) -> dict[str, An
     )
     return {
         "runs": [
-            {key: v[key] for key in ("framework", "seed", "right", "images", "groups", "margin",
-                                     "nodes")}
+            {
+                key: v[key]
+                for key in ("framework", "seed", "right", "images", "groups", "margin", "nodes")
+            }
             for v in values
         ],
         "accuracies": {name: [digits(a) for a in row] for name, row in accuracies.items()},
@@ -106,7 +113,7 @@ def _independent(values: list[dict[str, Any]], options: Options) -> dict[str, An
         | {"equivalent": compared.equivalent, "different": compared.different},
         "agreement": _agreement(values),
         "trees": _trees(values, options.settings.nodes),
-    }  # fmt: skip
+    }
 
 
 def _pairs(values: list[dict[str, Any]]) -> dict[str, list[tuple[dict, dict]]]:

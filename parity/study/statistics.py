@@ -65,9 +65,18 @@ def compare(a: Sequence[float], b: Sequence[float], margin: float, power: float)
     if max(spreads) == 0:  # every run the same: nothing is left to chance
         same, within = difference == 0, abs(difference) < margin
         return Comparison(
-            (float(x.mean()), float(y.mean())), spreads, difference, (difference, difference),
-            1.0 if same else 0.0, margin, 0.0 if within else 1.0, None, 2, 2, power,
-        )  # fmt: skip
+            (float(x.mean()), float(y.mean())),
+            spreads,
+            difference,
+            (difference, difference),
+            1.0 if same else 0.0,
+            margin,
+            0.0 if within else 1.0,
+            None,
+            2,
+            2,
+            power,
+        )
     welch = stats.ttest_ind(x, y, equal_var=False)
     interval = welch.confidence_interval(1 - ALPHA)
     return Comparison(

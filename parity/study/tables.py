@@ -11,12 +11,33 @@ from parity.study import verdict
 from parity.study.trace import ALL
 
 STEPS = (
-    "seed", "dtype", "stage", "step", "loss_jax", "loss_torch", "kind", "absolute", "relative",
-    "cosine", "control_low", "control_high",
-)  # fmt: skip
+    "seed",
+    "dtype",
+    "stage",
+    "step",
+    "loss_jax",
+    "loss_torch",
+    "kind",
+    "absolute",
+    "relative",
+    "cosine",
+    "control_low",
+    "control_high",
+)
 TENSORS = ("seed", "dtype", "stage", "step", "kind", "tensor", "difference", "control", "allowed")
-EPOCHS = ("seed", "dtype", "stage", "epoch", "split", "images", "pair", "right_first",
-          "right_second", "agree", "kappa")  # fmt: skip
+EPOCHS = (
+    "seed",
+    "dtype",
+    "stage",
+    "epoch",
+    "split",
+    "images",
+    "pair",
+    "right_first",
+    "right_second",
+    "agree",
+    "kappa",
+)
 RUNS = ("framework", "seed", "right", "images", "nodes", "groups")
 
 
@@ -33,10 +54,16 @@ def write(folder: Path, found: dict[Any, dict[str, Any]]) -> list[Path]:
         ]
     if independent:
         rows = (
-            [v["framework"], v["seed"], v["right"], v["images"], v["nodes"],
-             " ".join("+".join(map(str, group)) for group in v["groups"])]
+            [
+                v["framework"],
+                v["seed"],
+                v["right"],
+                v["images"],
+                v["nodes"],
+                " ".join("+".join(map(str, group)) for group in v["groups"]),
+            ]
             for v in independent
-        )  # fmt: skip
+        )
         written.append(_write(folder / "independent.csv", RUNS, rows))
     return written
 
@@ -88,5 +115,13 @@ def _epochs(values: list[dict[str, Any]]) -> Iterator[list[Any]]:
                 counts = row[split]
                 for pair, value in counts["pairs"].items():
                     right = [counts["right"][name] for name in pair.split(", ")]
-                    yield [*head, row["epoch"], split, counts["images"], pair, *right,
-                           value["agree"], value["kappa"]]  # fmt: skip
+                    yield [
+                        *head,
+                        row["epoch"],
+                        split,
+                        counts["images"],
+                        pair,
+                        *right,
+                        value["agree"],
+                        value["kappa"],
+                    ]

@@ -77,9 +77,13 @@ class TorchRunner:
         with torch.random.fork_rng([]), record as kept:
             torch.set_rng_state(self.generator)
             loss, _ = fit.train_step(
-                self.network, self.optimizer, x, targets, self.recipe.loss,
+                self.network,
+                self.optimizer,
+                x,
+                targets,
+                self.recipe.loss,
                 self.phase.label_smoothing,
-            )  # fmt: skip
+            )
             self.generator = torch.get_rng_state()
         self.masks = dict(kept)
         if objective.each_step(self.phase):

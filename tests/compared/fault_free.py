@@ -21,20 +21,33 @@ def options(model: str, rng: np.random.Generator) -> dict:
         return {"widths": widths, "depths": (1, int(rng.integers(1, 3)))}
     if model == "vit":
         heads = int(rng.integers(1, 4))
-        return {"heads": heads, "width": heads * int(rng.integers(2, 6)),
-                "hidden": int(rng.integers(5, 25)), "layers": int(rng.integers(1, 3))}  # fmt: skip
+        return {
+            "heads": heads,
+            "width": heads * int(rng.integers(2, 6)),
+            "hidden": int(rng.integers(5, 25)),
+            "layers": int(rng.integers(1, 3)),
+        }
     if model == "decoder":
         kv = int(rng.integers(1, 3))
         heads = kv * int(rng.integers(1, 3))
-        return {"heads": heads, "kv_heads": kv, "width": heads * 2 * int(rng.integers(1, 4)),
-                "hidden": int(rng.integers(5, 25)), "layers": int(rng.integers(1, 3)),
-                "vocabulary": int(rng.integers(5, 40))}  # fmt: skip
+        return {
+            "heads": heads,
+            "kv_heads": kv,
+            "width": heads * 2 * int(rng.integers(1, 4)),
+            "hidden": int(rng.integers(5, 25)),
+            "layers": int(rng.integers(1, 3)),
+            "vocabulary": int(rng.integers(5, 40)),
+        }
     if model == "lstm":
         return {"features": int(rng.integers(1, 9)), "hidden": int(rng.integers(1, 12))}
     groups = int(rng.integers(1, 4))
-    return {"groups": groups, "width": groups * int(rng.integers(1, 4)) * 2,
-            "size": int(rng.integers(8, 12)), "flat": bool(rng.integers(2)),
-            "resize": int(rng.integers(8, 16))}  # fmt: skip
+    return {
+        "groups": groups,
+        "width": groups * int(rng.integers(1, 4)) * 2,
+        "size": int(rng.integers(8, 12)),
+        "flat": bool(rng.integers(2)),
+        "resize": int(rng.integers(8, 16)),
+    }
 
 
 def one(seed: int, *, train: bool) -> dict:
@@ -45,9 +58,15 @@ def one(seed: int, *, train: bool) -> dict:
         sizes["size"] = sizes["size"] // 2 * 2
     theirs, ours, x = made(model, seed, sizes)
     report = compare(theirs, ours, x, train=train)
-    return {"seed": seed, "model": model, "sizes": sizes, "train": train, "passed": report.passed,
-            "worst": max(s.difference for s in report.sections),
-            "found": [f"{f.stage} {f.path} {f.cause}" for f in report.findings]}  # fmt: skip
+    return {
+        "seed": seed,
+        "model": model,
+        "sizes": sizes,
+        "train": train,
+        "passed": report.passed,
+        "worst": max(s.difference for s in report.sections),
+        "found": [f"{f.stage} {f.path} {f.cause}" for f in report.findings],
+    }
 
 
 def main() -> int:
@@ -63,9 +82,16 @@ def main() -> int:
         results.append(one(seed, train=seed % flags.train_every == 0))
         print(seed, results[-1]["model"], results[-1]["passed"], results[-1]["worst"], flush=True)
         with open(flags.json, "w") as file:
-            json.dump({"comparisons": len(results), "with train mode": sum(
-                r["train"] for r in results), "reported": sum(not r["passed"] for r in results),
-                "results": results}, file, indent=1)  # fmt: skip
+            json.dump(
+                {
+                    "comparisons": len(results),
+                    "with train mode": sum(r["train"] for r in results),
+                    "reported": sum(not r["passed"] for r in results),
+                    "results": results,
+                },
+                file,
+                indent=1,
+            )
             file.write("\n")
         if time.time() - began > flags.until:
             break

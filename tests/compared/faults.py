@@ -17,14 +17,43 @@ from flax import nnx
 from tests.compared import models
 
 CAUSES = (
-    "epsilon", "momentum", "running variance", "padding", "channel order",
-    "batch statistics in evaluation", "running statistics in training", "activation", "tanh GELU",
-    "bias", "scale", "softmax axis", "dropout", "bfloat16", "rotary pairs", "rotary base",
-    "causal mask", "mask polarity", "head order", "gate order", "flatten order", "group order",
-    "count_include_pad", "ceil_mode", "align_corners", "antialias", "transposed kernel",
-    "flipped kernel", "biased variance", "dilation", "slope", "gradient stopped",
-    "decoupled weight decay", "weight decay", "place of epsilon", "nesterov",
-)  # fmt: skip
+    "epsilon",
+    "momentum",
+    "running variance",
+    "padding",
+    "channel order",
+    "batch statistics in evaluation",
+    "running statistics in training",
+    "activation",
+    "tanh GELU",
+    "bias",
+    "scale",
+    "softmax axis",
+    "dropout",
+    "bfloat16",
+    "rotary pairs",
+    "rotary base",
+    "causal mask",
+    "mask polarity",
+    "head order",
+    "gate order",
+    "flatten order",
+    "group order",
+    "count_include_pad",
+    "ceil_mode",
+    "align_corners",
+    "antialias",
+    "transposed kernel",
+    "flipped kernel",
+    "biased variance",
+    "dilation",
+    "slope",
+    "gradient stopped",
+    "decoupled weight decay",
+    "weight decay",
+    "place of epsilon",
+    "nesterov",
+)
 
 
 @dataclass(frozen=True)
@@ -94,26 +123,55 @@ STEM = "embedder.embedder"
 
 FAULTS = [
     # ResNet
-    Fault("Flax's usual epsilon", "resnet", "epsilon", f"{STEM}.normalization",
-          {"bn_epsilon": 1e-3}),
-    Fault("an epsilon that differs little", "resnet", "epsilon", f"{STEM}.normalization",
-          {"bn_epsilon": 1e-6}),
-    Fault("momentum as PyTorch counts it", "resnet", "momentum", f"{STEM}.normalization",
-          {"bn_momentum": 0.1}),
-    Fault("Flax's default momentum", "resnet", "momentum", f"{STEM}.normalization",
-          {"bn_momentum": 0.99}),
-    Fault("Flax's biased running variance", "resnet", "running variance", f"{STEM}.normalization",
-          {"bn_class": nnx.BatchNorm}),
-    Fault("SAME at stride 2", "resnet", "padding", f"{STEM}.convolution",
-          {"stem_padding": "SAME"}),
+    Fault(
+        "Flax's usual epsilon", "resnet", "epsilon", f"{STEM}.normalization", {"bn_epsilon": 1e-3}
+    ),
+    Fault(
+        "an epsilon that differs little",
+        "resnet",
+        "epsilon",
+        f"{STEM}.normalization",
+        {"bn_epsilon": 1e-6},
+    ),
+    Fault(
+        "momentum as PyTorch counts it",
+        "resnet",
+        "momentum",
+        f"{STEM}.normalization",
+        {"bn_momentum": 0.1},
+    ),
+    Fault(
+        "Flax's default momentum",
+        "resnet",
+        "momentum",
+        f"{STEM}.normalization",
+        {"bn_momentum": 0.99},
+    ),
+    Fault(
+        "Flax's biased running variance",
+        "resnet",
+        "running variance",
+        f"{STEM}.normalization",
+        {"bn_class": nnx.BatchNorm},
+    ),
+    Fault("SAME at stride 2", "resnet", "padding", f"{STEM}.convolution", {"stem_padding": "SAME"}),
     Fault("a pool with SAME", "resnet", "padding", "embedder.pooler", {"pool_padding": "SAME"}),
     Fault("BGR", "resnet", "channel order", f"{STEM}.convolution", {"bgr": True}),
-    Fault("batch statistics in evaluation", "resnet", "batch statistics in evaluation",
-          f"{STEM}.normalization", {"bn_class": models.FrozenInEval}),
-    Fault("running statistics in training", "resnet", "running statistics in training",
-          f"{STEM}.normalization", {"bn_class": models.AlwaysRunning}),
-    Fault("a gradient that ends", "resnet", "gradient stopped", "resnet",
-          {"stop": True}),
+    Fault(
+        "batch statistics in evaluation",
+        "resnet",
+        "batch statistics in evaluation",
+        f"{STEM}.normalization",
+        {"bn_class": models.FrozenInEval},
+    ),
+    Fault(
+        "running statistics in training",
+        "resnet",
+        "running statistics in training",
+        f"{STEM}.normalization",
+        {"bn_class": models.AlwaysRunning},
+    ),
+    Fault("a gradient that ends", "resnet", "gradient stopped", "resnet", {"stop": True}),
     # ViT
     Fault("GELU by tanh", "vit", "tanh GELU", "mlp", {"act": nnx.gelu}),
     Fault("SiLU for GELU", "vit", "activation", "mlp", {"act": nnx.silu}),
@@ -124,12 +182,14 @@ FAULTS = [
     Fault("dropout that stays on", "vit", "dropout", "dropout", {"drop": True}),
     Fault("bfloat16 in one layer", "vit", "bfloat16", "mlp", {"dtype": jnp.bfloat16}),
     # decoder
-    Fault("rotary pairs interleaved", "decoder", "rotary pairs", "self_attn",
-          {"interleaved": True}),
+    Fault(
+        "rotary pairs interleaved", "decoder", "rotary pairs", "self_attn", {"interleaved": True}
+    ),
     Fault("another rotary base", "decoder", "rotary base", "rotary", {"base": 500000.0}),
     Fault("no causal mask", "decoder", "causal mask", "self_attn", {"mask": ""}),
-    Fault("the mask's other polarity", "decoder", "mask polarity", "self_attn",
-          {"mask": "inverted"}),
+    Fault(
+        "the mask's other polarity", "decoder", "mask polarity", "self_attn", {"mask": "inverted"}
+    ),
     Fault("RMS norm's epsilon", "decoder", "epsilon", "layernorm", {"epsilon": 1e-5}),
     Fault("heads tiled, not repeated", "decoder", "head order", "self_attn", {"tiled": True}),
     # LSTM
@@ -137,11 +197,23 @@ FAULTS = [
     Fault("a bias forgotten", "lstm", "bias", "fc", spoil=_no_bias),
     # CNN
     Fault("flattened as NHWC", "cnn", "flatten order", "head", {"order": "nhwc"}),
-    Fault("channels shuffled the other way", "cnn", "group order", "shuffle",
-          {"shuffle": False}, both={"width": 12, "groups": 3}),
+    Fault(
+        "channels shuffled the other way",
+        "cnn",
+        "group order",
+        "shuffle",
+        {"shuffle": False},
+        both={"width": 12, "groups": 3},
+    ),
     Fault("padding not counted", "cnn", "count_include_pad", "pool", {"count": False}),
-    Fault("a pool that rounds up", "cnn", "ceil_mode", "pool", {"ceil": True},
-          both={**GAP, "size": 10}),
+    Fault(
+        "a pool that rounds up",
+        "cnn",
+        "ceil_mode",
+        "pool",
+        {"ceil": True},
+        both={**GAP, "size": 10},
+    ),
     Fault("corners aligned", "cnn", "align_corners", "", torch={"corners": True}),
     Fault("JAX's default antialias", "cnn", "antialias", "", {"antialias": True}),
     Fault("biased variance", "cnn", "biased variance", "standardise", {"unbiased": False}),
@@ -150,16 +222,41 @@ FAULTS = [
     Fault("a kernel not transposed", "cnn", "transposed kernel", "project", spoil=_transposed),
     Fault("a kernel not flipped", "cnn", "flipped kernel", "up", spoil=_flipped),
     # optimisers
-    Fault("L2 for decoupled decay", "lstm", "decoupled weight decay", "", optimizer=(
-        ADAMW, optax.chain(optax.add_decayed_weights(0.1), optax.adam(1e-2)))),
-    Fault("optax's default decay", "lstm", "weight decay", "", optimizer=(
-        partial(torch.optim.AdamW, lr=1e-2), optax.adamw(1e-2))),
-    Fault("epsilon under the root", "lstm", "place of epsilon", "", optimizer=(
-        partial(torch.optim.Adam, lr=1e-2, eps=1e-4), optax.adam(1e-2, eps=0, eps_root=1e-8))),
-    Fault("Nesterov on one side", "lstm", "nesterov", "", optimizer=(
-        partial(torch.optim.SGD, lr=1e-2, momentum=0.9),
-        optax.sgd(1e-2, momentum=0.9, nesterov=True))),
-]  # fmt: skip
+    Fault(
+        "L2 for decoupled decay",
+        "lstm",
+        "decoupled weight decay",
+        "",
+        optimizer=(ADAMW, optax.chain(optax.add_decayed_weights(0.1), optax.adam(1e-2))),
+    ),
+    Fault(
+        "optax's default decay",
+        "lstm",
+        "weight decay",
+        "",
+        optimizer=(partial(torch.optim.AdamW, lr=1e-2), optax.adamw(1e-2)),
+    ),
+    Fault(
+        "epsilon under the root",
+        "lstm",
+        "place of epsilon",
+        "",
+        optimizer=(
+            partial(torch.optim.Adam, lr=1e-2, eps=1e-4),
+            optax.adam(1e-2, eps=0, eps_root=1e-8),
+        ),
+    ),
+    Fault(
+        "Nesterov on one side",
+        "lstm",
+        "nesterov",
+        "",
+        optimizer=(
+            partial(torch.optim.SGD, lr=1e-2, momentum=0.9),
+            optax.sgd(1e-2, momentum=0.9, nesterov=True),
+        ),
+    ),
+]
 
 
 def made(

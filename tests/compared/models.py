@@ -54,14 +54,28 @@ class BasicBlock(nnx.Module):
 
 class ResNet(nnx.Module):
     def __init__(
-        self, widths=(6, 10), depths=(1, 1), classes=5, *, bn_class=TorchBatchNorm, bn_epsilon=1e-5,
-        bn_momentum=0.9, bn_running=None, stem_padding=3, pool_padding=((1, 1), (1, 1)), bgr=False,
-        stop=False, rngs,
-    ):  # fmt: skip
+        self,
+        widths=(6, 10),
+        depths=(1, 1),
+        classes=5,
+        *,
+        bn_class=TorchBatchNorm,
+        bn_epsilon=1e-5,
+        bn_momentum=0.9,
+        bn_running=None,
+        stem_padding=3,
+        pool_padding=((1, 1), (1, 1)),
+        bgr=False,
+        stop=False,
+        rngs,
+    ):
         norm = partial(
-            bn_class, epsilon=bn_epsilon, momentum=bn_momentum, rngs=rngs,
+            bn_class,
+            epsilon=bn_epsilon,
+            momentum=bn_momentum,
+            rngs=rngs,
             **({} if bn_running is None else {"use_running_average": bn_running}),
-        )  # fmt: skip
+        )
         self.stem = nnx.Conv(
             3, widths[0], (7, 7), strides=2, padding=stem_padding, use_bias=False, rngs=rngs
         )
@@ -104,9 +118,12 @@ def torch_resnet(widths=(6, 10), depths=(1, 1), classes=5):
     from transformers import ResNetConfig, ResNetForImageClassification
 
     config = ResNetConfig(
-        embedding_size=widths[0], hidden_sizes=list(widths), depths=list(depths),
-        layer_type="basic", num_labels=classes,
-    )  # fmt: skip
+        embedding_size=widths[0],
+        hidden_sizes=list(widths),
+        depths=list(depths),
+        layer_type="basic",
+        num_labels=classes,
+    )
     return ResNetForImageClassification(config)
 
 
@@ -158,19 +175,31 @@ class ViTBlock(nnx.Module):
 
 class ViT(nnx.Module):
     def __init__(
-        self, width=12, heads=3, hidden=20, layers=2, image=8, patch=4, classes=5, *, epsilon=1e-12,
-        act=exact_gelu, dtype=None, drop=False, own=True, rngs,
+        self,
+        width=12,
+        heads=3,
+        hidden=20,
+        layers=2,
+        image=8,
+        patch=4,
+        classes=5,
+        *,
+        epsilon=1e-12,
+        act=exact_gelu,
+        dtype=None,
+        drop=False,
+        own=True,
+        rngs,
         **attention,
-    ):  # fmt: skip
+    ):
         self.patch_embed = nnx.Conv(3, width, (patch, patch), strides=patch, padding=0, rngs=rngs)
         tokens = (image // patch) ** 2 + 1
         self.cls_token = nnx.Param(jnp.zeros((1, 1, width)))
         self.pos_embed = nnx.Param(jax.random.normal(rngs.params(), (1, tokens, width)))
         self.blocks = nnx.List(
-            ViTBlock(
-                width, heads, hidden, epsilon, attention, act, dtype, drop, own, rngs=rngs
-            ) for _ in range(layers)
-        )  # fmt: skip
+            ViTBlock(width, heads, hidden, epsilon, attention, act, dtype, drop, own, rngs=rngs)
+            for _ in range(layers)
+        )
         self.norm = nnx.LayerNorm(width, epsilon=epsilon, rngs=rngs)
         self.head = nnx.Linear(width, classes, rngs=rngs)
 
@@ -188,9 +217,14 @@ def torch_vit(width=12, heads=3, hidden=20, layers=2, image=8, patch=4, classes=
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(
-        hidden_size=width, num_attention_heads=heads, intermediate_size=hidden,
-        num_hidden_layers=layers, image_size=image, patch_size=patch, num_labels=classes,
-    )  # fmt: skip
+        hidden_size=width,
+        num_attention_heads=heads,
+        intermediate_size=hidden,
+        num_hidden_layers=layers,
+        image_size=image,
+        patch_size=patch,
+        num_labels=classes,
+    )
     module = ViTForImageClassification(config)
     with torch.no_grad():
         for parameter in module.parameters():  # zero biases and tokens would hide faults
@@ -256,13 +290,28 @@ class DecoderBlock(nnx.Module):
 
 class Decoder(nnx.Module):
     def __init__(
-        self, vocabulary=23, width=16, heads=4, kv_heads=2, hidden=20, layers=2, *, epsilon=1e-6,
-        base=10000.0, interleaved=False, tiled=False, mask="causal", rngs,
-    ):  # fmt: skip
+        self,
+        vocabulary=23,
+        width=16,
+        heads=4,
+        kv_heads=2,
+        hidden=20,
+        layers=2,
+        *,
+        epsilon=1e-6,
+        base=10000.0,
+        interleaved=False,
+        tiled=False,
+        mask="causal",
+        rngs,
+    ):
         options = {
-            "epsilon": epsilon, "base": base, "interleaved": interleaved, "tiled": tiled,
+            "epsilon": epsilon,
+            "base": base,
+            "interleaved": interleaved,
+            "tiled": tiled,
             "mask": mask,
-        }  # fmt: skip
+        }
         self.embed = nnx.Embed(vocabulary, width, rngs=rngs)
         self.layers = nnx.List(
             DecoderBlock(width, heads, kv_heads, hidden, options, rngs=rngs) for _ in range(layers)
@@ -281,10 +330,16 @@ def torch_decoder(vocabulary=23, width=16, heads=4, kv_heads=2, hidden=20, layer
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=width, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, intermediate_size=hidden, num_hidden_layers=layers,
-        max_position_embeddings=64, use_cache=False, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=hidden,
+        num_hidden_layers=layers,
+        max_position_embeddings=64,
+        use_cache=False,
+        tie_word_embeddings=False,
+    )
     module = LlamaForCausalLM(config)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -332,10 +387,24 @@ class Standardise(nnx.Module):
 
 class CNN(nnx.Module):
     def __init__(
-        self, width=8, groups=2, size=9, classes=5, flat=True, *, shuffle=True, order="nchw",
-        resize=12, antialias=False, count=True, ceil=False, unbiased=True, dilation=2,
-        slope=0.01, rngs,
-    ):  # fmt: skip
+        self,
+        width=8,
+        groups=2,
+        size=9,
+        classes=5,
+        flat=True,
+        *,
+        shuffle=True,
+        order="nchw",
+        resize=12,
+        antialias=False,
+        count=True,
+        ceil=False,
+        unbiased=True,
+        dilation=2,
+        slope=0.01,
+        rngs,
+    ):
         conv = partial(nnx.Conv, rngs=rngs)
         self.conv1 = conv(3, width, (3, 3), padding=1)
         self.grouped = conv(width, width, (3, 3), padding=1, feature_group_count=groups)

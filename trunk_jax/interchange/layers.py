@@ -65,9 +65,15 @@ def _conv(layer: Conv, norm: BatchNorm | None, graph: Builder, x: Value) -> Valu
     weight = graph.constant(kernel.transpose(3, 2, 0, 1), "weight")
     size, pad, stride = kernel.shape[0], layer.padding, layer.stride
     y = graph.add(
-        "Conv", x.name, weight, graph.constant(bias, "bias"), kernel_shape=[size, size],
-        strides=[stride, stride], pads=[pad] * 4, group=layer.groups,
-    )  # fmt: skip
+        "Conv",
+        x.name,
+        weight,
+        graph.constant(bias, "bias"),
+        kernel_shape=[size, size],
+        strides=[stride, stride],
+        pads=[pad] * 4,
+        group=layer.groups,
+    )
     _, height, width = x.shape
     across = [(n + 2 * pad - size) // stride + 1 for n in (height, width)]
     return Value(y, (kernel.shape[-1], *across))
@@ -165,7 +171,8 @@ def _weights(layer: Conv | Linear) -> np.ndarray:
     kernel = _array(layer.kernel)
     if isinstance(layer, QuantizedConv | QuantizedLinear):
         if getattr(layer, "dynamic", False):
-            raise UserError("the layer QuantizedLinear with dynamic inputs cannot be written as "
-                            "ONNX")  # fmt: skip
+            raise UserError(
+                "the layer QuantizedLinear with dynamic inputs cannot be written as ONNX"
+            )
         return kernel * _array(layer.scale)
     return kernel

@@ -52,8 +52,9 @@ def export(
     result = _compared(trained, tried, found)
     if int8:
         exact, nodes = (
-            nodes, quantize.quantized(trained, nodes, _calibration(run, trained, data_dir))
-        )  # fmt: skip
+            nodes,
+            quantize.quantized(trained, nodes, _calibration(run, trained, data_dir)),
+        )
         model = onnx_model.whole_model(trained, nodes)
         small = runtime.predict(runtime.session(model), tried.images)
         result["int8"] = _agreement(tried, found["label"], small["label"])
@@ -102,8 +103,10 @@ def _compared(trained: Trained, trial: Trial, found: dict[str, np.ndarray]) -> d
             f"{len(compared.different):,} of {len(trial.images):,} {trial.what}"
         )
     result: dict[str, Any] = {
-        "images": len(trial.images), "images_are": trial.what, "ties": len(compared.ties)
-    }  # fmt: skip
+        "images": len(trial.images),
+        "images_are": trial.what,
+        "ties": len(compared.ties),
+    }
     if trial.labels is not None:
         result["right"] = int((found["label"] == trial.labels).sum())
     return result
@@ -141,9 +144,12 @@ def _with_pixels(model: onnx.ModelProto, root: onnx.ModelProto) -> onnx.ModelPro
     mine = [node for node in model.graph.node if node.name.startswith(f"{PREPARE}/")]
     constants = [c for c in model.graph.initializer if c.name.startswith(f"{PREPARE}/")]
     graph = onnx.helper.make_graph(
-        [*mine, *root.graph.node], "root", list(model.graph.input), list(root.graph.output),
+        [*mine, *root.graph.node],
+        "root",
+        list(model.graph.input),
+        list(root.graph.output),
         [*constants, *root.graph.initializer],
-    )  # fmt: skip
+    )
     result = onnx.ModelProto()
     result.CopyFrom(root)
     result.graph.CopyFrom(graph)

@@ -91,11 +91,15 @@ def _quantized(model: onnx.ModelProto, given: str, x: np.ndarray | None) -> onnx
         file = Path(folder) / "int8.onnx"
         with _no_advice():
             quantization.quantize_static(
-                model, file, Reader(), quant_format=quantization.QuantFormat.QDQ,
-                op_types_to_quantize=list(KINDS), per_channel=True,
+                model,
+                file,
+                Reader(),
+                quant_format=quantization.QuantFormat.QDQ,
+                op_types_to_quantize=list(KINDS),
+                per_channel=True,
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
-            )  # fmt: skip
+            )
         return checked(onnx.load(file))
 
 

@@ -68,8 +68,11 @@ def export(run: Path, out: Path) -> tuple[dict[str, Any], list[str]]:
         writing.write_bytes(folder / PROGRAM, content)
         writing.write_json(folder / ABOUT, about)
         writing.write_bytes(folder / SCRIPT, _RUN.encode())
-    result = {"out": str(out), "bytes": len(content),
-              "calling_convention_version": exported.calling_convention_version}  # fmt: skip
+    result = {
+        "out": str(out),
+        "bytes": len(content),
+        "calling_convention_version": exported.calling_convention_version,
+    }
     return result, [
         f"wrote {out}: {PROGRAM} {len(content) / 1e6:.2f} MB, calling convention "
         f"{exported.calling_convention_version}, for {', '.join(PLATFORMS)}",

@@ -12,8 +12,11 @@ from data.run import results
 from data.tree.hierarchy import Tree
 
 TREES, MONOLITHS, BASELINES, UNTRAINED = (
-    "trees", "one network of about a tree's cost", "baselines", "baselines, untrained",
-)  # fmt: skip
+    "trees",
+    "one network of about a tree's cost",
+    "baselines",
+    "baselines, untrained",
+)
 
 
 @dataclass(frozen=True)
@@ -90,15 +93,28 @@ def distinct(rows: Sequence[Row]) -> list[Row]:
         replace(row, name=f"{row.name} ({Path(row.source).name})") if often[row.name] > 1 else row
         for row in rows
     ]
-    groups = [TREES, *sorted({r.group for r in rows if r.group.startswith("ablation ")}),
-              MONOLITHS, BASELINES, UNTRAINED]  # fmt: skip
+    groups = [
+        TREES,
+        *sorted({r.group for r in rows if r.group.startswith("ablation ")}),
+        MONOLITHS,
+        BASELINES,
+        UNTRAINED,
+    ]
     return sorted(named, key=lambda row: (groups.index(row.group), row.multiply_adds))
 
 
 def print_table(title: str, rows: Sequence[Row]) -> None:
     """The rows, in `distinct`'s order, on standard output, each group under its name."""
-    columns = ("network", "test %", "published %", "latency ms", "images/s", "memory MB",
-               "mult-adds M", "params M")  # fmt: skip
+    columns = (
+        "network",
+        "test %",
+        "published %",
+        "latency ms",
+        "images/s",
+        "memory MB",
+        "mult-adds M",
+        "params M",
+    )
     cells: list[tables.Row] = []
     group = None
     for row in rows:
@@ -106,10 +122,17 @@ def print_table(title: str, rows: Sequence[Row]) -> None:
             group = row.group
             cells.append(group)
         cells.append(
-            (f"  {row.name}", _percent(row.accuracy), _percent(row.published),
-             f"{row.latency:.2f}", f"{row.throughput:.1f}", f"{row.memory / 1e6:.1f}",
-             f"{row.multiply_adds / 1e6:.1f}", f"{row.parameters / 1e6:.3f}")
-        )  # fmt: skip
+            (
+                f"  {row.name}",
+                _percent(row.accuracy),
+                _percent(row.published),
+                f"{row.latency:.2f}",
+                f"{row.throughput:.1f}",
+                f"{row.memory / 1e6:.1f}",
+                f"{row.multiply_adds / 1e6:.1f}",
+                f"{row.parameters / 1e6:.3f}",
+            )
+        )
     tables.print_table(title, columns, cells)
     trained = [(row.name, row.source) for row in rows if row.accuracy is not None]
     if trained:

@@ -14,10 +14,35 @@ from jax.extend import core
 
 # One operation a value of the result; what moves, compares or retypes values costs nothing.
 _ARITHMETIC = {
-    "add", "sub", "mul", "div", "rem", "neg", "abs", "sign", "max", "min", "exp", "exp2", "expm1",
-    "log", "log1p", "sqrt", "rsqrt", "cbrt", "square", "pow", "integer_pow", "tanh", "logistic",
-    "erf", "floor", "ceil", "round", "clamp",
-}  # fmt: skip
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "rem",
+    "neg",
+    "abs",
+    "sign",
+    "max",
+    "min",
+    "exp",
+    "exp2",
+    "expm1",
+    "log",
+    "log1p",
+    "sqrt",
+    "rsqrt",
+    "cbrt",
+    "square",
+    "pow",
+    "integer_pow",
+    "tanh",
+    "logistic",
+    "erf",
+    "floor",
+    "ceil",
+    "round",
+    "clamp",
+}
 _REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin"}
 _WINDOWS = {"reduce_window_max", "reduce_window_min", "reduce_window_sum"}
 # The result is the operand under another shape: no second copy of it.

@@ -21,16 +21,34 @@ def main(arguments: list[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="+", help="a run folder, or several to compare")
-    add("--split", choices=("train", "validation", "test"), default="test",
-        help="the predictions to show; evaluate writes them (default: %(default)s)")  # fmt: skip
-    add("--leaves", choices=("images", "names"), default="images", help="what stands at the "
-        "tree's leaves beside the classes' names (default: %(default)s)")  # fmt: skip
-    add("--data-dir", help="folder of prepared TFDS datasets, for --leaves images (default: the "
-        "run's own)")  # fmt: skip
-    add("--published", metavar="FILE", help="with several runs: a JSON list of published points "
-        "to draw beside them, such as docs/published.json")  # fmt: skip
-    add("--out", metavar="DIR", help="where they go (default: runs/<the run's name>/figures; of "
-        "several runs: runs/figures)")  # fmt: skip
+    add(
+        "--split",
+        choices=("train", "validation", "test"),
+        default="test",
+        help="the predictions to show; evaluate writes them (default: %(default)s)",
+    )
+    add(
+        "--leaves",
+        choices=("images", "names"),
+        default="images",
+        help="what stands at the tree's leaves beside the classes' names (default: %(default)s)",
+    )
+    add(
+        "--data-dir",
+        help="folder of prepared TFDS datasets, for --leaves images (default: the run's own)",
+    )
+    add(
+        "--published",
+        metavar="FILE",
+        help="with several runs: a JSON list of published points "
+        "to draw beside them, such as docs/published.json",
+    )
+    add(
+        "--out",
+        metavar="DIR",
+        help="where they go (default: runs/<the run's name>/figures; of "
+        "several runs: runs/figures)",
+    )
     options = parser.parse_args(arguments)
     if len(options.runs) > 1:
         points = published(Path(options.published)) if options.published else []

@@ -56,10 +56,15 @@ def accuracy_cost(points: Sequence[Point], title: str) -> Figure:
         at, share = p.multiply_adds / 1e6, 100 * p.correct / p.total
         axes.plot([at, at], [100 * low, 100 * high], color=colours[p.data], lw=1.2, alpha=0.6)
         axes.plot(
-            [at], [share], _MARKS[p.kind], ms=8, color=colours[p.data], mew=1.5,
+            [at],
+            [share],
+            _MARKS[p.kind],
+            ms=8,
+            color=colours[p.data],
+            mew=1.5,
             markerfacecolor="none" if p.kind == PUBLISHED else colours[p.data],
             alpha=0.75 if p.kind == SINGLE else 1,
-        )  # fmt: skip
+        )
     axes.set_xlabel("multiply-adds for one image, millions, mean over the test images")
     axes.set_ylabel("test accuracy, %")
     axes.set_xlim(left=0)
@@ -67,10 +72,18 @@ def accuracy_cost(points: Sequence[Point], title: str) -> Figure:
     axes.grid(color=LINE, alpha=0.25, lw=0.6)
     kinds = [kind for kind in _MARKS if any(p.kind == kind for p in points)]
     marks = [
-        Line2D([], [], marker=_MARKS[kind], ls="", ms=7, color=INK, label=kind,
-               markerfacecolor="none" if kind == PUBLISHED else INK)
+        Line2D(
+            [],
+            [],
+            marker=_MARKS[kind],
+            ls="",
+            ms=7,
+            color=INK,
+            label=kind,
+            markerfacecolor="none" if kind == PUBLISHED else INK,
+        )
         for kind in kinds
-    ]  # fmt: skip
+    ]
     lines = [Line2D([], [], color=colours[name], lw=4, label=name) for name in data]
     drawing.legend(handles=marks + lines, loc="center left", bbox_to_anchor=(0.755, 0.55))
     drawing.text(0.012, 0.98, title, va="top", fontsize=10.5, fontweight="bold")

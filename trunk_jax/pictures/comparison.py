@@ -52,8 +52,15 @@ def _panel(
         mine = sorted((row for row in trained if row.group == group), key=cost)
         at = [(cost(row), 100 * row.accuracy) for row in mine]
         joined = group not in _LOOKS
-        axes.plot(*zip(*at, strict=True), mark, ls="-" if joined else "", lw=1, ms=6,
-                  color=colour, label=group)  # fmt: skip
+        axes.plot(
+            *zip(*at, strict=True),
+            mark,
+            ls="-" if joined else "",
+            lw=1,
+            ms=6,
+            color=colour,
+            label=group,
+        )
         if joined:
             names.append((at[-1], group, colour))
         else:
@@ -82,8 +89,17 @@ def _foot(axes: Axes, rows: Sequence[Row], cost: Callable[[Row], float]) -> list
     foot = axes.get_xaxis_transform()
     for row in rows:
         axes.plot([cost(row)] * 2, [0, 0.03], transform=foot, color=LINE, lw=1)
-        text = axes.text(cost(row), 0.04, row.name, transform=foot, rotation=90, fontsize=7,
-                         color=LINE, ha="center", va="bottom")  # fmt: skip
+        text = axes.text(
+            cost(row),
+            0.04,
+            row.name,
+            transform=foot,
+            rotation=90,
+            fontsize=7,
+            color=LINE,
+            ha="center",
+            va="bottom",
+        )
         for step in range(80):
             text.set_y(0.04 + 0.02 * step)
             if _free(text, taken):
@@ -97,9 +113,14 @@ def _beside(
 ) -> Bbox:
     """Write a name as near to its mark as it is free, with a line to it where that is far."""
     text = axes.annotate(
-        name, point, xytext=_STEPS[0], textcoords="offset points", fontsize=7.5, color=INK,
+        name,
+        point,
+        xytext=_STEPS[0],
+        textcoords="offset points",
+        fontsize=7.5,
+        color=INK,
         arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.6},
-    )  # fmt: skip
+    )
     inside = axes.get_window_extent()
     for dx, dy in _STEPS:
         _move(text, dx, dy)

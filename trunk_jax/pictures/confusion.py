@@ -36,18 +36,26 @@ def confusion_matrix(
     small = 7.5 if n <= 20 else 5.5
     for i, j in np.argwhere(np.rint(100 * share) >= 1):
         axes.text(
-            j, i, f"{100 * share[i, j]:.0f}", ha="center", va="center", fontsize=small,
+            j,
+            i,
+            f"{100 * share[i, j]:.0f}",
+            ha="center",
+            va="center",
+            fontsize=small,
             color=on_cell(strength[i, j]),
-        )  # fmt: skip
+        )
     for first, count, depth in spans(tree):
         outline(axes, first, count, 1.4 / depth)
     _names(axes, labels, 9 if n <= 20 else 7)
     right, total = int(np.trace(counts)), int(counts.sum())
     drawing.text(0.1 / width, 1 - 0.12 / height, title, va="top", fontsize=10.5, fontweight="bold")
     drawing.text(
-        0.1 / width, 1 - 0.34 / height, f"{100 * right / max(total, 1):.2f} % right. Rows: true, "
-        "columns: predicted, in % of a row", va="top", fontsize=8.5,
-    )  # fmt: skip
+        0.1 / width,
+        1 - 0.34 / height,
+        f"{100 * right / max(total, 1):.2f} % right. Rows: true, columns: predicted, in % of a row",
+        va="top",
+        fontsize=8.5,
+    )
     return drawing
 
 

@@ -29,9 +29,15 @@ def training_curves(
     drawing = figure(8.4 * across, 0.95 + 2.05 * max(down, 1))
     height = drawing.get_size_inches()[1]
     grid = drawing.add_gridspec(
-        max(down, 1), 2 * across, left=0.08 / across, right=0.985, wspace=0.28, hspace=0.62,
-        bottom=0.42 / height, top=1 - 0.9 / height,
-    )  # fmt: skip
+        max(down, 1),
+        2 * across,
+        left=0.08 / across,
+        right=0.985,
+        wspace=0.28,
+        hspace=0.62,
+        bottom=0.42 / height,
+        top=1 - 0.9 / height,
+    )
     for k, name in enumerate(names):
         mine = [row for row in rows if row["node"] == name]
         for column, kind in enumerate(("accuracy", "loss")):
@@ -69,9 +75,15 @@ def _panel(axes: Axes, rows: list[dict[str, Any]], kind: str, ties: str) -> None
         if offset:
             axes.axvline(offset + 0.5, color=LINE, lw=0.8, ls=":")
         axes.text(
-            (epochs[0] + epochs[-1]) / 2, 1.0, phase, transform=axes.get_xaxis_transform(),
-            ha="center", va="bottom", fontsize=7.5, color=LINE,
-        )  # fmt: skip
+            (epochs[0] + epochs[-1]) / 2,
+            1.0,
+            phase,
+            transform=axes.get_xaxis_transform(),
+            ha="center",
+            va="bottom",
+            fontsize=7.5,
+            color=LINE,
+        )
         offset = int(epochs[-1])
     axes.set_xlim(0.5, offset + 0.5)
     axes.grid(axis="y", color=LINE, alpha=0.25, lw=0.6)

@@ -41,10 +41,12 @@ def likelihoods(
         )
     drawing.text(0.1 / width, 1 - 0.12 / height, title, va="top", fontsize=10.5, fontweight="bold")
     drawing.text(
-        0.1 / width, 1 - 0.36 / height,
+        0.1 / width,
+        1 - 0.36 / height,
         f"Rows: true class, columns: mean probability. Orange: above {threshold:.4f}, alike",
-        va="top", fontsize=8.5,
-    )  # fmt: skip
+        va="top",
+        fontsize=8.5,
+    )
     return drawing
 
 
@@ -59,8 +61,15 @@ def _heat_map(axes, matrix, order, labels, groups, threshold, n) -> None:
         for (i, j), value in np.ndenumerate(shown):
             if value >= 0.0005:
                 text = f"{value:.3f}" if value < 0.0995 else f"{value:.2f}"
-                axes.text(j, i, text.removeprefix("0"), ha="center", va="center", fontsize=6.5,
-                          color=on_cell(strength[i, j]))  # fmt: skip
+                axes.text(
+                    j,
+                    i,
+                    text.removeprefix("0"),
+                    ha="center",
+                    va="center",
+                    fontsize=6.5,
+                    color=on_cell(strength[i, j]),
+                )
     first = 0
     for group in groups:
         if len(group) > 1:

@@ -111,9 +111,13 @@ def cells(axes: Axes, strength: np.ndarray, colour: str = BLUE) -> None:
         for j in range(columns):
             if strength[i, j] >= 0.004:
                 tile = Rectangle(
-                    (j - 0.47, i - 0.47), 0.94, 0.94, facecolor=colour, edgecolor="none",
+                    (j - 0.47, i - 0.47),
+                    0.94,
+                    0.94,
+                    facecolor=colour,
+                    edgecolor="none",
                     alpha=float(min(1, strength[i, j])),
-                )  # fmt: skip
+                )
                 axes.add_patch(tile)
     axes.set_xlim(-0.5, columns - 0.5)
     axes.set_ylim(rows - 0.5, -0.5)

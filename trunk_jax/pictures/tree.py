@@ -108,44 +108,84 @@ def _edges(axes: Axes, place: _Place, tree: Tree, node: Node, flow: Mapping[Node
         codes = [Curve.MOVETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4, Curve.LINETO]
         axes.add_patch(
             PathPatch(
-                Curve(points, codes), fill=False, edgecolor=BLUE, alpha=0.4, capstyle="butt",
-                joinstyle="round", linewidth=max(0.4, width), linestyle="-" if width else ":",
+                Curve(points, codes),
+                fill=False,
+                edgecolor=BLUE,
+                alpha=0.4,
+                capstyle="butt",
+                joinstyle="round",
+                linewidth=max(0.4, width),
+                linestyle="-" if width else ":",
             )
-        )  # fmt: skip
+        )
 
 
 def _node(
-    axes: Axes, place: _Place, node: Node, name: str, accuracy: float | None, images: int,
+    axes: Axes,
+    place: _Place,
+    node: Node,
+    name: str,
+    accuracy: float | None,
+    images: int,
     scale: ScalarMappable,
-) -> None:  # fmt: skip
+) -> None:
     x, y = place.x[node], place.y[node]
     colour = "#b8bec6" if accuracy is None else scale.to_rgba(accuracy)
     width, height = _BOX
     axes.add_patch(
         FancyBboxPatch(
-            (x - width / 2, y - height / 2), width, height, facecolor=colour, edgecolor="none",
-            boxstyle="round,pad=0,rounding_size=0.07", zorder=3,
+            (x - width / 2, y - height / 2),
+            width,
+            height,
+            facecolor=colour,
+            edgecolor="none",
+            boxstyle="round,pad=0,rounding_size=0.07",
+            zorder=3,
         )
-    )  # fmt: skip
+    )
     share = "no images" if accuracy is None else f"{100 * accuracy:.1f} %"
     ink = over(colour)
-    axes.text(x, y - 0.085, f"{name}  {share}", ha="center", va="center", fontsize=8,
-              fontweight="bold", color=ink, zorder=4)  # fmt: skip
-    axes.text(x, y + 0.095, f"{images:,} images", ha="center", va="center", fontsize=7,
-              color=ink, zorder=4)  # fmt: skip
+    axes.text(
+        x,
+        y - 0.085,
+        f"{name}  {share}",
+        ha="center",
+        va="center",
+        fontsize=8,
+        fontweight="bold",
+        color=ink,
+        zorder=4,
+    )
+    axes.text(
+        x,
+        y + 0.095,
+        f"{images:,} images",
+        ha="center",
+        va="center",
+        fontsize=7,
+        color=ink,
+        zorder=4,
+    )
 
 
 def _leaf(
-    axes: Axes, place: _Place, path: Node, name: str, recall: float | None,
-    sample: np.ndarray | None, scale: ScalarMappable,
-) -> None:  # fmt: skip
+    axes: Axes,
+    place: _Place,
+    path: Node,
+    name: str,
+    recall: float | None,
+    sample: np.ndarray | None,
+    scale: ScalarMappable,
+) -> None:
     x, y = place.x[path] + 0.08, place.y[path]
     if sample is not None:
         grey = sample.shape[2] == 1
         image = OffsetImage(
-            sample[:, :, 0] if grey else sample, zoom=0.36 * 72 / sample.shape[0],
-            cmap="gray" if grey else None, interpolation="nearest",
-        )  # fmt: skip
+            sample[:, :, 0] if grey else sample,
+            zoom=0.36 * 72 / sample.shape[0],
+            cmap="gray" if grey else None,
+            interpolation="nearest",
+        )
         image.image.axes = axes
         axes.add_artist(
             AnnotationBbox(image, (x + 0.2, y), frameon=False, box_alignment=(0.5, 0.5), pad=0)
@@ -160,8 +200,7 @@ def _leaf(
 
 def _legend(drawing: Figure, place: _Place, scale: ScalarMappable, title: str, low: float) -> None:
     width, height = place.width, place.height
-    drawing.text(0.12 / width, 1 - 0.12 / height, title, va="top", fontsize=10.5,
-                 fontweight="bold")  # fmt: skip
+    drawing.text(0.12 / width, 1 - 0.12 / height, title, va="top", fontsize=10.5, fontweight="bold")
     bar = drawing.add_axes((0.15 / width, 1 - 0.62 / height, 1.5 / width, 0.1 / height))
     legend = drawing.colorbar(scale, cax=bar, orientation="horizontal")
     legend.set_ticks([low, 1], labels=[f"{100 * low:.0f} %", "100 %"])
@@ -170,7 +209,10 @@ def _legend(drawing: Figure, place: _Place, scale: ScalarMappable, title: str, l
     legend.outline.set_visible(False)
     bar.tick_params(length=0, labelsize=7.5)
     drawing.text(
-        1.95 / width, 1 - 0.57 / height,
+        1.95 / width,
+        1 - 0.57 / height,
         "Nodes: right of the images that\nreached them rightly. Leaves: found.",
-        va="center", fontsize=7.5, linespacing=1.3,
-    )  # fmt: skip
+        va="center",
+        fontsize=7.5,
+        linespacing=1.3,
+    )

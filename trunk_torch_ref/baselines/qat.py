@@ -56,8 +56,7 @@ class QuantResNetModel(ResNetModel):
         with _quietly():
             for module in list(self.modules()):
                 if isinstance(module, _Block):
-                    pairs = [["conv1", "bn1", "relu1"], ["conv2", "bn2", "relu2"],
-                             ["conv3", "bn3"]]  # fmt: skip
+                    pairs = [["conv1", "bn1", "relu1"], ["conv2", "bn2", "relu2"], ["conv3", "bn3"]]
                     quantization.fuse_modules_qat(module, pairs, inplace=True)
                     if module.downsample is not None:
                         quantization.fuse_modules_qat(module.downsample, ["0", "1"], inplace=True)
@@ -94,9 +93,11 @@ def _give_shape(rounding: nn.Module, channels: int) -> None:
     """
     seen = rounding.activation_post_process
     for tensor, value in (
-        (seen.min_val, torch.inf), (seen.max_val, -torch.inf), (rounding.scale, 1),
+        (seen.min_val, torch.inf),
+        (seen.max_val, -torch.inf),
+        (rounding.scale, 1),
         (rounding.zero_point, 0),
-    ):  # fmt: skip
+    ):
         tensor.resize_(channels).fill_(value)
 
 

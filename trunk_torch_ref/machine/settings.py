@@ -22,8 +22,10 @@ def apply() -> None:
     """Take them out of the environment, with a note; to be called before PyTorch is imported."""
     for name in UNWANTED:
         if os.environ.get(name, "0") != "0":
-            print(f"note: {name}={os.environ[name]} is ignored, for it decides results",
-                  file=sys.stderr)  # fmt: skip
+            print(
+                f"note: {name}={os.environ[name]} is ignored, for it decides results",
+                file=sys.stderr,
+            )
         os.environ.pop(name, None)
     if os.environ.get(_WORKSPACE) not in _WORKSPACES:
         os.environ[_WORKSPACE] = _WORKSPACES[0]

@@ -56,9 +56,14 @@ def _of_size(layer: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     if isinstance(layer, nn.Conv2d):
         groups = shape[0] if layer.groups > 1 else 1
         return nn.Conv2d(
-            shape[1] * groups, shape[0], layer.kernel_size, layer.stride, layer.padding,
-            groups=groups, bias=layer.bias is not None,
-        )  # fmt: skip
+            shape[1] * groups,
+            shape[0],
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            groups=groups,
+            bias=layer.bias is not None,
+        )
     if isinstance(layer, nn.Linear):
         return nn.Linear(shape[1], shape[0])
     return nn.BatchNorm2d(shape[0], layer.eps, layer.momentum)

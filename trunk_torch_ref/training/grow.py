@@ -70,8 +70,11 @@ def grow(
     type is the one that the tree is computed in. `init`: a tree to start from, which is kept; its
     networks take the place of `start`'s.
     """
-    phases = (getattr(node, kind) for node in (recipe.root, recipe.others)
-              for kind in ("class_phase", "group_phase"))  # fmt: skip
+    phases = (
+        getattr(node, kind)
+        for node in (recipe.root, recipe.others)
+        for kind in ("class_phase", "group_phase")
+    )
     if any(phase.precision != "float32" for phase in phases):
         raise UserError("PyTorch's nodes train in float32 here; bfloat16 is for joint training")
     if init is not None:

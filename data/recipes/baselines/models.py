@@ -104,9 +104,16 @@ def load(
     data = data or specs.spec(dataset)
     coloured: dict[str, Any] = {} if data.image_shape[2] == 1 else _NORMALISED
     chosen = Recipe(
-        name=name, dataset=dataset, backbone=model, root=node, others=node,
-        monolith=monolith, data=data, **coloured, **settings,
-    )  # fmt: skip
+        name=name,
+        dataset=dataset,
+        backbone=model,
+        root=node,
+        others=node,
+        monolith=monolith,
+        data=data,
+        **coloured,
+        **settings,
+    )
     _check_size(chosen, asked=size is not None)
     return recipe.check(chosen)
 
