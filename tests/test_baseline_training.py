@@ -189,12 +189,12 @@ def test_published_recipes_are_the_published_table(model, dataset):
     if model == "vgg16_bn_pruned":
         assert (phase.optimizer, phase.lr, phase.weight_decay) == ("sgd", 0.01, 5e-4)
         assert (phase.epochs, phase.milestones, chosen.batch_size) == (100, (60, 80), 128)
-        assert chosen.monolith == recipe.Monolith(0 if dataset == "cifar10" else 224, "none", 2.0)
+        assert chosen.baseline == recipe.Baseline(0 if dataset == "cifar10" else 224, "none", 2.0)
         return
     rows = tomllib.loads((recipe.FOLDER / "baselines" / "published.toml").read_text())
     expected = Phase(rows[model][dataset][2], "adam", *rows[model][dataset][:2], betas=(0.9, 0.99))
     assert phase == expected
-    assert (chosen.batch_size, chosen.monolith.size) == (16, 224)
+    assert (chosen.batch_size, chosen.baseline.size) == (16, 224)
     assert bool(chosen.mean) == (dataset != "emnist")
     assert recipe.from_json(json.loads(json.dumps(recipe.to_json(chosen)))) == chosen
 
@@ -256,7 +256,7 @@ def test_a_bad_flag_is_one_line(flags, monkeypatch, tmp_path):
 def test_the_flags_of_a_run_come_back():
     given = train_options("jax", ["--model", "resnet50", "--recipe", "scratch", "--size", "48"])
     assert given.flags["model"] == "resnet50"
-    assert given.recipe.monolith.size == 48
+    assert given.recipe.baseline.size == 48
     assert given.out.name == "digits-resnet50-scratch-seed0-jax"
     assert set(options.OF_MODELS) < given.flags.keys()
 

@@ -100,7 +100,7 @@ def test_published_baseline(model, tmp_path, monkeypatch):
         expected = Phase(epochs, "adam", lr, decay, betas=(0.9, 0.99), schedule="constant")
         assert found.root.class_phase == found.others.class_phase == expected
         assert (found.mean, found.std) == (((), ()) if dataset == "emnist" else (CIFAR10, NARROW))
-        assert (found.batch_size, found.monolith.size) == (16, 224)
+        assert (found.batch_size, found.baseline.size) == (16, 224)
 
 
 def test_every_baseline_is_covered():

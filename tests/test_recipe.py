@@ -142,7 +142,7 @@ def test_published_recipe(case):
         "ties": "first",
         "limit": 0,
         "joint": None,
-        "monolith": None,
+        "baseline": None,
         "balanced": False,
         "budget": 0.0,
         "networks": None,

@@ -197,5 +197,5 @@ def test_links_elsewhere_are_still_refused(tmp_path):
 
 def test_weights_in_a_snapshot_are_found_by_its_folder(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(save(NUMBERS))
-    found = models.load("resnet50", "svhn", weights=str(tmp_path)).monolith.weights
+    found = models.load("resnet50", "svhn", weights=str(tmp_path)).baseline.weights
     assert found.startswith(f"{tmp_path / 'model.safetensors'}#")

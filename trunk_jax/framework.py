@@ -55,7 +55,7 @@ def as_int8(model: Model, images: np.ndarray) -> tuple[np.ndarray, int]:
     recipe, network = model.recipe, model.networks[hierarchy.ROOT]
     spec = recipes.spec_of(recipe, images.shape[1])
     model = int8.convert(to_state_dict(network), spec)
-    resize, labels = Resize(recipe.monolith.size), []
+    resize, labels = Resize(recipe.baseline.size), []
     for start in range(0, len(images), recipe.eval_batch_size):
         part = jnp.asarray(images[start : start + recipe.eval_batch_size])
         x = resize(prepare(part, {}, Augmentation(), recipe.mean, recipe.std))

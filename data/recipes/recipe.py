@@ -77,17 +77,8 @@ class Phase:
     milestones: tuple[int, ...] = ()
 
 
-# Settings that came after the first runs were written: left out of `config.json` while they have
-# their defaults, so that those runs still equal the recipes that they were made with.
-_LATER = {
-    field.name: field.default
-    for field in dataclasses.fields(Phase)
-    if field.name in ("warmup", "nesterov", "label_smoothing", "precision", "milestones")
-}
-
-
 @dataclass(frozen=True)
-class Monolith:
+class Baseline:
     """What a monolithic baseline needs besides.
 
     Attributes:
@@ -122,7 +113,7 @@ class Recipe:
     `joint`: how all nodes are trained together once the tree is grown; None: they are not.
     `balanced`: in joint training the classes come equally often, and count equally when an
     epoch is chosen: for data whose classes are less even in training than where they are used.
-    `monolith`: of a monolithic baseline, a tree of one node that `backbone` names; None: a tree.
+    `baseline`: of a monolithic baseline, a tree of one node that `backbone` names; None: a tree.
     `budget`: with the volatility auto, multiply-adds that the mean path may cost; 0: any number.
     `data`: what is known of the dataset; None: what `specs` has under its name, put in by `check`.
     `networks`: those of a recipe that was designed for its data; None: the table's.
@@ -147,7 +138,7 @@ class Recipe:
     limit: int = 0
     faults: tuple[str, ...] = ()
     joint: Phase | None = None
-    monolith: Monolith | None = None
+    baseline: Baseline | None = None
     balanced: bool = False
     budget: float = 0.0
     data: Spec | None = None
@@ -335,7 +326,7 @@ def check(recipe: Recipe) -> Recipe:
 
 
 def _with_data(recipe: Recipe) -> Recipe:
-    """The recipe with its dataset as a value; those of before were written without one."""
+    """The recipe with its dataset as a value."""
     if recipe.data is None:
         return dataclasses.replace(recipe, data=specs.spec(recipe.dataset))
     specs.check(recipe.data)
@@ -370,24 +361,8 @@ def _check_phase(recipe: Recipe, phase: Phase) -> None:
 
 
 def to_json(recipe: Recipe) -> dict[str, Any]:
-    """The form stored in `config.json`; later settings stand in it only where they are used."""
-    value = dataclasses.asdict(recipe)
-    for key in ("joint", "monolith", "networks"):
-        if value[key] is None:
-            del value[key]
-    for key in ("balanced", "budget"):
-        if not value[key]:
-            del value[key]
-    phases = [
-        row[f"{kind}_phase"]
-        for row in (value["root"], value["others"])
-        for kind in ("class", "group")
-    ]
-    for phase in [*phases, value.get("joint", {})]:
-        for key, default in _LATER.items():
-            if phase.get(key) == default:
-                del phase[key]
-    return value
+    """The form stored in `config.json`: every setting, each dataclass as a table."""
+    return dataclasses.asdict(recipe)
 
 
 def from_json(value: Any) -> Recipe:

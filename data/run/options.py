@@ -34,9 +34,6 @@ DEFAULTS: dict[str, Any] = {
     "size": None,
     "weights": None,
     "speed_up": None,
-}
-# In a run's configuration only where they were given; the first is the recipe's as well.
-LATER = {
     "precision": None,
     "deterministic": False,
     "budget": None,
@@ -49,6 +46,7 @@ SIBLINGS = ("auto", "together", "alone")
 OF_TREES = ("backbone", "volatility", "grouping", "budget")
 OF_MODELS_RECIPE = "corrected"  # what --model takes where no recipe is named
 GROUPS = ("volatility", "grouping", "budget")  # what --from may change
+OF_RUNS = ("deterministic", "init", "image_size")  # no setting of a recipe
 OF_MODELS = ("size", "weights", "speed_up")
 
 
@@ -321,13 +319,13 @@ def train_options(
     out = Path(out)
     if resume and (out / "config.json").exists():
         flags, chosen = _named(DEFAULTS | _stored_flags(out, parser) | given), None
-    deterministic = flags.get("deterministic", False)
+    deterministic = flags["deterministic"]
     if deterministic and "autotune" in how:
         raise UserError("--autotune is of no use with --deterministic, which times no kernels")
     chosen = chosen or _chosen(flags, data_dir, data)
     if source is not None:
         how["source"] = _same_but_groups(Path(source), chosen.recipe)
-    if flags.get("init") is not None:
+    if flags["init"] is not None:
         how["init"] = Path(flags["init"])
     return TrainOptions(
         chosen.recipe,
@@ -439,27 +437,26 @@ def _chosen(flags: dict[str, Any], data_dir: str | None, data: Dataset | None) -
     own = flags["recipe"] == recipe.AUTO and flags["model"] is None
     dataset, notes = None, []
     if own or not known:
-        size = flags.get("image_size")
+        size = flags["image_size"]
         dataset = data or datasets.load(flags["dataset"], data_dir, image_size=size or 0)
         notes = [f"note: {note}" for note in dataset.notes]
-    elif flags.get("image_size") is not None:
+    elif flags["image_size"] is not None:
         raise UserError(f"--image-size is for data of your own; {flags['dataset']} has its size")
     name, spec = flags["dataset"], None
     if not known and dataset is not None:
         name, spec = dataset.spec.name, dataset.spec
     if own and dataset is not None:
         found = _facts(dataset, flags)
-        chosen = auto.design(found, flags["backbone"], flags.get("budget"))
+        chosen = auto.design(found, flags["backbone"], flags["budget"])
     elif flags["model"] is None:
         chosen = recipe.load(flags["recipe"], name, flags["backbone"], spec)
         if spec is not None:  # of which no table has networks
-            designed = auto.networks_of(spec, chosen.backbone, chosen.budget or flags.get("budget"))
+            designed = auto.networks_of(spec, chosen.backbone, chosen.budget or flags["budget"])
             chosen = replace(chosen, networks=designed)
     else:
         mine = {flag: flags[flag] for flag in OF_MODELS}
         chosen = baselines.load(flags["model"], name, flags["recipe"], data=spec, **mine)
-    overrides = DEFAULTS.keys() - {"dataset", "recipe", "backbone", "model", *OF_MODELS}
-    overrides |= {"precision", "budget"} & flags.keys()
+    overrides = DEFAULTS.keys() - {"dataset", "recipe", "backbone", "model", *OF_MODELS, *OF_RUNS}
     given = {key: flags[key] for key in overrides}
     if own and not given.get("budget"):
         given["budget"] = None  # its own
@@ -490,9 +487,9 @@ def _default_folder(chosen: Recipe, framework: str) -> Path:
 def _stored_flags(run: Path, parser: Parser) -> dict[str, Any]:
     """The flags that a run was started with, checked as those of a command line are."""
     flags = runfolder.read_config(run).get("flags")
-    if not isinstance(flags, dict) or flags.keys() - DEFAULTS.keys() - LATER.keys():
+    if not isinstance(flags, dict) or flags.keys() - DEFAULTS.keys():
         raise UserError(f"{run / 'config.json'} is not a run's configuration")
-    words = [_word(key, value) for key, value in flags.items() if value is not None]
+    words = words_of(flags)
     try:
         return vars(parser.parse_args(words))
     except UserError as error:

@@ -150,7 +150,7 @@ def read_recipe(path: Path) -> Recipe:
 def read_recipe_of_tree(path: Path) -> Recipe:
     """`read_recipe`; UserError if the run is a monolithic baseline, which has nothing of a tree."""
     chosen = read_recipe(path)
-    if chosen.monolith is not None:
+    if chosen.baseline is not None:
         raise UserError(
             f"{path} is a baseline ({chosen.backbone}), and this is for trees; "
             "evaluate and compare take baselines"

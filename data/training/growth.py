@@ -99,7 +99,7 @@ def grow_into(
 
     def decide(tree: Tree, node: Node, take: Callable[[], np.ndarray]) -> Groups:
         mine = tree.members(node)
-        if recipe.monolith is not None:
+        if recipe.baseline is not None:
             return (tuple(range(len(mine))),)  # one group: no children
         name = tree.names[node]
         recorded = runfolder.read_asl(folder, name, len(mine))

@@ -109,7 +109,7 @@ def truth_of(
     largest = [0.0, 0.0]
     device = next(theirs.networks[ROOT].parameters()).device
     # a baseline's maps may be large
-    batch = recipe.eval_batch_size if recipe.monolith else BATCH
+    batch = recipe.eval_batch_size if recipe.baseline else BATCH
 
     def visit(node: Node, x64, x32, ours_x, places: np.ndarray) -> None:
         with torch.no_grad():

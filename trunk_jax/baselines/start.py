@@ -18,7 +18,7 @@ def empty(recipe: Recipe, in_shape: Shape, outputs: int) -> Network:
     """The network of the recipe's model for images of `in_shape` (height, width, channels)."""
     side, _, channels = in_shape
     spec = recipes.spec_of(recipe, side)
-    return split(build(spec, channels, outputs, size=recipe.monolith.size))
+    return split(build(spec, channels, outputs, size=recipe.baseline.size))
 
 
 def start(recipe: Recipe, in_shape: Shape, outputs: int) -> Network:

@@ -67,7 +67,7 @@ def compressed(
 
 def _template(recipe: Recipe, name: str, shape: nodes.Shape, outputs: int) -> Network:
     """A node's network, whose weights are about to be set."""
-    if recipe.monolith is not None:
+    if recipe.baseline is not None:
         return baselines.empty(recipe, shape, outputs)
     layers, rng = recipe.network(name), np.random.default_rng(0)
     return split(nodes.make(layers, shape, outputs, faults=recipe.faults, rng=rng))

@@ -49,7 +49,7 @@ def export(run: Path, out: Path) -> tuple[dict[str, Any], list[str]]:
     if os.path.lexists(out):
         raise UserError(f"{out} exists; remove it, or choose another --out")
     trained = of_run(run)
-    if trained.recipe.monolith is not None:
+    if trained.recipe.baseline is not None:
         raise UserError(f"{run} is a baseline, and the program is of trees")
     program = jax.jit(program_of(trained.model))
     image = jax.ShapeDtypeStruct(trained.image_shape, jnp.uint8)

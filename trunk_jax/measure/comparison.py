@@ -73,7 +73,7 @@ def identity(folder: Path, recipe: Recipe, tree: Tree) -> tuple[str, str]:
 
     Example: `("vgg tree of 4 nodes", "trees")`.
     """
-    if recipe.monolith is not None:
+    if recipe.baseline is not None:
         return recipe.backbone, BASELINES
     if (folder.parent / "ablation.csv").exists():
         name = f"{recipe.backbone}, volatility {recipe.root.volatility:g}"

@@ -166,7 +166,7 @@ def initial_network(
 ) -> Network:
     """A node's network before it is trained for `phase`."""
     stage = Stage(tree, node, phase)
-    if recipe.monolith is not None:
+    if recipe.baseline is not None:
         return baselines.start(recipe, image_shape, stage.outputs)
     shape = input_shape(networks, node, image_shape)
     module = nodes.make(

@@ -19,7 +19,7 @@ def empty(recipe: Recipe, in_shape: Shape, outputs: int) -> nn.Module:
     """The network of the recipe's model for images of `in_shape` (channels, height, width)."""
     channels, side, _ = in_shape
     spec = recipes.spec_of(recipe, side)
-    return initial(lambda: build(spec, channels, outputs, size=recipe.monolith.size), 0)
+    return initial(lambda: build(spec, channels, outputs, size=recipe.baseline.size), 0)
 
 
 def start(recipe: Recipe, in_shape: Shape, outputs: int) -> nn.Module:

@@ -77,7 +77,7 @@ def compressed(
 
 def _template(recipe: Recipe, name: str, shape: nodes.Shape, outputs: int) -> NodeNetwork:
     """A node's network, whose weights are about to be set."""
-    if recipe.monolith is not None:
+    if recipe.baseline is not None:
         return baselines.empty(recipe, shape, outputs)
     layers = recipe.network(name)
     return initial(lambda: nodes.make(layers, shape, outputs, faults=recipe.faults), seed=0)

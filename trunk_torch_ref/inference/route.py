@@ -72,7 +72,7 @@ def features(
 
 def batch_of(model: Model) -> int:
     """Images at a time; of a monolithic baseline its recipe's number, for its maps are large."""
-    return model.recipe.eval_batch_size if model.recipe.monolith is not None else BATCH
+    return model.recipe.eval_batch_size if model.recipe.baseline is not None else BATCH
 
 
 def _batches(

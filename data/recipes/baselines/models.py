@@ -33,7 +33,7 @@ from data.recipes.baselines.architectures import (
     Vit,
     smallest,
 )
-from data.recipes.recipe import Monolith, NodeRecipe, Phase, Recipe
+from data.recipes.recipe import Baseline, NodeRecipe, Phase, Recipe
 
 # A model's name, and that of the architecture whose weights it starts from.
 STARTS = {
@@ -95,7 +95,7 @@ def load(
     settings = _scratch(dataset) if name == "scratch" else _fine_tuning(model, dataset, name)
     phase = settings.pop("phase")
     random = name == "scratch" or released
-    monolith = Monolith(
+    baseline = Baseline(
         size=own if size is None else size,
         weights=_weights(model, (NO_WEIGHTS if random else None) if weights is None else weights),
         speed_up=(2.0 if speed_up is None else speed_up) if model in PRUNED else 1.0,
@@ -109,7 +109,7 @@ def load(
         backbone=model,
         root=node,
         others=node,
-        monolith=monolith,
+        baseline=baseline,
         data=data,
         **coloured,
         **settings,
@@ -177,7 +177,7 @@ class WrongSize(UserError):
 
 def _check_size(chosen: Recipe, asked: bool) -> None:
     """WrongSize if the model cannot take its size, which the user `asked` for or the recipe has."""
-    spec, size = base_of(chosen), monolith_of(chosen).size
+    spec, size = base_of(chosen), baseline_of(chosen).size
     least, own = smallest(spec), min(chosen.spec.image_shape[:2])
     if size < 0:
         raise WrongSize(f"--size {size} must be above 0, or 0 for images as they are")
@@ -194,10 +194,10 @@ def _check_size(chosen: Recipe, asked: bool) -> None:
     raise WrongSize(f"{given}{chosen.backbone} takes {wanted}")
 
 
-def monolith_of(chosen: Recipe) -> Monolith:
+def baseline_of(chosen: Recipe) -> Baseline:
     """What the recipe of a baseline says of it."""
-    assert chosen.monolith is not None, "not the recipe of a baseline"
-    return chosen.monolith
+    assert chosen.baseline is not None, "not the recipe of a baseline"
+    return chosen.baseline
 
 
 def base_of(chosen: Recipe) -> Architecture:
@@ -212,7 +212,7 @@ def base_of(chosen: Recipe) -> Architecture:
 
 def spec_of(chosen: Recipe, side: int) -> Architecture:
     """The architecture of the recipe's model, for stored images of this side."""
-    spec, about = base_of(chosen), monolith_of(chosen)
+    spec, about = base_of(chosen), baseline_of(chosen)
     if isinstance(spec, ResNet):
         if chosen.backbone == "resnet50_qat":
             return QuantResNet(spec.blocks, spec.width)
@@ -237,7 +237,7 @@ def start(chosen: Recipe, side: int, shapes: Shapes, fresh: Fresh) -> dict[str, 
       fresh: random weights of an architecture, likewise.
 
     """
-    base, spec, source = base_of(chosen), spec_of(chosen, side), monolith_of(chosen).weights
+    base, spec, source = base_of(chosen), spec_of(chosen, side), baseline_of(chosen).weights
     if source == NO_WEIGHTS:
         if base == spec:
             return fresh(spec)
