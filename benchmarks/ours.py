@@ -38,8 +38,7 @@ from trunk_jax.inference.single import compile_single
 from trunk_jax.layers.basic import Mode
 from trunk_jax.network.exchange import to_state_dict
 from trunk_jax.network.network import Network, cost, feature_shape, split
-from trunk_jax.training import feature_cache as keep
-from trunk_jax.training import fit
+from trunk_jax.training import feature_cache, fit
 from trunk_jax.training.grow import grow, initial_network
 from trunk_jax.training.objective import optimizer
 
@@ -184,7 +183,7 @@ def _epoch(case: Case, form: str, folder: Path) -> Round:
     source = fit.Source(jnp.asarray(images(case, count)), jnp.asarray(targets, jnp.int32), above)
     program = fit.program_of(recipe, phase, networks[node])
     if form != "ancestors":
-        source = keep.with_kept(program, source, recipe.augment, 2, lambda note: None)
+        source = feature_cache.with_kept(program, source, recipe.augment, 2, lambda note: None)
         assert source.kept is not None
     index = jnp.arange(count).reshape(EPOCH_BATCHES, STEP_BATCH)
     steps = fit.Steps(

@@ -12,7 +12,7 @@ import trunk_torch_ref.evaluate
 import trunk_torch_ref.shrink.lowpower
 from data.base import writing
 from data.base.errors import UserError
-from data.run import lowpower as background
+from data.run import lowpower as shared
 from data.run import runfolder
 from data.run.compression import Compression, check
 from parity.checks.lowpower import check_background
@@ -295,7 +295,7 @@ def test_the_published_sizes(tmp_path, capsys):
     file = tmp_path / "result.json"
     lowpower.main(["--repeats", "1", "--images", "4", "--json", str(file)])
     forms = json.loads(file.read_text())["forms"]
-    assert list(forms) == list(background.FORMS)
+    assert list(forms) == list(shared.FORMS)
     assert forms["base"]["parameters"] == 16_387_768
     assert round(forms["base"]["bytes"] / 1e6, 2) == 65.55
     assert round(forms["int8"]["bytes"] / 1e6, 2) == 16.40
@@ -319,4 +319,4 @@ def test_both_frameworks_make_the_same_forms():
 def test_wrong_flags():
     for flags in (["--seed", "-1"], ["--images", "0"], ["--repeats", "0"]):
         with pytest.raises(UserError, match="must be"):
-            background.options_of("jax", flags)
+            shared.options_of("jax", flags)

@@ -9,8 +9,7 @@ from tests.test_jax_fit import COUNT, RECIPE, SHORT, node, run, source
 from trunk_jax.machine import memory
 from trunk_jax.network.exchange import to_state_dict
 from trunk_jax.network.network import features
-from trunk_jax.training import feature_cache as keep
-from trunk_jax.training import fit
+from trunk_jax.training import feature_cache, fit
 
 ABOVE = node()
 MINE = (1, 3)
@@ -21,7 +20,7 @@ def kept(policy=PLAIN, passes=2, told=None, above=(ABOVE,)):
     train = source(COUNT, above=above, keep=MINE)
     program = fit.program_of(RECIPE, SHORT, ABOVE)
     lines = [] if told is None else told
-    return keep.with_kept(program, train, policy, passes, lambda note: lines.append(note))
+    return feature_cache.with_kept(program, train, policy, passes, lambda note: lines.append(note))
 
 
 def test_kept_inputs_are_the_features_of_the_nodes_own_images():
@@ -60,10 +59,10 @@ def test_inputs_that_vary_or_are_used_once_are_not_kept(case):
 def test_short_memory_is_said_and_training_goes_on(monkeypatch):
     needed = 128 * 4 * 4 * 32 * 4
     told = []
-    monkeypatch.setattr(memory, "available", lambda: needed / keep.SHARE)
+    monkeypatch.setattr(memory, "available", lambda: needed / feature_cache.SHARE)
     assert kept(told=told).kept is not None
     assert not told
-    monkeypatch.setattr(memory, "available", lambda: needed / keep.SHARE - 1)
+    monkeypatch.setattr(memory, "available", lambda: needed / feature_cache.SHARE - 1)
     found = kept(told=told)
     assert found.kept is None
     assert found.above == (ABOVE,)
@@ -75,6 +74,6 @@ def test_on_a_cpu_no_more_is_kept_however_much_is_free(monkeypatch):
     needed = 128 * 4 * 4 * 32 * 4
     told = []
     monkeypatch.setattr(memory, "available", lambda: 2**50)
-    monkeypatch.setattr(keep, "MOST", needed - 1)
-    assert (kept(told=told).kept is None) == (keep.jax.default_backend() == "cpu")
+    monkeypatch.setattr(feature_cache, "MOST", needed - 1)
+    assert (kept(told=told).kept is None) == (feature_cache.jax.default_backend() == "cpu")
     assert "a CPU may use" in told[0]

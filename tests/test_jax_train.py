@@ -26,8 +26,7 @@ from data.recipes.recipe import Phase
 from data.run import runfolder
 from data.training.epochs import Position
 from data.tree import hierarchy
-from trunk_jax import evaluate, nodes, train
-from trunk_jax import framework as run
+from trunk_jax import evaluate, framework, nodes, train
 from trunk_jax.inference.load import load
 from trunk_jax.network.exchange import to_state_dict
 from trunk_jax.network.network import split
@@ -165,7 +164,7 @@ def test_a_run_stopped_again_and_again_ends_with_the_same_bits(finished, tmp_pat
 
 def test_a_finished_run_prints_its_summary_again(finished, monkeypatch, capsys, tmp_path):
     """It is not trained again: there is nothing that could."""
-    monkeypatch.setattr(run, "FRAMEWORK", dataclasses.replace(run.FRAMEWORK, grow=None))
+    monkeypatch.setattr(framework, "FRAMEWORK", dataclasses.replace(framework.FRAMEWORK, grow=None))
     report = tmp_path / "report.json"
     assert train.main(["--out", str(finished), "--resume", "--json", str(report)]) is None
     out = capsys.readouterr().out
@@ -196,7 +195,7 @@ def test_resume_without_out_finds_the_default_folder(finished, tmp_path, monkeyp
         Path("runs") / f"digits-vgg-corrected-seed{recipe.load('corrected', 'digits').seed}-jax"
     )
     shutil.copytree(finished, folder)
-    monkeypatch.setattr(run, "FRAMEWORK", dataclasses.replace(run.FRAMEWORK, grow=None))
+    monkeypatch.setattr(framework, "FRAMEWORK", dataclasses.replace(framework.FRAMEWORK, grow=None))
     train.main(["--backbone", "vgg", "--resume"])  # --limit, --epochs and so on are the run's
     assert str(folder) in capsys.readouterr().out
     refused(lambda: train.main(["--backbone", "vgg"]), str(folder), "add --resume")
@@ -246,7 +245,7 @@ def test_weights_on_disk_are_those_of_the_networks(finished):
         assert stored.keys() == again.keys()
         assert all(np.array_equal(stored[key], again[key]) for key in stored)
         assert stored["classifier.0.weight"].shape[0] == tree.width(node)
-    costs = run.costs(model)
+    costs = framework.costs(model)
     summary = runfolder.read_json(finished / "summary.json")
     for name, cost in costs.items():
         assert {key: summary["nodes"][name][key] for key in cost} == cost
@@ -368,13 +367,17 @@ def test_memory_that_is_not_there(tmp_path, monkeypatch):
     def out_of_memory(*_):
         jnp.zeros(2**45).block_until_ready()
 
-    monkeypatch.setattr(run, "FRAMEWORK", dataclasses.replace(run.FRAMEWORK, grow=out_of_memory))
+    monkeypatch.setattr(
+        framework, "FRAMEWORK", dataclasses.replace(framework.FRAMEWORK, grow=out_of_memory)
+    )
     refused(lambda: train.main([*FLAGS, "--out", str(tmp_path / "run")]), "smaller --batch-size")
 
     def our_fault(*_):
         raise RuntimeError("ours")
 
-    monkeypatch.setattr(run, "FRAMEWORK", dataclasses.replace(run.FRAMEWORK, grow=our_fault))
+    monkeypatch.setattr(
+        framework, "FRAMEWORK", dataclasses.replace(framework.FRAMEWORK, grow=our_fault)
+    )
     with pytest.raises(RuntimeError, match="ours"):
         train.main([*FLAGS, "--out", str(tmp_path / "other")])
 

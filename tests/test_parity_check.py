@@ -13,8 +13,7 @@ from data.images.datasets import load
 from data.recipes import recipe as recipes
 from data.tree import hierarchy
 from parity import check
-from parity.checks import cancellation, faults, optimisers, report, routing, training
-from parity.checks import tolerance as compare
+from parity.checks import cancellation, faults, optimisers, report, routing, tolerance, training
 from parity.checks.nodes import check_node, first_difference, inputs
 from parity.checks.tolerance import UNIT, Check
 from parity.pairs.families import FAMILIES, build
@@ -34,13 +33,18 @@ def noisy(size: float) -> np.ndarray:
 
 
 def judge(ours: float, theirs: float, growth: float = 10.0, known=None) -> Check:
-    return compare.fair("n", "w", noisy(ours), noisy(theirs), TRUTH, growth, known=known)
+    return tolerance.fair("n", "w", noisy(ours), noisy(theirs), TRUTH, growth, known=known)
 
 
 def test_the_yardsticks_are_those_that_the_docs_give():
     """docs/parity.md: a wider one would let faults through."""
-    assert (compare.VALUE_64, compare.GRADIENT_64) == (1e-12, 1e-10)
-    assert (compare.CONSTANT, compare.UNIT, compare.FAIR, compare.FEWEST) == (4, 2**-24, 4, 100)
+    assert (tolerance.VALUE_64, tolerance.GRADIENT_64) == (1e-12, 1e-10)
+    assert (tolerance.CONSTANT, tolerance.UNIT, tolerance.FAIR, tolerance.FEWEST) == (
+        4,
+        2**-24,
+        4,
+        100,
+    )
     assert training.CONTROL == 100
 
 
@@ -100,24 +104,24 @@ def test_the_error_of_scores_is_held_to_the_rounding_model(times, good, monkeypa
 
 def test_close_is_relative_to_the_scale():
     big = np.array([1000.0, 1.0])
-    assert compare.close("n", "w", big + np.array([0, 9e-10]), big, 1e-12).passed
-    assert not compare.close("n", "w", big + np.array([0, 2e-9]), big, 1e-12).passed
+    assert tolerance.close("n", "w", big + np.array([0, 9e-10]), big, 1e-12).passed
+    assert not tolerance.close("n", "w", big + np.array([0, 2e-9]), big, 1e-12).passed
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_close_refuses_what_is_not_finite(bad):
     values = np.array([1.0, bad])
-    assert not compare.close("n", "w", values, np.ones(2), 1e-12).passed
-    assert not compare.close("n", "w", values, values, 1e-12).passed
+    assert not tolerance.close("n", "w", values, np.ones(2), 1e-12).passed
+    assert not tolerance.close("n", "w", values, values, 1e-12).passed
 
 
 def test_close_and_equal_refuse_other_shapes():
-    assert not compare.close("n", "w", np.ones(3), np.ones((3, 1)), 1.0).passed
-    assert not compare.equal("n", "w", [1, 2], [1, 2, 3]).passed
+    assert not tolerance.close("n", "w", np.ones(3), np.ones((3, 1)), 1.0).passed
+    assert not tolerance.equal("n", "w", [1, 2], [1, 2, 3]).passed
 
 
 def test_equal_counts_what_differs():
-    outcome = compare.equal("n", "w", [1, 2, 3], [1, 0, 0])
+    outcome = tolerance.equal("n", "w", [1, 2, 3], [1, 0, 0])
     assert (outcome.passed, outcome.max_abs) == (False, 2)
 
 
@@ -138,7 +142,7 @@ def test_fair_holds_both_to_the_rounding_model():
 
 def test_fair_ignores_ratios_below_one_roundoff_and_of_few_values():
     assert judge(0.9, 0.01).passed
-    few = compare.fair("n", "w", noisy(10)[:50], noisy(1)[:50], TRUTH[:50], 10.0)
+    few = tolerance.fair("n", "w", noisy(10)[:50], noisy(1)[:50], TRUTH[:50], 10.0)
     assert few.passed
 
 
@@ -212,8 +216,8 @@ def test_tasks_cover_every_family_and_both_trees():
 
 def test_report_files(tmp_path):
     checks = [
-        compare.close("a <node>", "w", TRUTH, TRUTH, 1e-12),
-        compare.close("a <node>", "v", TRUTH + 1, TRUTH, 1e-12),
+        tolerance.close("a <node>", "w", TRUTH, TRUTH, 1e-12),
+        tolerance.close("a <node>", "v", TRUTH + 1, TRUTH, 1e-12),
     ]
     report.write(tmp_path, checks, seed=0)
     value = json.loads((tmp_path / "report.json").read_text())

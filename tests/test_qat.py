@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.recipes.baselines import folding as names
+from data.recipes.baselines import folding
 from data.recipes.baselines.architectures import QuantResNet, ResNet
 from trunk_jax import baselines
 from trunk_jax.baselines import int8, qat
@@ -85,9 +85,9 @@ def both(seed=0):
     """The same start in both."""
     network = split(baselines.build(QUANT, 3, 7))
     fresh = exchange.to_state_dict(network)
-    network = exchange.from_state_dict(network, names.quantised_start(start(seed), fresh))
+    network = exchange.from_state_dict(network, folding.quantised_start(start(seed), fresh))
     module = torch_baselines.build(QUANT, 3, 7)
-    weights = names.quantised_start(start(seed), to_state_dict(module))
+    weights = folding.quantised_start(start(seed), to_state_dict(module))
     from_state_dict(module, weights)
     return network, module
 
@@ -235,7 +235,7 @@ def test_folding_changes_no_scores():
     weights = start(1)
     module = from_state_dict(torch_baselines.build(ResNet(**SMALL), 3, 7), weights).eval()
     spec = ResNet(**SMALL, folded=True)
-    folded = names.folded(weights)
+    folded = folding.folded(weights)
     other = from_state_dict(torch_baselines.build(spec, 3, 7), folded).eval()
     network = exchange.from_state_dict(split(baselines.build(spec, 3, 7)), folded)
     assert not any(".bn1" in key or ".bn2" in key for key in folded)

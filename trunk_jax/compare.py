@@ -26,7 +26,7 @@ from data.run import results
 from data.tree import hierarchy
 from data.tree.hierarchy import ROOT
 from data.tree.metrics import path_costs
-from trunk_jax import framework as run
+from trunk_jax import framework
 from trunk_jax.baselines import start
 from trunk_jax.inference.load import load
 from trunk_jax.inference.model import Model
@@ -58,11 +58,11 @@ def measure(
         times.append(time.perf_counter() - began)
     analysis = one.memory_analysis()
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.networks))
-    run.predict(model, images)  # compiles
+    framework.predict(model, images)  # compiles
     began = time.perf_counter()
-    run.predict(model, images)
+    framework.predict(model, images)
     seconds = time.perf_counter() - began
-    mean = path_costs(model.tree, run.costs(model), labels)["mean"]
+    mean = path_costs(model.tree, framework.costs(model), labels)["mean"]
     return Row(
         name=name,
         group=group,
@@ -203,14 +203,14 @@ def main(arguments: list[str] | None = None) -> None:
     if not rows:
         why = f"; left out: {'; '.join(left_out)}" if left_out else ""
         raise UserError(f"nothing to compare: no run in {options.runs}, no --models{why}")
-    out, device = Path(options.out), run.device()["kind"]
+    out, device = Path(options.out), framework.device()["kind"]
     rows = comparison.distinct(rows)
     title = f"{dataset.title}: accuracy and cost on {device}, {len(images)} images"
     comparison.print_table(title, rows)
     result = {
         "dataset": options.dataset,
         "dataset_title": dataset.title,
-        "device": run.device(),
+        "device": framework.device(),
         "images": len(images),
         "left_out": left_out,
         "rows": [asdict(row) for row in rows],

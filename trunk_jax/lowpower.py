@@ -5,12 +5,12 @@ from typing import Any
 
 from data.base.errors import run_command
 from data.base.streams import stream
-from data.run import lowpower as background
+from data.run import lowpower
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure as the flags say. UserError for anything a user can put right."""
-    options = background.options_of("jax", arguments)
+    options = lowpower.options_of("jax", arguments)
     from trunk_jax.machine import backend
 
     backend.start()
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
         return apply(network, x)[0][1]
 
     def structure(network: Any) -> list[str]:
-        image = jax.ShapeDtypeStruct((1, *background.IMAGE), jnp.float32)
+        image = jax.ShapeDtypeStruct((1, *lowpower.IMAGE), jnp.float32)
         with record() as tape:
             jax.eval_shape(lambda network, x: merge(network)(x), network, image)
         return [
@@ -38,22 +38,22 @@ def main(arguments: list[str] | None = None) -> None:
             for layer, x, y in tape
         ]
 
-    x = jnp.asarray(background.images(options.seed, options.images))
+    x = jnp.asarray(lowpower.images(options.seed, options.images))
     rows, first = {}, None
     for name, network in networks(stream(options.seed, "lowpower", "weights")).items():
         out = np.asarray(scores(network, x))
         first = out if first is None else first
         taken = seconds(lambda n=network: scores(n, x[:1]).block_until_ready(), options.repeats)
-        costs = cost(network, background.IMAGE)
+        costs = cost(network, lowpower.IMAGE)
         rows[name] = {
             "structure": structure(network),
             "bytes": sum(array.nbytes for array in to_state_dict(network).values()),
             **costs,
             "flops": 2 * costs["multiply_adds"],
             "ms": 1e3 * percentiles(taken)[0],
-            **background.agreement(out, first),
+            **lowpower.agreement(out, first),
         }
-    background.report(options, "jax", jax.devices()[0].device_kind, rows)
+    lowpower.report(options, "jax", jax.devices()[0].device_kind, rows)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def measure(
     from trunk_jax.machine import backend
 
     backend.start()
-    from trunk_jax import framework as run
+    from trunk_jax import framework
     from trunk_jax.inference import route
     from trunk_jax.measure import costs, timing
 
@@ -130,7 +130,7 @@ def measure(
         "images": len(test.labels),
         "accuracy": float((predicted == test.labels).mean()),
         "units": UNITS,
-        "device": run.device(),
+        "device": framework.device(),
         "nodes": {
             tree.names[node]: {"depth": len(node)} | cost | lost[tree.names[node]]
             for node, cost in of.items()
@@ -147,7 +147,7 @@ def measure(
 
 def whole_tree(model: Model, images: np.ndarray) -> dict[str, Any]:
     """`images_per_second` of the tree as it is, each image on its own path, and its `energy`."""
-    from trunk_jax import framework as run
+    from trunk_jax import framework
     from trunk_jax.inference import route
     from trunk_jax.measure import energy, timing
 
@@ -156,7 +156,7 @@ def whole_tree(model: Model, images: np.ndarray) -> dict[str, Any]:
         return len(images)
 
     taken = min(timing.seconds(work, 3))
-    counters, reason = energy.counters(run.device()["platform"])
+    counters, reason = energy.counters(framework.device()["platform"])
     measured: dict[str, Any] = {"reason": reason}
     if counters:
         measured = {"joules_per_image": timing.joules(work, counters)}

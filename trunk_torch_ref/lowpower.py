@@ -5,13 +5,13 @@ import time
 
 from data.base.errors import run_command
 from data.base.streams import integer
-from data.run import lowpower as background
+from data.run import lowpower
 from trunk_torch_ref.machine import settings
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure as the flags say. UserError for anything a user can put right."""
-    options = background.options_of("torch", arguments)
+    options = lowpower.options_of("torch", arguments)
     settings.apply()
     import numpy as np
     import torch
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
             taken.append(time.perf_counter() - began)
         return 1e3 * float(np.median(taken[2:]))
 
-    pixels = background.images(options.seed, options.images).transpose(0, 3, 1, 2)
+    pixels = lowpower.images(options.seed, options.images).transpose(0, 3, 1, 2)
     x = torch.tensor(np.ascontiguousarray(pixels), device=where())
     with seeded(integer(options.seed, "lowpower", "weights")):
         start, other = base(), compressed()
@@ -56,16 +56,16 @@ def main(arguments: list[str] | None = None) -> None:
         for name, module in forms(start.to(where()), other.to(where())).items():
             out = module(x)[1].cpu().numpy()
             first = out if first is None else first
-            costs = cost(module, channel_first(background.IMAGE))
+            costs = cost(module, channel_first(lowpower.IMAGE))
             rows[name] = {
                 "structure": structure(module, x[:1]),
                 "bytes": sum(array.nbytes for array in to_state_dict(module).values()),
                 **costs,
                 "flops": 2 * costs["multiply_adds"],
                 "ms": milliseconds(module, x[:1]),
-                **background.agreement(out, first),
+                **lowpower.agreement(out, first),
             }
-    background.report(options, "torch", device()["kind"], rows)
+    lowpower.report(options, "torch", device()["kind"], rows)
 
 
 if __name__ == "__main__":

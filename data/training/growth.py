@@ -110,7 +110,7 @@ def grow_into(
         )
         for line in _notes(recipe, tree, node, decision, folder, program):
             report(stage=name, note=line)
-        keep(folder, name, decision)
+        record(folder, name, decision)
         return decision.groups
 
     def finish(tree: Tree, node: Node) -> None:
@@ -196,7 +196,7 @@ def mean_cost(
     return above + sum(below)
 
 
-def keep(folder: Path, name: str, decision: Decision) -> None:
+def record(folder: Path, name: str, decision: Decision) -> None:
     """Store a node's decision in its run's folder."""
     found = selection.to_json(decision.selection) if decision.selection else None
     runfolder.write_asl(folder, name, decision.asl, decision.volatility, decision.groups, found)

@@ -70,7 +70,7 @@ def share(folder: Path, recipe: Recipe, classes: int, finished: Iterable[Path]) 
         if row_of(recipe, node).volatility == AUTO:
             raise _Unknown  # it takes the network to choose
         decision = growth.decision_of(recipe, tree, node, asl, _not_here, _not_here)
-        growth.keep(folder, name, decision)
+        growth.record(folder, name, decision)
         return decision.groups
 
     sources: dict[Node, Path] = {}

@@ -11,7 +11,7 @@ from data.images.splits import Splits, split
 from data.inference.model import Model
 from data.run import runfolder
 from data.run.dataset import load_of_run
-from parity.checks import tolerance as compare
+from parity.checks import tolerance
 from parity.checks.routing import check_routing
 from parity.checks.tolerance import Check
 from trunk_jax.network import exchange
@@ -48,7 +48,7 @@ def check_checkpoint(
         )
         note = f"{len(left)} tensors"
         what = f"weights of {titles[ours.tree.names[node]]}"
-        checks.append(compare.equal(str(folder), what, same, True, note=note))
+        checks.append(tolerance.equal(str(folder), what, same, True, note=note))
     name = f"{dataset.title} test"
     checks += check_routing(name, ours, theirs, test.images, test.labels)
     if onnxruntime:

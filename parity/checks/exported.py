@@ -16,7 +16,7 @@ import torch
 from data.images.augmentation import Augmentation
 from data.inference.model import Model
 from data.tree.hierarchy import ROOT, Node, Tree
-from parity.checks import tolerance as compare
+from parity.checks import tolerance
 from parity.checks.routing import BATCH, growth_of
 from parity.checks.tolerance import Check
 from trunk_jax.interchange import parts, runtime
@@ -56,7 +56,7 @@ def check_exported(
     close, right = truth.close, int((found["label"] == labels).sum())
     note = f"{int(close.sum())} of {len(images)} images are closer than the measured error"
     decisions = [
-        compare.equal(
+        tolerance.equal(
             name,
             f"{what}, onnxruntime against truth",
             np.where(mask, wanted, mine),
@@ -69,9 +69,9 @@ def check_exported(
             ("paths", found["path"], truth.paths, close[:, None], note),
         )
     ]
-    bound = compare.CONSTANT * compare.UNIT * growth_of(theirs)
+    bound = tolerance.CONSTANT * tolerance.UNIT * growth_of(theirs)
     # dlog p = ds - sum p ds: at most twice the largest error of a score, at each node of the path
-    allowed = 2 * truth.error[0] * theirs.tree.depth + PROBABILITY * compare.UNIT
+    allowed = 2 * truth.error[0] * theirs.tree.depth + PROBABILITY * tolerance.UNIT
     away = np.abs(found["probabilities"] - truth.probabilities)[~close].max(initial=0.0)
     taken = truth.probabilities[np.arange(len(images)), truth.labels]
     away = max(float(away), float(np.abs(found["probability"] - taken)[~close].max(initial=0.0)))
@@ -85,7 +85,7 @@ def check_exported(
             truth.error[1],
             f"{bound:.0e} of scale",
             truth.error[1] <= bound,
-            share=truth.error[1] / bound * compare.CONSTANT,
+            share=truth.error[1] / bound * tolerance.CONSTANT,
         ),
         Check(
             name,
@@ -93,8 +93,8 @@ def check_exported(
             "float32",
             truth.pixels,
             truth.pixels,
-            f"{compare.CONSTANT * compare.UNIT:.0e} of scale",
-            truth.pixels <= compare.CONSTANT * compare.UNIT,
+            f"{tolerance.CONSTANT * tolerance.UNIT:.0e} of scale",
+            truth.pixels <= tolerance.CONSTANT * tolerance.UNIT,
         ),
         Check(
             name,

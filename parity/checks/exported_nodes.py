@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from parity.checks import tolerance as compare
+from parity.checks import tolerance
 from parity.checks.nodes import inputs
 from parity.checks.routing import growth
 from parity.checks.tolerance import Check
@@ -29,7 +29,7 @@ def check_node(family: Family, seed: int) -> list[Check]:
             for kind in (torch.float32, torch.float64)
         )
     checks = [
-        compare.fair(
+        tolerance.fair(
             family.name,
             f"{what}, onnxruntime",
             found[place],

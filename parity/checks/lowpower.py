@@ -17,8 +17,8 @@ import trunk_torch_ref.network.exchange
 import trunk_torch_ref.network.network
 import trunk_torch_ref.shrink.lowpower
 from data.base.streams import stream
-from data.run import lowpower as background
-from parity.checks import tolerance as compare
+from data.run import lowpower
+from parity.checks import tolerance
 from parity.checks.tolerance import Check
 from parity.pairs.conversion import to_torch
 
@@ -42,7 +42,7 @@ def check_background(seed: int) -> list[Check]:
         to_torch(start, trunk_torch_ref.shrink.lowpower.base()),
         to_torch(other, trunk_torch_ref.shrink.lowpower.compressed()),
     )
-    x = background.images(seed, IMAGES)
+    x = lowpower.images(seed, IMAGES)
     checks = []
     for form, network in ours.items():
         name, module = f"low-power {form}", theirs[form]
@@ -60,9 +60,9 @@ def _same_weights(
 ) -> list[Check]:
     left = trunk_jax.network.exchange.to_state_dict(network)
     right = trunk_torch_ref.network.exchange.to_state_dict(module)
-    checks = [compare.equal(name, "names of tensors", sorted(left), sorted(right))]
+    checks = [tolerance.equal(name, "names of tensors", sorted(left), sorted(right))]
     checks += [
-        compare.equal(name, key, left[key], right[key], str(left[key].dtype))
+        tolerance.equal(name, key, left[key], right[key], str(left[key].dtype))
         for key in sorted(left.keys() & right.keys())
     ]
     return checks
@@ -71,10 +71,10 @@ def _same_weights(
 def _same_costs(
     name: str, network: trunk_jax.network.network.Network, module: nn.Module
 ) -> list[Check]:
-    height, width, channels = background.IMAGE
-    left = trunk_jax.network.network.cost(network, background.IMAGE)
+    height, width, channels = lowpower.IMAGE
+    left = trunk_jax.network.network.cost(network, lowpower.IMAGE)
     right = trunk_torch_ref.measure.costs.cost(module, (channels, height, width))
-    return [compare.equal(name, key, left[key], right[key]) for key in left]
+    return [tolerance.equal(name, key, left[key], right[key]) for key in left]
 
 
 def _outputs(
@@ -85,7 +85,7 @@ def _outputs(
     truth = copy.deepcopy(module).double()(pixels.double())[1].numpy()
     weights = [m.weight for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     growth = sum(math.sqrt(weight[0].numel()) for weight in weights)
-    return compare.fair(
+    return tolerance.fair(
         name,
         "scores",
         np.asarray(scores(network, jnp.asarray(x))),
@@ -103,7 +103,7 @@ def _dynamic_layer(
     left = trunk_jax.network.network.merge(network).classifier[1](jnp.asarray(flat.numpy()))
     right = module.classifier[1](flat)
     # a product of two scales, a product with it, a sum: at most three roundings each
-    bound = 6 * compare.UNIT
-    return compare.close(
+    bound = 6 * tolerance.UNIT
+    return tolerance.close(
         name, "scores of the same features", left, right.numpy(), bound, dtype="float32"
     )

@@ -7,8 +7,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from parity.checks import layerwise
-from parity.checks import tolerance as compare
+from parity.checks import layerwise, tolerance
 from parity.checks.tolerance import Check
 from parity.pairs.families import Family, build
 from parity.pairs.passes import STATISTICS, Arrays, Pair, activations, jax_pass, torch_pass
@@ -90,18 +89,18 @@ def _in_float64(of: Trial) -> list[Check]:
     ours = jax_pass(of.both, "float64", of.x, of.targets, of.masks, of.loss)
     if ours.keys() != truth.keys():
         odd = sorted(ours.keys() ^ truth.keys())
-        return [compare.equal(of.name, "names", odd, [])]
+        return [tolerance.equal(of.name, "names", odd, [])]
     groups = {
-        "eval": ("features and scores in eval mode", compare.VALUE_64),
-        "train": ("features and scores in train mode", compare.VALUE_64),
-        "loss": ("loss", compare.VALUE_64),
-        "after": ("batch-norm statistics afterwards", compare.VALUE_64),
-        "gradient": ("gradients of all parameters and the input", compare.GRADIENT_64),
+        "eval": ("features and scores in eval mode", tolerance.VALUE_64),
+        "train": ("features and scores in train mode", tolerance.VALUE_64),
+        "loss": ("loss", tolerance.VALUE_64),
+        "after": ("batch-norm statistics afterwards", tolerance.VALUE_64),
+        "gradient": ("gradients of all parameters and the input", tolerance.GRADIENT_64),
     }
     checks = []
     for prefix, (what, bound) in groups.items():
         rows = [
-            compare.close(of.name, key, ours[key], truth[key], bound, scale=_scale(truth, key))
+            tolerance.close(of.name, key, ours[key], truth[key], bound, scale=_scale(truth, key))
             for key in truth
             if key.startswith(prefix)
         ]
@@ -147,7 +146,7 @@ def _scale(arrays: Arrays, key: str) -> float:
 def first_difference(both: Pair, x: np.ndarray, seed: int, train: bool) -> str:
     """The first layer in order of execution whose float64 outputs differ beyond rounding."""
     for name, ours, theirs in activations(both, "float64", x, seed, train):
-        if not compare.close(name, "", ours, theirs, compare.VALUE_64).passed:
+        if not tolerance.close(name, "", ours, theirs, tolerance.VALUE_64).passed:
             return name
     return "no single layer"
 
@@ -161,13 +160,13 @@ def _forward_in_float32(of: Trial) -> list[Check]:
         for name, values in of.layers.items()
     )
     checks = [
-        compare.equal(of.name, f"dropout mask of {name}", same[name], of.masks[name], "float32")
+        tolerance.equal(of.name, f"dropout mask of {name}", same[name], of.masks[name], "float32")
         for name in of.masks
     ]
     for key in ours:
         if key.endswith("num_batches_tracked"):
             continue
-        checks.append(compare.fair(of.name, key, ours[key], theirs[key], of.truth[key], growth))
+        checks.append(tolerance.fair(of.name, key, ours[key], theirs[key], of.truth[key], growth))
     return [replace(check, part="whole node, forward") for check in checks]
 
 
@@ -191,21 +190,21 @@ def _layers(of: Trial) -> list[Check]:
     modules = layerwise.leaves(of.both.torch)
     unused = sorted(modules.keys() - given.keys())
     checks = (
-        [compare.equal(of.name, f"layers without a pass: {unused}", unused, [])] if unused else []
+        [tolerance.equal(of.name, f"layers without a pass: {unused}", unused, [])] if unused else []
     )
     for name in truth:
         terms = layerwise.accumulated(modules[name], given[name])
         for key in truth[name]:
             if key.endswith(STATISTICS[2]):
                 checks.append(
-                    compare.equal(of.name, f"{name}: {key}", ours[name][key], theirs[name][key])
+                    tolerance.equal(of.name, f"{name}: {key}", ours[name][key], theirs[name][key])
                 )
                 continue
             known = None
             if is_plain_sum(modules[name], key):
                 known = ("its kernel is a plain float32 sum", terms[key])
             checks.append(
-                compare.fair(
+                tolerance.fair(
                     of.name,
                     f"{name}: {key}",
                     ours[name][key],

@@ -16,7 +16,7 @@ from data.images import specs
 from data.recipes import recipe as recipes
 from data.recipes.baselines import models as baselines
 from data.recipes.recipe import Phase
-from parity.checks import tolerance as compare
+from parity.checks import tolerance
 from parity.checks.tolerance import Check
 from parity.pairs.passes import DTYPES
 from trunk_jax.training import objective as ours
@@ -51,12 +51,12 @@ def check_phase(name: str, phase: Phase, seed: int) -> list[Check]:
     """The learning rate of each epoch, and parameters after each step of the whole phase."""
     rates = ours.learning_rates(phase, STEPS_AN_EPOCH)
     checks = [
-        compare.close(
+        tolerance.close(
             name,
             f"learning rate, {phase.epochs} epochs",
             rates,
             theirs.learning_rates(phase, STEPS_AN_EPOCH),
-            compare.VALUE_64,
+            tolerance.VALUE_64,
             scale=phase.lr,
         )
     ]
@@ -74,9 +74,9 @@ def check_phase(name: str, phase: Phase, seed: int) -> list[Check]:
     for count in sorted({min(FIRST, steps), steps}):
         what = f"parameters over {count} steps of {phase.optimizer}"
         part = slice(0, count)
-        checks.append(compare.close(name, what, ours64[part], truth[part], compare.VALUE_64))
+        checks.append(tolerance.close(name, what, ours64[part], truth[part], tolerance.VALUE_64))
         growth = float(np.sqrt(count))
-        checks.append(compare.fair(name, what, ours32[part], theirs32[part], truth[part], growth))
+        checks.append(tolerance.fair(name, what, ours32[part], theirs32[part], truth[part], growth))
     return checks
 
 

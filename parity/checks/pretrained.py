@@ -11,7 +11,7 @@ import torch
 
 from data.base.weights import with_counters
 from data.recipes.baselines.architectures import Architecture, Dinov2, architecture
-from parity.checks import tolerance as compare
+from parity.checks import tolerance
 from parity.checks.processes import prepare_process
 from parity.checks.tolerance import Check
 from parity.pairs import published_files
@@ -68,7 +68,7 @@ def check(name: str, weights: dict[str, np.ndarray], seed: int) -> list[Check]:
     module = torch_exchange.from_state_dict(theirs.build(spec), weights).eval()
     back, title = exchange.to_state_dict(network), f"{name}, public weights"
     same = all(np.array_equal(back[key], weights[key]) for key in weights)
-    checks = [compare.equal(title, "weights", same, True, note=f"{len(weights)} tensors")]
+    checks = [tolerance.equal(title, "weights", same, True, note=f"{len(weights)} tensors")]
     rng = np.random.default_rng([seed, 5])
     x = rng.normal(size=(2, 3, IMAGE, IMAGE)).astype(np.float32)
     with torch.no_grad():
@@ -86,6 +86,6 @@ def check(name: str, weights: dict[str, np.ndarray], seed: int) -> list[Check]:
     where = f"scores at {IMAGE}x{IMAGE}"
     return [
         *checks,
-        compare.close(title, where, found["float64"], truth, compare.VALUE_64),
-        compare.fair(title, where, found["float32"], theirs32, truth, growth),
+        tolerance.close(title, where, found["float64"], truth, tolerance.VALUE_64),
+        tolerance.fair(title, where, found["float32"], theirs32, truth, growth),
     ]

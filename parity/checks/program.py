@@ -30,8 +30,7 @@ from data.recipes.recipe import NodeRecipe, Phase, Recipe
 from data.run import runfolder
 from data.tree import grouping, hierarchy
 from data.tree.hierarchy import ROOT, Groups
-from parity.checks import plain, recording
-from parity.checks import tolerance as compare
+from parity.checks import plain, recording, tolerance
 from parity.checks.plain import Call, Course, JaxMasks, Setting, TorchMasks
 from parity.checks.tolerance import Check
 from parity.checks.training import CONTROL
@@ -450,9 +449,9 @@ def _check(name: str, what: str, items: list[Item]) -> Check:
             detail or f"{len(items)} of them",
         )
     effect = max(float(np.abs(i.control - i.expected).max()) / _scale(i) for i in items)
-    bound = max(CONTROL * effect, compare.VALUE_64)
+    bound = max(CONTROL * effect, tolerance.VALUE_64)
     rows = [
-        (compare.close(name, what, i.found, i.expected, bound, scale=_scale(i)), i.where)
+        (tolerance.close(name, what, i.found, i.expected, bound, scale=_scale(i)), i.where)
         for i in items
     ]
     failed = [row for row in rows if not row[0].passed]

@@ -10,7 +10,7 @@ import torch
 from data.images.augmentation import Augmentation
 from data.inference.model import Model
 from data.tree.hierarchy import ROOT, Node, ancestors
-from parity.checks import tolerance as compare
+from parity.checks import tolerance
 from parity.checks.tolerance import Check
 from trunk_jax.inference import route
 from trunk_jax.network.augment import prepare
@@ -28,7 +28,7 @@ def check_routing(
 
     They must be identical wherever the two best scores of every node on the way are further
     apart than twice the error measured on them; closer images are counted. The error itself
-    must be one of rounding: within `compare.CONSTANT` times unit roundoff, the scale of the
+    must be one of rounding: within `tolerance.CONSTANT` times unit roundoff, the scale of the
     scores and the root of the accumulation length summed over the layers of the path.
     """
     jax_labels = route.predict(ours, images).labels
@@ -36,7 +36,7 @@ def check_routing(
     truth, close, error = truth_of(ours, theirs, images)
     note = f"{int(close.sum())} of {len(images)} images are closer than the measured error"
     checks = [
-        compare.equal(
+        tolerance.equal(
             name,
             f"predictions, {which}",
             np.where(close, truth, found),
@@ -52,7 +52,7 @@ def check_routing(
     right = [int((found == labels).sum()) for found in (jax_labels, torch_labels)]
     agree = int((jax_labels == torch_labels).sum())
     detail = f"right: JAX {right[0]}, PyTorch {right[1]}; equal: {agree} of {len(images)}"
-    same = compare.equal(
+    same = tolerance.equal(
         name,
         "predictions, JAX against PyTorch",
         np.where(close, 0, jax_labels),
@@ -60,7 +60,7 @@ def check_routing(
         "float32",
         detail,
     )
-    bound = compare.CONSTANT * compare.UNIT * growth_of(theirs)
+    bound = tolerance.CONSTANT * tolerance.UNIT * growth_of(theirs)
     return [
         *checks,
         same,
@@ -72,7 +72,7 @@ def check_routing(
             error[1],
             f"{bound:.0e} of scale",
             error[1] <= bound,
-            share=error[1] / bound * compare.CONSTANT,
+            share=error[1] / bound * tolerance.CONSTANT,
         ),
     ]
 

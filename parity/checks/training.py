@@ -18,7 +18,7 @@ from data.recipes.recipe import Recipe
 from data.run import runfolder
 from data.tree import hierarchy
 from data.tree.grouping import group
-from parity.checks import tolerance as compare
+from parity.checks import tolerance
 from parity.checks.nodes import inputs
 from parity.checks.routing import check_routing
 from parity.checks.tolerance import Check
@@ -58,7 +58,7 @@ def check_steps(family: Family, recipe: Recipe, seed: int) -> list[Check]:
         weight[0] = torch.nextafter(weight[0], torch.tensor(torch.inf, dtype=weight.dtype))
     control, _, _ = _torch_steps(nudged, "float64", phase, recipe.loss, batches, seed)
     name = f"{family.name}, {STEPS} steps of {phase.optimizer}"
-    checks = [compare.close(name, "loss at each step", our_losses, losses, 1e-10)]
+    checks = [tolerance.close(name, "loss at each step", our_losses, losses, 1e-10)]
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     for what, keys in (
         ("batch-norm statistics", [k for k in theirs if k.endswith(statistics)]),
@@ -68,8 +68,8 @@ def check_steps(family: Family, recipe: Recipe, seed: int) -> list[Check]:
         for key in keys:
             scale = float(np.abs(theirs[key]).max()) or 1.0
             effect = float(np.abs(theirs[key] - control[key]).max()) / scale
-            bound = max(compare.GRADIENT_64, CONTROL * effect)
-            rows.append(compare.close(name, key, ours[key], theirs[key], bound))
+            bound = max(tolerance.GRADIENT_64, CONTROL * effect)
+            rows.append(tolerance.close(name, key, ours[key], theirs[key], bound))
         worst = max(rows, key=lambda row: row.max_rel)
         passed = all(row.passed for row in rows)
         checks.append(replace(worst, what=what, passed=passed, detail=f"worst: {worst.what}"))
@@ -185,14 +185,14 @@ def check_tree(recipe: Recipe, name: str) -> list[Check]:
         )
         curves = {which: _curve(folder / which) for which in ("jax", "torch", "control")}
     checks = [
-        compare.equal(
+        tolerance.equal(
             name,
             "trees",
             list(ours.tree.paths) == list(theirs.tree.paths),
             True,
             note=f"{len(ours.networks)} nodes, depth {ours.tree.depth}",
         ),
-        compare.equal(name, "control's tree", ours.tree.paths == control.tree.paths, True),
+        tolerance.equal(name, "control's tree", ours.tree.paths == control.tree.paths, True),
     ]
     if not all(check.passed for check in checks):
         return checks
@@ -205,7 +205,9 @@ def check_tree(recipe: Recipe, name: str) -> list[Check]:
         checks.append(_within_control(name, f"{column} of {len(a)} epochs", a, b, c))
     for column in ("train_accuracy", "validation_accuracy", "lr"):
         a, b = (np.array([row[column] for row in curves[which]]) for which in ("jax", "torch"))
-        checks.append(compare.close(name, f"{column} of {len(a)} epochs", a, b, compare.VALUE_64))
+        checks.append(
+            tolerance.close(name, f"{column} of {len(a)} epochs", a, b, tolerance.VALUE_64)
+        )
     plain = _in_float32(recipe, ours)
     checks += check_routing(name, *plain, parts.test.images, parts.test.labels)
     for node in ours.tree.nodes:
@@ -231,8 +233,8 @@ def _in_float32(recipe: Recipe, grown: Model) -> tuple[Model, TorchModel]:
 
 def _within_control(name: str, what: str, ours, theirs, control) -> Check:
     effect = float(np.abs(ours - control).max()) / (float(np.abs(ours).max()) or 1.0)
-    bound = max(CONTROL * effect, compare.VALUE_64)
-    check = compare.close(name, what, ours, theirs, bound)
+    bound = max(CONTROL * effect, tolerance.VALUE_64)
+    check = tolerance.close(name, what, ours, theirs, bound)
     return replace(check, detail=f"one flipped bit changes it by {effect:.1e}")
 
 
@@ -263,12 +265,12 @@ def check_likelihood(seed: int) -> list[Check]:
             recipe, module, torch_fit.Source(images, torch.tensor(labels).long(), ()), "root"
         )
         how = "train mode, as published" if faults else "eval mode"
-        checks.append(compare.close("ASL of digits", how, ours, theirs, compare.VALUE_64))
+        checks.append(tolerance.close("ASL of digits", how, ours, theirs, tolerance.VALUE_64))
         volatilities = np.linspace(0.2, 2.0, 37)
         same = [group(ours, v) == group(theirs, v) for v in volatilities]
         note = f"at {len(same)} volatilities"
         checks.append(
-            compare.equal("ASL of digits", f"groups, {how}", same, [True] * len(same), note=note)
+            tolerance.equal("ASL of digits", f"groups, {how}", same, [True] * len(same), note=note)
         )
     return checks
 

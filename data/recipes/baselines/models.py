@@ -20,8 +20,7 @@ from data.images import specs
 from data.images.augmentation import Augmentation
 from data.images.specs import Spec
 from data.recipes import recipe
-from data.recipes.baselines import folding as names
-from data.recipes.baselines import pretrained, pruning
+from data.recipes.baselines import folding, pretrained, pruning
 from data.recipes.baselines.architectures import (
     ARCHITECTURES,
     Architecture,
@@ -248,9 +247,9 @@ def start(chosen: Recipe, side: int, shapes: Shapes, fresh: Fresh) -> dict[str, 
         rng = stream(chosen.seed, "root", "class", "new layers")
         weights = pretrained.adapt(public, shapes(base), base, rng)
     if isinstance(spec, QuantResNet):
-        return names.quantised_start(weights, fresh(spec))
+        return folding.quantised_start(weights, fresh(spec))
     if isinstance(spec, ResNet) and spec.folded:
-        return names.folded(weights)
+        return folding.folded(weights)
     if isinstance(base, Vgg) and isinstance(spec, Vgg) and spec != base:
         return pruning.prune(weights, base, spec)
     return weights
