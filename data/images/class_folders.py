@@ -64,7 +64,7 @@ def listing(root: Path) -> Listing:
     if not root.is_dir():
         raise UserError(f"{root} is no folder")
     top = _folders(root, root)
-    splits = {name: root / name for name in ("train", "test") if name in top}
+    splits: dict[str, Path] = {s: root / s for s in ("train", "test") if s in top}
     if not splits:
         return _listed(root, {"all": root}, ())
     if len(splits) == 1:

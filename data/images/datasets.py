@@ -259,8 +259,9 @@ def _load_tfds(info: Spec, data_dir: str | Path | None, fetch: bool) -> Dataset:
     folder = prepared_folder(info, root)
     if folder is None and not fetch:
         raise UserError(
-            f"dataset {name!r} is not prepared in {root / info.tfds_name}; prepare it with python "
-            f"-m data.prepare {name} --data-dir DIR, and pass --data-dir DIR or set TFDS_DATA_DIR"
+            f"dataset {name!r} is not prepared in {root / info.tfds_folder}; prepare it with "
+            f"python -m data.prepare {name} --data-dir DIR, and pass --data-dir DIR or set "
+            "TFDS_DATA_DIR"
         )
     if folder is None:
         from data.images import originals as prepare

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from data.base.errors import UserError
 from data.images import damaged
@@ -110,7 +110,7 @@ def refusal(error: Exception, what: str) -> Exception:
 
 def _decode(content: bytes, what: str) -> Decoded:
     image = _open(content, what)
-    kinds = [_kind(tile[3]) for tile in image.tile]
+    kinds = [_kind(tile[3]) for tile in _tiles(image)]
     deep = bool(kinds) and all(kind in _OTHER_BYTE for kind in kinds)
     try:
         image.load()
@@ -150,8 +150,9 @@ def _check(image: Image.Image, what: str) -> None:
 
 def _all_bits(again: Image.Image, upper: Image.Image) -> np.ndarray:
     """All 16 bits a channel: what is decoded has the upper 8, the same file opened the lower."""
-    kind = _kind(again.tile[0][3])
-    again.tile = [_with_kind(tile, _OTHER_BYTE[_kind(tile[3])]) for tile in again.tile]
+    tiles = _tiles(again)
+    kind = _kind(tiles[0][3])
+    tiles[:] = [_with_kind(tile, _OTHER_BYTE[_kind(tile[3])]) for tile in tiles]
     lower = np.asarray(ImageOps.exif_transpose(again))
     if kind == "LA;16B":
         lower = lower[..., [1, 1, 1, 3]]
@@ -161,6 +162,12 @@ def _all_bits(again: Image.Image, upper: Image.Image) -> np.ndarray:
 def _kind(arguments: Any) -> Any:
     """How a decoder is told that the bytes are laid out."""
     return arguments if isinstance(arguments, str) else next(iter(arguments or ()), None)
+
+
+def _tiles(image: Image.Image) -> list[Any]:
+    """What Pillow knows of how a file's pixels are stored; of an opened file, not of any image."""
+    assert isinstance(image, ImageFile.ImageFile)
+    return image.tile
 
 
 def _with_kind(tile: Any, kind: str) -> Any:

@@ -187,13 +187,13 @@ def _opaque(image: Image.Image) -> tuple[Image.Image, str | None]:
     if image.mode not in _TRANSPARENT and "transparency" not in image.info:
         return image, None
     image = image.convert("RGBA")
-    if image.getextrema()[3][0] == 255:  # nothing shows through
+    if image.getchannel("A").getextrema() == (255, 255):  # nothing shows through
         return image.convert("RGB"), None
     for colour in ("white", "black"):
         ground = Image.new("RGBA", image.size, colour)
         ground.alpha_composite(image)
         result = ground.convert("RGB")
-        if any(high - low >= _FAINT for low, high in result.getextrema()):
+        if np.ptp(np.asarray(result), axis=(0, 1)).max() >= _FAINT:
             return result, colour
     return result, colour
 
@@ -228,9 +228,9 @@ def _resized(image: Image.Image, size: tuple[int, int], how: str) -> Image.Image
     if how == "stretch":
         return image.resize(size, box)
     share = min(size[0] / image.width, size[1] / image.height)
-    inner = tuple(max(1, round(side * share)) for side in image.size)
+    inner = (max(1, round(image.width * share)), max(1, round(image.height * share)))
     colour = np.atleast_1d(np.median(_border(image), axis=0)).round().astype(int).tolist()
     result = Image.new(image.mode, size, tuple(colour))
-    place = tuple((whole - part) // 2 for whole, part in zip(size, inner, strict=True))
+    place = ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2)
     result.paste(image.resize(inner, box), place)
     return result

@@ -67,7 +67,7 @@ def prepared_folder(spec: Spec, root: Path) -> Path | None:
     if (root / INFO).exists():
         _need_own(spec, root)
         return root
-    places = [root / spec.tfds_name, *_own_folders(spec, root)]
+    places = [root / spec.tfds_folder, *_own_folders(spec, root)]
     versions = [path for place in places for path in place.glob("*") if _is_version(path)]
     if _is_version(root) and _own_folders(spec, root.absolute().parent):
         versions.append(root)
@@ -88,7 +88,7 @@ def _is_version(folder: Path) -> bool:
 
 def _own_folders(spec: Spec, root: Path) -> list[Path]:
     """Where versions lie if `root` is the dataset's own folder; of emnist/balanced also emnist."""
-    parts, names = tuple(spec.tfds_name.split("/")), root.absolute().parts
+    parts, names = spec.tfds_folder.parts, root.absolute().parts
     return [
         root.joinpath(*parts[taken:])
         for taken in range(1, len(parts) + 1)

@@ -47,7 +47,7 @@ def prepare(spec: Spec, root: Path) -> Path:
     what is there then. Raises UserError when `root` cannot be written, a server cannot be
     reached, or a download is not what it should be.
     """
-    wanted = f"dataset {spec.name!r} is not prepared in {root / spec.tfds_name}"
+    wanted = f"dataset {spec.name!r} is not prepared in {root / spec.tfds_folder}"
     elsewhere = (
         f"prepare it where that works (python -m data.prepare {spec.name} --data-dir DIR), "
         "then pass --data-dir DIR or set TFDS_DATA_DIR=DIR here"
@@ -178,14 +178,19 @@ class _Downloads:
             raise Unavailable(problem) from None
         return found | skipped if isinstance(found, dict) else found
 
+    def _file(self, url: str) -> Path:
+        found = self.download(url)
+        assert not isinstance(found, dict), "of one address one file comes"
+        return Path(found)
+
     def download_and_extract(self, url: str | dict[str, str]) -> str | dict[str, Path]:
         """Fetch an archive and unpack it into a folder that goes once all is prepared.
 
         Of a dict, which is of single compressed files, each is fetched and stays as it is.
         """
         if isinstance(url, dict):
-            return {key: Path(self.download(each)) for key, each in url.items()}
-        archive = Path(self.download(url))
+            return {key: self._file(each) for key, each in url.items()}
+        archive = self._file(url)
         folder = archive.with_name(archive.name + _UNPACKED)
         shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
         self._stack.callback(shutil.rmtree, folder, ignore_errors=True)

@@ -28,7 +28,7 @@ def decode(spec: Spec, folder: Path) -> Arrays:
     missing or damaged, and for images or labels that do not fit `spec`.
     """
     builder = opened(spec, folder)
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for split in SPLITS:
         stored = records(builder, spec, folder, split)
         images = np.empty((len(stored), *spec.image_shape), np.uint8)

@@ -1,6 +1,7 @@
 """What is known of each dataset without reading it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from data.base.errors import UserError
@@ -41,6 +42,12 @@ class Spec:
     kind: str = "tfds"
     place: str = ""
     validation: int = 0
+
+    @property
+    def tfds_folder(self) -> Path:
+        """Where TFDS keeps it, below its data folder; of a dataset that has a `tfds_name`."""
+        assert self.tfds_name is not None, f"{self.name} is none of TFDS's"
+        return Path(self.tfds_name)
 
 
 KINDS = ("tfds", "sklearn", "prepared", "folder", "npz", "arrays")
@@ -119,7 +126,8 @@ def check(spec: Spec) -> Spec:
 
 def from_json(value: dict[str, Any]) -> Spec:
     """A spec from the plain values of `dataclasses.asdict`, which JSON has made lists of tuples."""
-    return check(Spec(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}))
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    return check(Spec(**plain))
 
 
 def spec(name: str) -> Spec:

@@ -106,7 +106,7 @@ def _missing(parts: Mapping[str, Part], classes: Sequence[str], order: Sequence[
     result = []
     for split in order:
         counts = np.bincount(parts[split].labels, minlength=len(classes))
-        empty = [str(classes[label]) for label in np.flatnonzero(counts == 0)]
+        empty = [str(classes[int(label)]) for label in np.flatnonzero(counts == 0)]
         if empty and split == "train":
             raise UserError(f"the class {empty[0]!r} has no training images")
         if empty:

@@ -239,7 +239,7 @@ def answer(model: Model, visits: Iterable[Visit], count: int) -> Answer:
         for output in range(tree.width(visit.node)):
             below = list(tree.members((*visit.node, output)))
             share = np.exp(likelihoods[:, output]) / len(below)
-            probabilities[np.ix_(visit.places, below)] = share[:, None]
+            probabilities[np.ix_(visit.places, np.array(below))] = share[:, None]
         reached[visit.places] = likelihoods[np.arange(len(visit.places)), visit.chosen]
         for place in visit.places:
             paths[place] = (*paths[place], tree.names[visit.node])
