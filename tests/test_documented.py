@@ -248,3 +248,30 @@ def test_a_long_training_begins(command, workplace, tmp_path):
         text = (tmp_path / "said").read_text()
         assert code == 130, text[-3000:]
         assert "Traceback" not in text
+
+
+@pytest.mark.slow
+def test_the_quickstart_runs(tmp_path):
+    """docs/quickstart.md, a notebook: its cells one after another, and what they claim."""
+    cells = re.findall(
+        r"^```python\n(.*?)^```",
+        (ROOT / "docs/quickstart.md").read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
+    assert len(cells) == 4
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(cells)],
+        cwd=tmp_path,
+        env=environment() | {"TMPDIR": str(tmp_path)},
+        text=True,
+        capture_output=True,
+        timeout=_BEGUN_S,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = dict(line.rsplit(": ", 1) for line in done.stdout.splitlines() if ": " in line)
+    # 200 images by a shipped tree: no chance in it but rounding of a decision
+    assert 0.5 < float(said["right, of 47 classes"]) < 0.65
+    assert float(said["right, among the digits"]) > 0.8
+    assert said["same answers"] == said["same paths"] == "True"
+    assert float(said["largest difference of a probability"]) < 1e-4

@@ -138,7 +138,9 @@ class Model:
         Args:
           images: uint8 (0 to 255) or floats (0 to 1), [n, h, w, c] or one image [h, w, c]; or the
             name of an image file or of a folder of them, an image of Pillow's, or a list of these,
-            of any size.
+            of any size. Arrays are taken as the dataset stores its images: in EMNIST rows and
+            columns are exchanged (`images.swapaxes(1, 2)` of upright ones); files and Pillow's
+            images are turned.
           invert: of files: exchange black and white: `yes`, `no`, or `auto`: where the dataset has
             light strokes on a dark ground, and the image a light border.
           fit: of files of other proportions: `crop` takes the middle, `pad` adds of the border's
