@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data.base.errors import UserError
+from data.images.on_disk import OnDisk
 
 
 def as_images(images: Any, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "n h w c"]:
@@ -14,7 +15,7 @@ def as_images(images: Any, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "n 
     Args:
       images: an array of NumPy, or what NumPy makes one of. uint8 (0 is black, 255 white), or
         floats (0 is black, 1 white); [n, h, w, c], or one image [h, w, c]. Of images with one
-        channel that axis may be left out.
+        channel that axis may be left out. Images on disk stay there.
       shape: (height, width, channels) of the dataset's images.
 
     Raises:
@@ -25,6 +26,10 @@ def as_images(images: Any, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "n 
       (1, 8, 8, 1)
 
     """
+    if isinstance(images, OnDisk):
+        if images.shape[1:] != tuple(shape):
+            _batch(images, shape)  # says what is wrong
+        return images
     try:
         array = np.asarray(images)
     except Exception as error:  # ragged lists, tensors on a GPU: each has an error of its own

@@ -15,6 +15,7 @@ from data.base import reading
 from data.base.errors import UserError
 from data.images import cache, decoded, shapes, specs
 from data.images.folders import INFO, need_root, prepared_folder
+from data.images.on_disk import OnDisk
 from data.images.specs import Spec
 
 # What is read of TFDS's `dataset_info.json`; TFDS fills the template in as a format string.
@@ -31,7 +32,7 @@ _TEMPLATE = re.compile(r"([\w.-]|\{[A-Z_]{1,20}\}){1,200}")
 class Examples:
     """One split in stored order: images uint8 [N, H, W, C], labels int32 [N], both read-only."""
 
-    images: np.ndarray
+    images: np.ndarray | OnDisk
     labels: np.ndarray
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from data.base.errors import UserError
 from data.base.streams import stream
 from data.images.datasets import Dataset, Examples
+from data.images.on_disk import OnDisk
 from data.images.strata import stratified
 
 HELD_OUT = 0.1
@@ -21,15 +22,20 @@ class Splits:
     test: Examples
 
 
-def split(dataset: Dataset, protocol: str, seed: int, limit: int = 0) -> Splits:
+def split(
+    dataset: Dataset, protocol: str, seed: int, limit: int = 0, *, on_disk: bool = False
+) -> Splits:
     """The dataset's splits.
 
     `holdout`: a seeded, class-stratified 10 % of train is held out for model selection; of a
     dataset with a validation split of its own, that split.
     `published`: train is whole and selection looks at test, as the release did.
-    With `limit` each split is reduced to so many images, class-stratified.
+    With `limit` each split is reduced to so many images, class-stratified. With `on_disk` images
+    are not copied into memory: they are read when they are indexed (`OnDisk`).
     """
     train, test = dataset.train, dataset.test
+    if on_disk:
+        train, test = _on_disk(train), _on_disk(test)
     if protocol == "published":
         held_out, kept = None, np.arange(len(train.labels))
     else:
@@ -78,5 +84,12 @@ def _limited(labels: np.ndarray, rows: np.ndarray, limit: int, seed: int, name: 
     return np.sort(rows[np.argsort(turn, kind="stable")[:limit]])
 
 
+def _on_disk(examples: Examples) -> Examples:
+    return Examples(OnDisk(examples.images, np.arange(len(examples.labels))), examples.labels)
+
+
 def _take(examples: Examples, rows: np.ndarray) -> Examples:
-    return Examples(examples.images[rows], examples.labels[rows])
+    images, labels = examples.images, examples.labels[rows]
+    if isinstance(images, OnDisk):
+        return Examples(OnDisk(images.stored, images.rows[rows]), labels)
+    return Examples(images[rows], labels)

@@ -15,6 +15,7 @@ from jaxtyping import Int, UInt8
 
 from data.base.errors import UserError
 from data.images.augmentation import Augmentation
+from data.images.on_disk import OnDisk
 from data.images.specs import Spec
 from data.recipes import recipe as recipes
 from data.recipes.networks import Block, Designed, ResNet
@@ -33,6 +34,7 @@ _LARGE = 64  # sides above it have no block at full size
 _LAST = 8  # side of the last feature map at most
 _NONE = 1e-6  # a volatility that splits nothing
 _CHUNK = 4096  # images that are measured together
+Images = UInt8[np.ndarray, "n h w c"] | OnDisk
 _SIDES = {"left", "right", "links", "rechts", "gauche", "droite"}
 
 
@@ -52,14 +54,14 @@ class Facts:
     why: str
 
 
-def facts(spec: Spec, images: UInt8[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]) -> Facts:
+def facts(spec: Spec, images: Images, labels: Int[np.ndarray, " n"]) -> Facts:
     """The facts of a dataset, measured on its training images."""
     mean, std = moments(images)
     flip, why = mirrored(spec.class_names, images, labels)
     return Facts(spec, len(labels), mean, std, flip, why)
 
 
-def moments(images: UInt8[np.ndarray, "n h w c"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def moments(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of pixels/255 by channel, to four decimals.
 
     Exact whatever the order of summation: whole numbers are added.
@@ -67,9 +69,9 @@ def moments(images: UInt8[np.ndarray, "n h w c"]) -> tuple[tuple[float, ...], tu
     channels = images.shape[-1]
     counts = np.zeros((channels, 256), np.int64)
     for start in range(0, len(images), _CHUNK):
+        part = images[start : start + _CHUNK]
         for channel in range(channels):
-            part = images[start : start + _CHUNK, ..., channel]
-            counts[channel] += np.bincount(part.ravel(), minlength=256)
+            counts[channel] += np.bincount(part[..., channel].ravel(), minlength=256)
     values, total = np.arange(256) / 255, counts.sum(1)
     mean = counts @ values / total
     variance = counts @ values**2 / total - mean**2
@@ -81,7 +83,7 @@ def moments(images: UInt8[np.ndarray, "n h w c"]) -> tuple[tuple[float, ...], tu
 
 
 def mirrored(
-    names: Sequence[str], images: UInt8[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]
+    names: Sequence[str], images: Images, labels: Int[np.ndarray, " n"]
 ) -> tuple[bool, str]:
     """Whether training images may be mirrored, and why.
 
@@ -102,7 +104,7 @@ def mirrored(
     return True, f"only {low} their class"
 
 
-def asymmetry(images: UInt8[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]) -> float:
+def asymmetry(images: Images, labels: Int[np.ndarray, " n"]) -> float:
     """How far classes have a left and a right, 0 to 1, as a mean over classes.
 
     The share of the squared difference of images and their mirror images that the mean difference

@@ -31,7 +31,9 @@ def _evaluate(framework: Framework, options: EvaluateOptions, shipped: bool) -> 
     recipe = runfolder.read_recipe(folder)
     dataset = load_of_run(folder, recipe, options.data_dir)
     model = framework.load(folder)
-    examples = getattr(split(dataset, recipe.protocol, recipe.seed, recipe.limit), part)
+    examples = getattr(
+        split(dataset, recipe.protocol, recipe.seed, recipe.limit, on_disk=True), part
+    )
     with framework.exact(), within_memory(framework, "free some, or use another device"):
         found = framework.predict(model, examples.images)
     value = results.evaluation(part, recipe, dataset, model.tree, examples, found.labels)

@@ -10,8 +10,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data.base.errors import UserError, out_of_memory
+from data.images.on_disk import OnDisk
 from data.inference.model import Model, Predictions
 from data.run.results import Costs
+
+Images = UInt8[np.ndarray, "n h w c"] | OnDisk
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,11 @@ class Framework:
     device: Callable[[], dict[str, Any]]
     grow: Callable[..., Model]
     load: Callable[[Path], Model]
-    predict: Callable[[Model, UInt8[np.ndarray, "n h w c"]], Predictions]
+    predict: Callable[[Model, Images], Predictions]
     costs: Callable[[Model], Costs]
     out_of_memory: Callable[[RuntimeError], bool]
     settings: Callable[[], dict[str, Any]]
-    int8: Callable[[Model, UInt8[np.ndarray, "n h w c"]], tuple[np.ndarray, int]]
+    int8: Callable[[Model, Images], tuple[np.ndarray, int]]
     exact: Callable[[], AbstractContextManager[None]] = nullcontext
 
 

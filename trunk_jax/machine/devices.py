@@ -19,6 +19,7 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from data.base.errors import UserError
+from data.images.on_disk import part
 from data.inference.model import Predictions
 from trunk_jax.machine import hosts
 
@@ -125,7 +126,7 @@ def predict(
     def follow(device: jax.Device) -> Predictions:
         start, stop = bounds[device]
         with jax.default_device(device):
-            return one(jax.device_put(networks, device), images[start:stop])
+            return one(jax.device_put(networks, device), part(images, start, stop))
 
     mine = [device for device in used if device.process_index == jax.process_index()]
     with ThreadPoolExecutor(max(1, len(mine))) as threads:

@@ -17,8 +17,11 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from data.images.augmentation import Augmentation
+from data.images.on_disk import OnDisk
 from trunk_jax.machine import devices, memory
-from trunk_jax.training.fit import Program, Source, inputs, slices
+from trunk_jax.training.fit import Program, inputs, within
+from trunk_jax.training.source import Source
+from trunk_jax.training.windows import windows
 
 SHARE = 0.25
 MOST = 2**32  # bytes: with it a training of SVHN stays below 8 GiB, however much is free
@@ -45,9 +48,10 @@ def with_kept(
     if not source.above or policy or passes < 2:
         return source
     mine = np.flatnonzero(np.asarray(source.targets) >= 0)
+    shape = jax.ShapeDtypeStruct(source.images.shape, np.uint8)  # they may be on disk
     one = jax.eval_shape(
         partial(inputs, program, policy=policy, draws={}),
-        source=source,
+        source=replace(source, images=shape),
         index=jax.ShapeDtypeStruct((1,), jnp.int32),
     )
     count = -(-len(mine) // BATCH) * BATCH
@@ -68,17 +72,21 @@ def with_kept(
     kept = _compute(program, source, index.reshape(-1, BATCH), one)
     rows = np.zeros(len(source.targets), np.int32)
     rows[mine] = np.arange(len(mine), dtype=np.int32)
-    return replace(source, above=(), kept=kept, rows=jnp.asarray(rows))
+    images = source.images
+    if isinstance(images, OnDisk):  # none of which is needed any more
+        images = jnp.zeros((0, *images.shape[1:]), jnp.uint8)
+    return replace(source, images=images, above=(), kept=kept, rows=jnp.asarray(rows))
 
 
 def _compute(
     program: Program, source: Source, index: Int[np.ndarray, "steps b"], one: jax.ShapeDtypeStruct
 ) -> Float[Array, "n h w c"]:
     kept = jnp.zeros((index.size, *one.shape[1:]), one.dtype)
-    kept, source = devices.put(program.mesh, (kept, source))
-    for start, stop in slices(len(index)):
-        kept = _fill(program, kept, source, index, start, stop)
-        jax.block_until_ready(kept)
+    kept = devices.put(program.mesh, kept)
+    for window in windows(program.mesh, source, index, {}):
+        for start, stop in within(window, len(index)):
+            kept = _fill(program, kept, window.source, window.index, start, stop)
+            jax.block_until_ready(kept)
     return kept
 
 

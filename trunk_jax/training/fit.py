@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax import Array
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 
 from data.images.augmentation import Augmentation
 from data.recipes.recipe import Phase, Recipe
@@ -26,8 +26,8 @@ from trunk_jax.machine import devices, hosts, memory
 from trunk_jax.network.augment import prepare
 from trunk_jax.network.network import Network, apply, dtype_of, features
 from trunk_jax.training.objective import descend, learning_rates, loss, optimizer
-
-Draws = dict[str, Array]
+from trunk_jax.training.source import Draws, Source
+from trunk_jax.training.windows import Window, on_device, windows
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,6 @@ class Program:
     std: tuple[float, ...]
     dtype: str
     mesh: Mesh | None = None
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Source:
-    """Images on the device and how a node sees them.
-
-    `targets`: the node's output for each image, -1 for images that are not its own.
-    `above`: the networks of its ancestors, root first; frozen, in eval mode. `kept`: their
-    features, computed already (see `keep`), at `rows` of each image; `above` is then empty.
-    """
-
-    images: UInt8[Array, "n h w c"]
-    targets: Int[Array, " n"]
-    above: tuple[Network, ...]
-    kept: Float[Array, "m h2 w2 c2"] | None = None
-    rows: Int[Array, " n"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -211,12 +194,12 @@ def train_steps(
 
 @partial(jax.jit, static_argnames=("program", "train"))
 def scores_of(
-    program: Program, train: bool, network: Network, source: Source, steps: Steps
+    program: Program, train: bool, network: Network, source: Source, steps: Steps, first: Array
 ) -> tuple[Array, Network]:
-    """The node's scores, [steps, width, outputs], and the network after the pass.
+    """The node's scores, [steps, width, outputs], and the network after these steps of a pass.
 
-    With `train` the release's fault: batch statistics, which the running ones absorb, and
-    dropout; otherwise the network is returned as it came.
+    `first`: the number of the first of them. With `train` the release's fault: batch statistics,
+    which the running ones absorb, and dropout; otherwise the network is returned as it came.
     """
 
     def body(network, step):
@@ -224,7 +207,7 @@ def scores_of(
         x = inputs(program, source, steps.policy, rows, steps.draws)
         if not train:
             return network, infer(network, x, program.mesh)[1]
-        mode = Mode(True, real, jax.random.fold_in(steps.key, step))
+        mode = Mode(True, real, jax.random.fold_in(steps.key, first + step))
         (_, scores), stats = apply(network, x, mode)
         return replace(network, stats=stats), scores
 
@@ -242,10 +225,19 @@ def evaluate(
     program: Program, network: Network, source: Source, run: Pass
 ) -> tuple[np.ndarray, np.ndarray, Network]:
     """(scores [n, outputs], targets [n], network) over the images of a pass, in its order."""
-    arguments, batches = (network, source, steps_of(run)), run.batches
-    scores, network = scores_of(program, run.train, *devices.put(program.mesh, arguments))
+    batches, found = run.batches, []
+    network = devices.put(program.mesh, network)
+    for window in windows(program.mesh, source, batches.index, run.draws):
+        count = window.stop - window.start
+        # in eval mode all windows have one shape; in train mode a step more would move statistics
+        rows = count if run.train else window.length
+        valid = np.resize(batches.valid[window.start : window.stop], (rows, len(batches.index[0])))
+        steps = replace(steps_of(run), index=window.index[:rows], valid=valid, draws=window.draws)
+        steps = devices.put(program.mesh, steps)
+        scores, network = scores_of(program, run.train, network, window.source, steps, window.start)
+        found.append(np.asarray(scores)[:count])
     targets = np.asarray(source.targets)[batches.index]
-    return np.asarray(scores)[batches.valid], targets[batches.valid], network
+    return np.concatenate(found)[batches.valid], targets[batches.valid], network
 
 
 def one_shape(plans: list[Plan]) -> list[Plan]:
@@ -311,7 +303,8 @@ def fitting(
     plans = one_shape(epochs.training_batches(recipe, stage, phase.epochs, targets))
     padded = not all(batches.valid.all() for batches in plans)
     checks = epochs.validation_batches(recipe, stage, check_targets)
-    state, train, validation = devices.put(program.mesh, (state, train, validation))
+    state = devices.put(program.mesh, state)
+    train, validation = on_device(program.mesh, train), on_device(program.mesh, validation)
     rates = learning_rates(phase, len(plans[0].index)).reshape(phase.epochs, -1)
     for epoch in epochs_left(position, phase.epochs, report):
         rate, batches = rates[epoch.number - 1], plans[epoch.number - 1]
@@ -333,16 +326,26 @@ def train_epoch(epoch: EpochTraining) -> Trained:
     """A training pass."""
     program, batches, state = epoch.program, epoch.run.batches, epoch.state
     sums = (jnp.zeros((), program.dtype), jnp.zeros((), jnp.int32))
-    rates = jnp.asarray(epoch.rates, program.dtype)
-    arguments = (epoch.source, steps_of(epoch.run, rates, epoch.padded))
-    sums, arguments = devices.put(program.mesh, (sums, arguments))
-    compiled = memory.compile_within(train_steps, program, state, sums, *arguments, 0, 0, statics=1)
-    steps = int(batches.valid.any(1).sum())
-    for start, stop in slices(steps):
-        state, sums = compiled(state, sums, *arguments, start, stop)
-        jax.block_until_ready(sums)
-        epoch.report(share=stop / steps)
+    steps = steps_of(epoch.run, jnp.asarray(epoch.rates, program.dtype), epoch.padded)
+    sums, steps = devices.put(program.mesh, (sums, steps))
+    count = int(batches.valid.any(1).sum())
+    for window in windows(program.mesh, epoch.source, batches.index, epoch.run.draws):
+        mine = replace(steps, index=window.index, draws=window.draws)
+        arguments = (window.source, mine)
+        compiled = memory.compile_within(
+            train_steps, program, state, sums, *arguments, 0, 0, statics=1
+        )
+        for start, stop in within(window, count):
+            state, sums = compiled(state, sums, *arguments, start, stop)
+            jax.block_until_ready(sums)
+            epoch.report(share=stop / count)
     return state, float(sums[0]), int(sums[1])
+
+
+def within(window: Window, count: int) -> Iterator[tuple[int, int]]:
+    """`slices` of a window's steps, of a pass that has `count`; its last rows may be padding."""
+    for start, stop in slices(max(0, min(window.stop, count) - window.start)):
+        yield window.start + start, window.start + stop
 
 
 def slices(steps: int, target: float = 0.5) -> Iterator[tuple[int, int]]:

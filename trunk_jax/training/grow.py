@@ -13,6 +13,7 @@ from jax import Array
 
 from data.base import streams
 from data.images.augmentation import Augmentation
+from data.images.on_disk import OnDisk
 from data.images.splits import Splits
 from data.recipes.recipe import Recipe
 from data.training import epochs, growth, stages
@@ -28,8 +29,10 @@ from trunk_jax.network.network import Network, cost, input_shape, split, warmed
 from trunk_jax.training import joint
 from trunk_jax.training.checkpoint import Checkpoints
 from trunk_jax.training.feature_cache import with_kept
-from trunk_jax.training.fit import Fitting, Program, Source, evaluate, fitting, program_of
+from trunk_jax.training.fit import Fitting, Program, evaluate, fitting, program_of
 from trunk_jax.training.siblings import fit_all, wanted
+from trunk_jax.training.source import Source
+from trunk_jax.training.windows import as_array
 
 
 def grow(
@@ -56,11 +59,10 @@ def grow(
     if recipe.others.class_phase.precision == "bfloat16" and jax.default_backend() == "cpu":
         report(stage="training", note="bfloat16 is for GPUs; on a CPU it is slower than float32")
     networks: dict[Node, Network] = {}
-    train = jnp.asarray(splits.train.images)
-    validation = jnp.asarray(splits.validation.images)
+    train, validation = as_array(splits.train.images), as_array(splits.validation.images)
     image_shape = splits.train.images.shape[1:]
 
-    def source(images: Array, labels: np.ndarray, stage: Stage) -> Source:
+    def source(images: Array | OnDisk, labels: np.ndarray, stage: Stage) -> Source:
         above = tuple(networks[ancestor] for ancestor in hierarchy.ancestors(stage.node))
         return Source(images, jnp.asarray(stage.targets(labels)), above)
 
@@ -145,7 +147,7 @@ def grow(
         joint=fit_tree,
         report=report,
         program="trunk_jax",
-        ahead=fit_nodes if wanted(siblings) else None,
+        ahead=fit_nodes if wanted(siblings, isinstance(train, OnDisk)) else None,
         given=None if init is None else init.tree,
     )
     return Model(recipe, tree, networks)

@@ -28,8 +28,10 @@ from trunk_jax.inference.model import Model
 from trunk_jax.layers.basic import Mode
 from trunk_jax.machine import devices, memory
 from trunk_jax.network.network import Network, apply
-from trunk_jax.training.fit import Program, Source, Steps, inputs, program_of, slices, steps_of
+from trunk_jax.training.fit import Program, Steps, inputs, program_of, steps_of, within
 from trunk_jax.training.objective import descend, learning_rates, loss, optimizer
+from trunk_jax.training.source import Source
+from trunk_jax.training.windows import as_array, on_device, windows
 
 Draws = dict[str, Array]
 Networks = dict[str, Network]  # by node name
@@ -153,7 +155,7 @@ def fit_tree(
     program = program_of(recipe, phase, next(iter(template.values())))
     labels = splits.train.labels
     layout = plans.layout(tree, labels, recipe.batch_size, recipe.balanced)
-    source = Source(jnp.asarray(splits.train.images), jnp.asarray(labels, jnp.int32), ())
+    source = Source(as_array(splits.train.images), jnp.asarray(labels, jnp.int32), ())
     size = source.images.shape[1:3]
     steps = max(1, len(labels) // layout.width)
     rates = learning_rates(phase, steps).reshape(phase.epochs, steps)
@@ -164,7 +166,7 @@ def fit_tree(
     restored = restore(state, best)
     if restored is not None:
         state, best, position = restored
-    state, source = devices.put(program.mesh, (state, source))
+    state, source = devices.put(program.mesh, state), on_device(program.mesh, source)
     for epoch in epochs_left(position, phase.epochs, report):
         rate = rates[epoch.number - 1]
         batches = plans.batches(recipe, stage, epoch.number, tree, layout, labels)
@@ -191,16 +193,17 @@ def _train_epoch(
 ) -> tuple[State, tuple[float, int, int]]:
     """A training pass: (state, (sum of loss times images, right answers, images))."""
     sums = (jnp.zeros((), program.dtype), jnp.zeros((), jnp.int32))
-    arguments = (source, steps_of(run, jnp.asarray(rates, program.dtype), padded=False))
-    sums, arguments = devices.put(program.mesh, (sums, arguments))
-    compiled = memory.compile_within(
-        train_steps, program, layout, state, sums, *arguments, 0, 0, statics=2
-    )
-    steps = len(run.batches.index)
-    for start, stop in slices(steps):
-        state, sums = compiled(state, sums, *arguments, start, stop)
-        jax.block_until_ready(sums)
-        report(share=stop / steps)
+    steps, index = steps_of(run, jnp.asarray(rates, program.dtype), padded=False), run.batches.index
+    sums, steps = devices.put(program.mesh, (sums, steps))
+    for window in windows(program.mesh, source, index, run.draws):
+        arguments = (window.source, replace(steps, index=window.index, draws=window.draws))
+        compiled = memory.compile_within(
+            train_steps, program, layout, state, sums, *arguments, 0, 0, statics=2
+        )
+        for start, stop in within(window, len(index)):
+            state, sums = compiled(state, sums, *arguments, start, stop)
+            jax.block_until_ready(sums)
+            report(share=stop / len(index))
     return state, (float(sums[0]), int(sums[1]), run.batches.images)
 
 

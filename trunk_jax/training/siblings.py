@@ -31,11 +31,19 @@ from trunk_jax.training.fit import (
 )
 
 
-def wanted(choice: str) -> bool:
+def wanted(choice: str, on_disk: bool = False) -> bool:
     """Whether siblings are to be trained `together`; `auto` means on a single accelerator.
 
-    UserError if they are to be, but batches are split over several devices.
+    Not where images stay `on_disk`: each would read them for itself. UserError if they are to be
+    all the same, or if batches are split over several devices.
     """
+    if on_disk:
+        if choice == "together":
+            raise UserError(
+                "--siblings together needs the images in memory: add --images-in memory, or leave "
+                "it out"
+            )
+        return False
     if devices.mesh() is not None:
         if choice == "together":
             raise UserError("--siblings together is for one device: add --devices 1")

@@ -1,0 +1,29 @@
+"""Images, and how the node that trains on them sees them."""
+
+from dataclasses import dataclass
+
+import jax
+from jax import Array
+from jaxtyping import Float, Int, UInt8
+
+from data.images.on_disk import OnDisk
+from trunk_jax.network.network import Network
+
+Draws = dict[str, Array]  # the augmentation's random numbers
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Source:
+    """Images, on the device or on disk, and how a node sees them.
+
+    `targets`: the node's output for each image, -1 for images that are not its own.
+    `above`: the networks of its ancestors, root first; frozen, in eval mode. `kept`: their
+    features, computed already (see `keep`), at `rows` of each image; `above` is then empty.
+    """
+
+    images: UInt8[Array, "n h w c"] | OnDisk
+    targets: Int[Array, " n"]
+    above: tuple[Network, ...]
+    kept: Float[Array, "m h2 w2 c2"] | None = None
+    rows: Int[Array, " n"] | None = None

@@ -1,0 +1,49 @@
+"""The images of a training: a tensor on the device, or files from which each batch is read."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.base.prefetch import prefetched
+from data.images.on_disk import OnDisk
+
+
+@dataclass(frozen=True)
+class FromDisk:
+    """Images that are read batch by batch. `device`: where the batches are wanted."""
+
+    images: OnDisk
+    device: torch.device
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(n, channels, height, width), as a tensor of them would have."""
+        count, height, width, channels = self.images.shape
+        return count, channels, height, width
+
+
+Pixels = Tensor | FromDisk
+
+
+def pixels(images: np.ndarray | OnDisk, device: torch.device | str = "cpu") -> Pixels:
+    """Images uint8 [N, H, W, C] as [N, C, H, W] on the device; those on disk stay there."""
+    if isinstance(images, OnDisk):
+        return FromDisk(images, torch.device(device))
+    return as_images(images, device)
+
+
+def as_images(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 [N, H, W, C] to a tensor [N, C, H, W] of its own memory, in that order."""
+    return torch.tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), device=device)
+
+
+def batches(images: Pixels, rows: Iterable[np.ndarray]) -> Iterator[Tensor]:
+    """The images uint8 [B, C, H, W] of each row of numbers; the next is read while one is used."""
+    if isinstance(images, FromDisk):
+        yield from prefetched(lambda row: as_images(images.images[row], images.device), rows)
+        return
+    for row in rows:
+        yield images[torch.tensor(row, dtype=torch.int64, device=images.device)]
