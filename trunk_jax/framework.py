@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data.base import machine
 from data.images.arrays import as_images
 from data.images.augmentation import Augmentation
 from data.inference.model import Predictions
 from data.recipes.baselines import models as recipes
 from data.training.framework import Framework
+from data.training.placement import Free
 from data.tree import hierarchy
 from data.tree.hierarchy import Node
 from trunk_jax.baselines import int8
@@ -19,7 +21,7 @@ from trunk_jax.baselines.layers import Resize
 from trunk_jax.inference import route
 from trunk_jax.inference.load import load
 from trunk_jax.inference.model import Model
-from trunk_jax.machine import devices, settings
+from trunk_jax.machine import devices, hosts, memory, settings
 from trunk_jax.measure.costs import input_shapes
 from trunk_jax.network.augment import prepare
 from trunk_jax.network.exchange import to_state_dict
@@ -37,6 +39,13 @@ def device() -> dict[str, Any]:
         "processes": jax.process_count(),
         "matmul_precision": jax.config.jax_default_matmul_precision,
     }
+
+
+def free() -> Free:
+    """The memory that is free; on a CPU the host's is the device's."""
+    own = jax.default_backend() != "cpu"
+    host = hosts.least(machine.available_memory())
+    return Free(host, memory.available() if own else None)
 
 
 def predict(model: Model, images: np.ndarray) -> Predictions:
@@ -79,6 +88,7 @@ def out_of_memory(error: RuntimeError) -> bool:
 FRAMEWORK = Framework(
     name="jax",
     device=device,
+    free=free,
     grow=grow.grow,
     load=load,
     predict=predict,

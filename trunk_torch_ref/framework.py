@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.base import machine
 from data.images.arrays import as_images
 from data.images.augmentation import Augmentation
 from data.images.splits import Splits
 from data.recipes.recipe import Recipe
 from data.training.framework import Framework
+from data.training.placement import Free
 from data.tree import hierarchy
 from trunk_torch_ref.baselines import qat
 from trunk_torch_ref.inference import route
@@ -36,6 +38,12 @@ def device() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "matmul_precision": torch.get_float32_matmul_precision(),
     }
+
+
+def free() -> Free:
+    """The memory that is free: the host's, and a GPU's own."""
+    own = where().type == "cuda"
+    return Free(machine.available_memory(), torch.cuda.mem_get_info()[0] if own else None)
 
 
 def settings() -> dict[str, Any]:
@@ -117,6 +125,7 @@ def out_of_memory(error: RuntimeError) -> bool:
 FRAMEWORK = Framework(
     name="torch",
     device=device,
+    free=free,
     grow=grow_here,
     load=load,
     predict=route.predict,

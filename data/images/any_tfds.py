@@ -3,19 +3,17 @@
 It must have one image and one class label in a record; PNG or JPEG, of any size.
 """
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data.base.errors import UserError
 from data.base.progress import counted
-from data.images import decoding, fitting, prepared, shapes
+from data.images import decoding, fitting, known_tfds, prepared, room, shapes
 from data.images.cache import Arrays
 from data.images.specs import Spec
 from data.images.splitting import Part, assembled
@@ -43,7 +41,7 @@ def decode(
     """
     builder = prepared.builder_of(found, folder)
     image, label = _features(builder, found, folder)
-    classes = tuple(builder.info.features[label].names)
+    classes = known_tfds.names(str(found.tfds_name), tuple(builder.info.features[label].names))
     splits = [split for split in _SPLITS if split in builder.info.splits]
     if "train" not in splits:
         raise UserError(f"{folder} has no split train; it has {', '.join(builder.info.splits)}")
@@ -53,9 +51,7 @@ def decode(
     size = asked.size
     if size is None and None not in given and min(given) >= shapes.LEAST:
         size = tuple(given) if max(given) <= shapes.LARGEST_OWN else None
-    size = size or shapes.chosen(
-        [_size(_parts(row, image, label, found, folder)[0]) for row in stored["train"]]
-    )
+    size = size or shapes.chosen(_sizes(stored["train"], image, label, found, folder))
     channels = asked.channels or (channels if channels in (1, 3) else 0)
     wanted = shapes.plain_spec(name, (*size, channels or 3), classes)
     parts = {
@@ -63,18 +59,31 @@ def decode(
         for split, rows in stored.items()
     }
     if not channels:
-        whole = np.concatenate([part.images for part in parts.values()])
-        if shapes.with_channels(whole, 0, np.ones(len(whole), bool)).shape[-1] == 1:
-            parts = {
-                split: Part(part.images[..., :1], part.labels) for split, part in parts.items()
-            }
+        parts = shapes.grey_where_all_are(parts)
     if "test" not in parts:
         if "validation" in parts:
             parts["test"] = parts.pop("validation")
         else:
             parts = {"all": parts["train"]}
-    about = {"tfds_name": found.tfds_name}
-    return assembled(name, parts, classes, "", "prepared", (), about)
+    about = {"tfds_name": found.tfds_name} | known_tfds.about(str(found.tfds_name))
+    parts, classes, notes = _used(parts, classes)
+    return assembled(name, parts, classes, "", "prepared", notes, about)
+
+
+def _used(
+    parts: dict[str, Part], classes: tuple[str, ...]
+) -> tuple[dict[str, Part], tuple[str, ...], list[str]]:
+    """The splits and classes without those classes that no image is of, and a line about them."""
+    used = np.unique(np.concatenate([part.labels for part in parts.values()]))
+    if len(used) == len(classes):
+        return parts, classes, []
+    renumbered = np.zeros(len(classes), np.int32)
+    renumbered[used] = np.arange(len(used), dtype=np.int32)
+    parts = {split: Part(part.images, renumbered[part.labels]) for split, part in parts.items()}
+    absent = [classes[label] for label in np.setdiff1d(np.arange(len(classes)), used)]
+    few = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
+    note = f"{len(absent)} of {len(classes)} classes have no images and are left out ({few})"
+    return parts, tuple(classes[label] for label in used), [note]
 
 
 def _features(builder: Any, found: Spec, folder: Path) -> tuple[str, str]:
@@ -100,7 +109,7 @@ def _part(
     rows: Sequence[bytes], image: str, label: str, wanted: Spec, where: tuple[Spec, Path, str]
 ) -> Part:
     found, folder, split = where
-    images = np.empty((len(rows), *wanted.image_shape), np.uint8)
+    images = room.images(len(rows), wanted.image_shape)
     labels = np.empty(len(rows), np.int32)
     shown = counted(f"decoding {found.name}, {split}", rows, len(rows))
     for place, row in enumerate(shown):
@@ -128,9 +137,11 @@ def _parts(row: bytes, image: str, label: str, found: Spec, folder: Path) -> tup
     return encoded, number
 
 
-def _size(encoded: bytes) -> shapes.Size:
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            return image.height, image.width
-    except Exception as error:
-        raise UserError(f"an image cannot be read ({error!s:.100})") from None
+def _sizes(
+    rows: Sequence[bytes], image: str, label: str, found: Spec, folder: Path
+) -> list[shapes.Size]:
+    """The sizes of the images that can be read. UserError if there are none."""
+    sizes = [shapes.of_file(_parts(row, image, label, found, folder)[0]) for row in rows]
+    if not any(sizes):
+        raise UserError(f"dataset {found.name!r} in {folder} holds no image that can be read")
+    return [size for size in sizes if size]

@@ -1,5 +1,6 @@
 """Decoded datasets on disk, as .npy files that map at once."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -100,7 +101,19 @@ def fetch_described(
             f"again: {error} (TRUNK_CACHE_DIR chooses another folder)",
             file=sys.stderr,
         )
+        return arrays, mark, about
+    with contextlib.suppress(OSError, ValueError):  # somebody has just deleted it
+        arrays = _mapped(folder)  # what was built need not stay in memory
     return arrays, mark, about
+
+
+def _mapped(folder: Path) -> Arrays:
+    """The arrays of an entry. OSError or ValueError where they cannot be read."""
+    return {
+        # A plain array on the mapped file: np.memmap's own type would spread to results.
+        name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray)
+        for name in NAMES
+    }
 
 
 def _read(folder: Path) -> tuple[Arrays, str, Any] | None:
@@ -108,13 +121,7 @@ def _read(folder: Path) -> tuple[Arrays, str, Any] | None:
     try:
         meta = reading.json_file(folder / _META)
         mark, about = meta["fingerprint"], meta.get("about")
-        arrays = {
-            # A plain array on the mapped file: np.memmap's own type would spread to results.
-            name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(
-                np.ndarray
-            )
-            for name in NAMES
-        }
+        arrays = _mapped(folder)
     except (
         *(OSError, ValueError, EOFError, KeyError, TypeError, AttributeError),
         *(RecursionError, UserError),

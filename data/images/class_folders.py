@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from data.base import machine, reading
 from data.base.errors import UserError
 from data.base.progress import counting
-from data.images import files, shapes
+from data.images import files, room, shapes
 from data.images.cache import Arrays
 from data.images.splitting import Part, assembled
 
@@ -198,12 +197,14 @@ def decode(found: Listing, name: str, shape: shapes.Asked) -> tuple[Arrays, dict
     """
     listed = [(split, *row) for split, rows in found.files.items() for row in rows]
     paths = [found.root / path for _, path, _ in listed]
-    sizes = [] if shape.size else [s for s in _all(f"looking at {name}", _size, paths) if s]
+    sizes = []
+    if not shape.size:
+        sizes = [s for s in _all(f"looking at {name}", shapes.of_file, paths) if s]
     if not shape.size and not sizes:
         raise UserError(f"{found.root} holds no image that can be read")
     height, width = shape.size or shapes.chosen(sizes)
     wanted = shapes.plain_spec(name, (height, width, 3), found.classes)
-    images = np.empty((len(paths), height, width, 3), np.uint8)
+    images = room.images(len(paths), (height, width, 3))
     good, other = np.ones(len(paths), bool), np.zeros(len(paths), bool)
     errors: dict[int, str] = {}
 
@@ -226,7 +227,7 @@ def decode(found: Listing, name: str, shape: shapes.Asked) -> tuple[Arrays, dict
     labels = np.array([label for *_, label in listed], np.int32)
     of = np.array([split for split, *_ in listed])
     parts = {
-        split: Part(images[rows], labels[rows])
+        split: Part(room.gathered(images, rows), labels[rows])
         for split in found.files
         if len(rows := np.flatnonzero((of == split) & good))
     }
@@ -248,15 +249,6 @@ def _unreadable(found: Listing, paths: Sequence[Path], errors: dict[int, str]) -
             f"are left out, so remove them (the first: {errors[min(errors)]})"
         )
     return [f"{what} and were left out ({', '.join(named)}{more})"]
-
-
-def _size(path: Path) -> tuple[int, int] | None:
-    """(height, width) of an image, from its first bytes; None for something else."""
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except Exception:  # whatever damage makes Pillow raise: the file is named when it is decoded
-        return None
 
 
 def _all(what: str, work: Callable[[Any], T], items: Sequence[Any]) -> list[T]:

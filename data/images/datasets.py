@@ -25,6 +25,7 @@ _ABOUT: reading.Form = {
     "splits": [{"name": str, "shardLengths": [str], "filepathTemplate?": str}],
 }
 PREFIX = "tfds:"  # of the name of any dataset that TFDS has prepared
+SAVED = "hf:"  # of the folder of one that Hugging Face's save_to_disk has left
 _TEMPLATE = re.compile(r"([\w.-]|\{[A-Z_]{1,20}\}){1,200}")
 
 
@@ -76,8 +77,8 @@ def load(
     """Load a dataset; with `fetch` prepare (download) it first where there is none yet.
 
     Args:
-      name: one of `specs.SPECS`, a folder of class folders, an `.npz` file, or `tfds:NAME`, one
-        that TFDS has prepared.
+      name: one of `specs.SPECS`, a folder of class folders, an `.npz` file, `tfds:NAME`, one
+        that TFDS has prepared, or `hf:FOLDER`, one that Hugging Face's `save_to_disk` has left.
       data_dir: of those that TFDS prepares, its data folder, by default `data_root()`; it may be
         read-only once it is prepared. Where it holds the dataset as decoded arrays
         (`data.images.decoded`) those are used.
@@ -99,7 +100,7 @@ def load(
         short = own_name(Path(name.removeprefix(PREFIX).replace("/", "-")))
         return _load_prepared(name.removeprefix(PREFIX), short, asked, data_dir)
     place = own_place(name)
-    return _OWN["npz" if place.suffix == ".npz" else "folder"](place, own_name(place), asked)
+    return _OWN[_kind_of(name, place)](place, own_name(place), asked)
 
 
 def load_again(spec: Spec, data_dir: str | Path | None = None) -> Dataset:
@@ -118,8 +119,22 @@ def load_again(spec: Spec, data_dir: str | Path | None = None) -> Dataset:
             f"the images of {spec.name} are not at {spec.place or 'a place that is known'} any "
             "more; pass --data-dir with the folder or .npz file that they are in now"
         )
-    kind = "npz" if place.suffix == ".npz" else "folder"
+    kind = "hf" if spec.kind == "hf" else _kind_of("", place)
     return _same_classes(_OWN[kind](place, spec.name, asked), spec)
+
+
+def _kind_of(name: str, place: Path) -> str:
+    """How the user's own data are read, of `_OWN`."""
+    if name.startswith(SAVED):
+        return "hf"
+    return "npz" if place.suffix == ".npz" else "folder"
+
+
+def located(name: str) -> str:
+    """The dataset's name as it holds in every folder. UserError if the user's own is not there."""
+    if name in specs.SPECS or name.startswith(PREFIX):
+        return name
+    return (SAVED if name.startswith(SAVED) else "") + str(own_place(name))
 
 
 def _same_classes(found: Dataset, spec: Spec) -> Dataset:
@@ -137,13 +152,16 @@ def unknown(tfds_name: str) -> Spec:
 
 def own_place(name: str) -> Path:
     """The folder or file of a dataset of the user's own. UserError if there is none."""
-    place = Path(name).expanduser()
-    if place.is_dir() or (place.suffix == ".npz" and place.is_file()):
+    saved = name.startswith(SAVED)
+    place = Path(name.removeprefix(SAVED)).expanduser()
+    if place.is_dir() or (place.suffix == ".npz" and place.is_file() and not saved):
         return place.absolute()
+    if saved:
+        raise UserError(f"--dataset {name!r:.200} names no folder; give hf: and a folder")
     what = "is missing" if place.suffix == ".npz" or len(place.parts) > 1 else "is no dataset"
     raise UserError(
         f"--dataset {name!r:.200} {what}; give one of {', '.join(specs.SPECS)}, a folder with a "
-        "folder of images for each class, an .npz file, or tfds:NAME"
+        "folder of images for each class, an .npz file, tfds:NAME or hf:FOLDER"
     )
 
 
@@ -205,6 +223,20 @@ def _load_folder(place: Path, name: str, asked: shapes.Asked) -> Dataset:
     )
     about["spec"]["place"] = str(place)  # files that were moved as they are have the same key
     return _own(arrays, mark, about, str(place))
+
+
+def _load_saved(place: Path, name: str, asked: shapes.Asked) -> Dataset:
+    from data.images import hugging_face  # a start from the cache needs no package
+
+    files = sorted(path for path in place.rglob("*") if path.is_file())
+    about = ((str(path.relative_to(place)), path.stat()) for path in files)
+    rows = [f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in about]
+    key = "\n".join(("hf 1", name, str(asked), *rows)).encode(errors="surrogateescape")
+    arrays, mark, found = cache.fetch_described(
+        name, key, lambda: hugging_face.decode(place, name, asked)
+    )
+    found["spec"]["place"] = str(place)
+    return _own(arrays, mark, found, str(place))
 
 
 def _load_npz(place: Path, name: str, asked: shapes.Asked) -> Dataset:
@@ -364,4 +396,5 @@ _LOADERS: dict[str, Callable[[Spec, str | Path | None, bool], Dataset]] = {
 _OWN: dict[str, Callable[[Path, str, shapes.Asked], Dataset]] = {
     "folder": _load_folder,
     "npz": _load_npz,
+    "hf": _load_saved,
 }

@@ -54,13 +54,7 @@ def decode(folder: Path, name: str, asked: shapes.Asked) -> tuple[Arrays, dict[s
     tables, left_out = _tables(folder)
     image, label = _features(next(iter(tables.values())).features, folder)
     classes = tuple(next(iter(tables.values())).features[label].names)
-    size = asked.size or shapes.chosen(
-        [
-            shapes.of_file(encoded, what)
-            for split, table in tables.items()
-            for what, encoded, _ in _records(table, image, label, split, folder)
-        ]
-    )
+    size = asked.size or shapes.chosen(_sizes(tables["train"], image, label, folder))
     wanted = shapes.plain_spec(name, (*size, asked.channels or 3), classes)
     parts = {
         split: _part(table, image, label, wanted, split, folder) for split, table in tables.items()
@@ -132,6 +126,15 @@ def _records(
         if row[label] is None or row[label] < 0:
             raise UserError(f"{what} has no label ({row[label]})")
         yield what, encoded, row[label]
+
+
+def _sizes(table: Any, image: str, label: str, folder: Path) -> list[shapes.Size]:
+    """The sizes of the images that can be read. UserError if there are none."""
+    records = _records(table, image, label, "train", folder)
+    sizes = [size for _, encoded, _ in records if (size := shapes.of_file(encoded))]
+    if not sizes:
+        raise UserError(f"{folder} holds no image that can be read")
+    return sizes
 
 
 def _part(table: Any, image: str, label: str, wanted: Spec, split: str, folder: Path) -> Part:

@@ -197,8 +197,9 @@ class _Downloads:
         try:
             if url.endswith(".zip"):
                 with zipfile.ZipFile(archive) as opened:
-                    config = self._builder.builder_config_name  # the others need not be unpacked
-                    opened.extractall(folder, [n for n in opened.namelist() if config in n])
+                    # the other configurations need not be unpacked; "emnist" has "mnist" in it
+                    own = f"-{self._builder.builder_config_name}-"
+                    opened.extractall(folder, [n for n in opened.namelist() if own in n])
             else:
                 with tarfile.open(archive) as opened:
                     opened.extractall(folder, filter="data")
@@ -241,8 +242,11 @@ def _svhn_examples(split_prefix: str, filepath: str) -> Keyed:
 
 
 def _mnist_examples(num_examples: int, data_path: str, label_path: str) -> Keyed:
-    """Gzipped IDX files, images uint8 [N, 28, 28] as stored (EMNIST's transposed)."""
-    images, labels = _idx(data_path), _idx(label_path)
+    """Gzipped IDX files, images uint8 [N, 28, 28] as stored (EMNIST's transposed).
+
+    TFDS takes the first `num_examples`: of EMNIST Letters there are more.
+    """
+    images, labels = _idx(data_path)[:num_examples], _idx(label_path)[:num_examples]
     if images.shape != (num_examples, 28, 28) or labels.shape != (num_examples,):
         raise Unavailable(f"the archive does not hold the {num_examples} images it should")
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -295,5 +299,11 @@ _EXAMPLES = {
     "cifar100": _cifar100_examples,
 }
 
-# Those of TFDS without a configuration, by its name.
-PREPARED = ("cifar10", "cifar100", "mnist", "fashion_mnist", "kmnist", "svhn_cropped")
+# By TFDS's names, with the configuration where there are several.
+PREPARED = (
+    *("cifar10", "cifar100", "mnist", "fashion_mnist", "kmnist", "svhn_cropped"),
+    *(
+        f"emnist/{name}"
+        for name in ("balanced", "byclass", "bymerge", "letters", "digits", "mnist")
+    ),
+)

@@ -1,18 +1,23 @@
 """Size and channels of a dataset that is the user's own, where the images do not all agree."""
 
+import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import ExifTags, Image
 
 from data.base.errors import UserError
 from data.images.specs import Spec
+from data.images.splitting import Part
 
 LEAST, MOST = 8, 224  # sides that networks are designed for
 LARGEST_OWN = 64  # up to which images keep the size that most of them have
 _STEP = 4096  # images that are looked at together
+_LYING = (5, 6, 7, 8)  # of EXIF's orientations, those that exchange height and width
 Size = tuple[int, int]  # height, width
 
 
@@ -46,6 +51,21 @@ def chosen(sizes: Sequence[Size]) -> Size:
     return square(64 if np.median([min(size) for size in sizes]) >= 64 else 32)
 
 
+def of_file(content: bytes | Path) -> Size | None:
+    """(height, width) of an image as it is seen, from its first bytes; None for something else.
+
+    A camera that was held upright notes so in the file and stores the image lying: its sides are
+    exchanged.
+    """
+    source = io.BytesIO(content) if isinstance(content, bytes) else content
+    try:
+        with Image.open(source) as image:
+            lying = image.getexif().get(ExifTags.Base.Orientation, 1) in _LYING
+            return (image.width, image.height) if lying else (image.height, image.width)
+    except Exception:  # whatever damage makes Pillow raise: it is named when it is decoded
+        return None
+
+
 def with_channels(
     images: UInt8[np.ndarray, "n h w 3"], channels: int, good: np.ndarray
 ) -> UInt8[np.ndarray, "n h w c"]:
@@ -56,6 +76,13 @@ def with_channels(
     if channels == 3 or (channels == 0 and not _grey(images, good)):
         return images
     return images[..., :1]  # equal to the others
+
+
+def grey_where_all_are(parts: Mapping[str, Part]) -> dict[str, Part]:
+    """The splits with one channel if all images of all of them are grey, else as they are."""
+    if any(not _grey(part.images, np.ones(len(part.images), bool)) for part in parts.values()):
+        return dict(parts)
+    return {split: Part(part.images[..., :1], part.labels) for split, part in parts.items()}
 
 
 def _grey(images: np.ndarray, good: np.ndarray) -> bool:

@@ -50,7 +50,7 @@ class Spec:
         return Path(self.tfds_name)
 
 
-KINDS = ("tfds", "sklearn", "prepared", "folder", "npz", "arrays")
+KINDS = ("tfds", "sklearn", "prepared", "folder", "npz", "arrays", "hf")
 _DIGITS = tuple("0123456789")
 
 

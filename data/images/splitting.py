@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data.base.errors import UserError
-from data.images import copies
+from data.images import copies, room
 from data.images.cache import Arrays
 from data.images.specs import Spec
 from data.images.strata import stratified
@@ -62,7 +62,7 @@ def assembled(
     train, own = parts["train"], parts.get("validation")
     images, labels = train.images, train.labels
     if own is not None:
-        images = np.concatenate([images, own.images])
+        images = room.joined(images, own.images)
         labels = np.concatenate([labels, own.labels])
     arrays = {
         "train_images": np.ascontiguousarray(images),
@@ -96,7 +96,7 @@ def _divided(whole: Part, classes: Sequence[str], place: str) -> dict[str, Part]
     test = stratified(whole.labels, TEST_SHARE, SEED, "own data", "test")
     train = np.setdiff1d(np.arange(len(whole.labels)), test)
     return {
-        split: Part(whole.images[rows], whole.labels[rows])
+        split: Part(room.gathered(whole.images, rows), whole.labels[rows])
         for split, rows in (("train", train), ("test", test))
     }
 

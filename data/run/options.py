@@ -41,7 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "image_size": None,
 }
 # Not what decides a run but how it runs.
-HOW = ("siblings", "devices", "distributed", "autotune", "tensorboard")
+HOW = ("siblings", "devices", "distributed", "autotune", "tensorboard", "images_in")
 SIBLINGS = ("auto", "together", "alone")
 OF_TREES = ("backbone", "volatility", "grouping", "budget")
 OF_MODELS_RECIPE = "corrected"  # what --model takes where no recipe is named
@@ -74,6 +74,7 @@ class TrainOptions:
     dataset: Dataset | None = None
     notes: tuple[str, ...] = ()
     seeds: int | None = None  # trainings of --seeds
+    images_in: str = "auto"
 
     def load(self) -> Dataset:
         """The dataset to train on."""
@@ -92,7 +93,8 @@ def train_parser(framework: str) -> Parser:
         "--dataset",
         help=f"one of {', '.join(specs.SPECS)}; or data of your own: a folder with a "
         "folder of images for each class, at the top or in train, test and perhaps validation, an "
-        ".npz file of images and labels, or tfds:NAME, any that TFDS has prepared (default: "
+        ".npz file of images and labels, tfds:NAME, any that TFDS has prepared, or hf:FOLDER, one "
+        "that Hugging Face's save_to_disk has left (default: "
         "digits)",
     )
     add(
@@ -122,6 +124,12 @@ def train_parser(framework: str) -> Parser:
         "--protocol",
         help="holdout: select on held-out training images; published: select on "
         "test, as the release did (default: the recipe's)",
+    )
+    add(
+        "--images-in",
+        choices=("auto", "memory", "disk"),
+        help="keep training images in memory, or read each batch from the cache on disk while the "
+        "one before is used; the result is the same (default: auto, memory where they fit)",
     )
     add("--epochs", type=int, help="epochs of every phase (default: the recipe's)")
     add("--batch-size", type=int, help="images in a training batch (default: the recipe's)")
@@ -300,8 +308,8 @@ def train_options(
     name = given.get("dataset", "digits")
     if data is not None:
         given["dataset"] = data.spec.name
-    elif name not in specs.SPECS and not name.startswith(datasets.PREFIX):  # likewise
-        given["dataset"] = str(datasets.own_place(given["dataset"]))
+    elif name not in specs.SPECS:  # likewise
+        given["dataset"] = datasets.located(name)
     out = given.pop("out", None)
     resume, data_dir = given.pop("resume", False), given.pop("data_dir", None)
     report = given.pop("json", None)
@@ -474,7 +482,7 @@ def _facts(dataset: Dataset, flags: dict[str, Any]) -> auto.Facts:
         protocol, seed, limit = Recipe.protocol, Recipe.seed, 0  # refused when it is checked
     else:
         limit = flags["limit"]
-    train = split(dataset, protocol, seed, limit).train
+    train = split(dataset, protocol, seed, limit, on_disk=True).train
     return auto.facts(dataset.spec, train.images, train.labels)
 
 

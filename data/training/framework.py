@@ -13,6 +13,7 @@ from data.base.errors import UserError, out_of_memory
 from data.images.on_disk import OnDisk
 from data.inference.model import Model, Predictions
 from data.run.results import Costs
+from data.training.placement import Free
 
 Images = UInt8[np.ndarray, "n h w c"] | OnDisk
 
@@ -24,6 +25,7 @@ class Framework:
     Attributes:
       name: `jax` or `torch`.
       device: what it computes on, for the manifest.
+      free: the memory that is free, the least of all processes'.
       grow: (recipe, splits, classes, run folder, report) to a trained tree; with `init`, a tree to
         start from, that tree trained further.
       load: a finished run's folder to its tree.
@@ -39,6 +41,7 @@ class Framework:
 
     name: str
     device: Callable[[], dict[str, Any]]
+    free: Callable[[], Free]
     grow: Callable[..., Model]
     load: Callable[[Path], Model]
     predict: Callable[[Model, Images], Predictions]

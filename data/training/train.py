@@ -20,7 +20,7 @@ from data.run import results, runfolder
 from data.run.derived import digest
 from data.run.manifest import changes, manifest
 from data.run.options import TrainOptions
-from data.training import scalars, sharing
+from data.training import placement, scalars, sharing
 from data.training.framework import Framework, within_memory
 from data.training.initial import carry, need_fit, need_whole
 from data.tree import drawing
@@ -43,7 +43,7 @@ def train(
     """
     recipe, folder = options.recipe, options.out
     dataset = options.load()
-    splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit)
+    splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit, on_disk=True)
     if recipe.batch_size > len(splits.train.labels):
         raise UserError(
             f"--batch-size {recipe.batch_size} is more than the {len(splits.train.labels):,} "
@@ -110,8 +110,16 @@ def _grow_and_evaluate(
     on_epoch: OnEpoch | None,
     initial: Model | None,
 ) -> None:
-    folder = options.out
+    folder, recipe = options.out, options.recipe
     began = time.monotonic()
+    placed = placement.place(
+        options.images_in,
+        placement.bytes_of(splits),
+        framework.free(),
+        placement.stored_in(dataset.train.images),
+    )
+    if not placed.on_disk:
+        splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit)
     about = manifest(framework.name, framework.device(), options, dataset, splits)
     about, changed = _continued(folder / "manifest.json", about)
     if changed:
@@ -121,7 +129,7 @@ def _grow_and_evaluate(
             file=sys.stderr,
         )
     writing.write_json(folder / "manifest.json", about)
-    model = _grow(framework, options, dataset, splits, on_epoch, initial)
+    model = _grow(framework, options, dataset, splits, on_epoch, initial, placed.line)
     summary = _evaluate(framework, options, dataset, splits, model)
     about["seconds"] = round(time.monotonic() - began, 1)
     writing.write_json(folder / "manifest.json", about)
@@ -147,6 +155,7 @@ def _grow(
     splits: Splits,
     on_epoch: OnEpoch | None,
     initial: Model | None,
+    placed: str,
 ) -> Model:
     recipe, classes = options.recipe, len(dataset.spec.class_names)
     with ExitStack() as opened:
@@ -155,7 +164,7 @@ def _grow(
         if options.tensorboard:
             listeners.append(opened.enter_context(scalars.writing(options.out)))
         report.note(f"{dataset.spec.name}: {dataset.source}")
-        for line in options.notes:
+        for line in (*options.notes, placed):
             report.note(line)
         if recipe.protocol == "published":
             chosen = {

@@ -21,20 +21,21 @@ from trunk_torch_ref.network.augment import prepare
 from trunk_torch_ref.network.network import features, location, seeded
 from trunk_torch_ref.nodes import NodeNetwork
 from trunk_torch_ref.training.objective import each_step, loss, optimizer, scheduler
+from trunk_torch_ref.training.pixels import Pixels, batches, with_images
 
 Draws = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Images on the device and how a node sees them.
+    """Images, on the device or on disk, and how a node sees them.
 
     `images`: uint8 [N, C, H, W]. `targets`: int64 [N], the node's output for each image, -1
     for images that are not its own. `above`: the networks of its ancestors, root first;
     frozen, in eval mode.
     """
 
-    images: Tensor
+    images: Pixels
     targets: Tensor
     above: tuple[NodeNetwork, ...]
 
@@ -74,14 +75,17 @@ def inputs(
     index: np.ndarray,
     draws: Draws,
     dtype: torch.dtype,
+    images: Tensor | None = None,
 ) -> Tensor:
     """What the node is given for the images at `index`: augmented, normalised, through `above`.
 
-    `index`: int [B]; `draws` for all images. Returns [B, C, H, W] of `dtype`.
+    `index`: int [B]; `draws` for all images; `images`: those at `index`, if they were read already.
+    Returns [B, C, H, W] of `dtype`.
     """
     device = source.images.device
     mine = {name: torch.tensor(values[index], device=device) for name, values in draws.items()}
-    images = source.images[torch.tensor(index, dtype=torch.int64, device=device)]
+    if images is None:
+        (images,) = batches(source.images, [index])
     x = prepare(images, mine, policy, recipe.mean, recipe.std, dtype)
     x = x.contiguous(memory_format=torch.channels_last)  # in which CPU convolutions are fast
     for network in source.above:
@@ -122,10 +126,10 @@ def evaluate(
     _, dtype = location(network)
     scores, targets = [], []
     with seeded(run.seed):
-        for row, valid in zip(run.batches.index, run.batches.valid, strict=True):
-            x = inputs(recipe, source, run.policy, row[valid], run.draws, dtype)
+        for index, images in with_images(source.images, run):
+            x = inputs(recipe, source, run.policy, index, run.draws, dtype, images)
             scores.append(network.train(run.train)(x)[1].cpu().numpy())
-            targets.append(source.targets.cpu().numpy()[row[valid]])
+            targets.append(source.targets.cpu().numpy()[index])
     return np.concatenate(scores), np.concatenate(targets)
 
 
@@ -187,11 +191,10 @@ def _train_epoch(
 ) -> tuple[float, int, int]:
     """A training pass: (sum of loss times images, right answers, images)."""
     _, dtype = location(state.network)
-    batches, total, right = run.batches, 0.0, 0
+    total, right = 0.0, 0
     with seeded(run.seed):
-        for step, (row, valid) in enumerate(zip(batches.index, batches.valid, strict=True), 1):
-            index = row[valid]
-            x = inputs(recipe, source, run.policy, index, run.draws, dtype)
+        for step, (index, images) in enumerate(with_images(source.images, run), 1):
+            x = inputs(recipe, source, run.policy, index, run.draws, dtype, images)
             targets = source.targets[torch.tensor(index, dtype=torch.int64, device=x.device)]
             value, correct = train_step(
                 state.network, state.optimizer, x, targets, recipe.loss, phase.label_smoothing
@@ -200,5 +203,5 @@ def _train_epoch(
                 state.scheduler.step()
             total += value.item() * len(index)
             right += int(correct)
-            report(share=step / len(batches.index))
-    return total, right, batches.images
+            report(share=step / len(run.batches.index))
+    return total, right, run.batches.images

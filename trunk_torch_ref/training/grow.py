@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from data.base import streams
 from data.base.errors import UserError
+from data.images.on_disk import OnDisk
 from data.images.splits import Splits
 from data.recipes.recipe import Recipe
 from data.training import epochs, growth, stages
@@ -29,6 +29,7 @@ from trunk_torch_ref.nodes import NodeNetwork
 from trunk_torch_ref.training import joint
 from trunk_torch_ref.training.checkpoint import Checkpoints
 from trunk_torch_ref.training.fit import Source, evaluate, fit
+from trunk_torch_ref.training.pixels import FromDisk, Pixels, as_images
 
 
 def initial_network(
@@ -80,11 +81,11 @@ def grow(
     if init is not None:
         start = partial(_its_own, init)
     networks: dict[Node, NodeNetwork] = {}
-    train = as_images(splits.train.images, device)
-    validation = as_images(splits.validation.images, device)
+    train = _pixels(splits.train.images, device)
+    validation = _pixels(splits.validation.images, device)
     image_shape = tuple(train.shape[1:])
 
-    def source(images: Tensor, labels: np.ndarray, stage: Stage) -> Source:
+    def source(images: Pixels, labels: np.ndarray, stage: Stage) -> Source:
         targets = torch.tensor(stage.targets(labels), dtype=torch.int64, device=device)
         above = tuple(networks[ancestor] for ancestor in hierarchy.ancestors(stage.node))
         return Source(images, targets, above)
@@ -192,6 +193,8 @@ def multiply_adds(
     return cost(network, shape)["multiply_adds"]
 
 
-def as_images(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """uint8 [N, H, W, C] to a tensor [N, C, H, W] of its own memory, in that order."""
-    return torch.tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), device=device)
+def _pixels(images: np.ndarray | OnDisk, device: torch.device | str) -> Pixels:
+    """Images uint8 [N, H, W, C] as [N, C, H, W] on the device; those on disk stay there."""
+    if isinstance(images, OnDisk):
+        return FromDisk(images, torch.device(device))
+    return as_images(images, device)

@@ -27,6 +27,7 @@ from trunk_torch_ref.network.augment import prepare
 from trunk_torch_ref.network.network import location, seeded
 from trunk_torch_ref.nodes import NodeNetwork
 from trunk_torch_ref.training.objective import each_step, loss, optimizer, scheduler
+from trunk_torch_ref.training.pixels import Pixels, with_images
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def fit_tree(
     stage: str,
     tree: Tree,
     networks: dict[Node, NodeNetwork],
-    images: Tensor,
+    images: Pixels,
     splits: Splits,
     *,
     restore: Callable[[State, nn.Module], Position | None],
@@ -151,7 +152,7 @@ def _train_epoch(
     phase: Phase,
     layout: Layout,
     state: State,
-    images: Tensor,
+    images: Pixels,
     labels: np.ndarray,
     run: Pass,
     report: Callable[..., None],
@@ -160,12 +161,11 @@ def _train_epoch(
     device, dtype = location(state.networks)
     total, right = 0.0, 0
     with seeded(run.seed):
-        for step, index in enumerate(run.batches.index, 1):
+        for step, (index, rows) in enumerate(with_images(images, run), 1):
             mine = {
                 name: torch.tensor(values[index], device=device)
                 for name, values in run.draws.items()
             }
-            rows = images[torch.tensor(index, dtype=torch.int64, device=device)]
             x = prepare(rows, mine, run.policy, recipe.mean, recipe.std, dtype)
             x = x.contiguous(memory_format=torch.channels_last)
             truth = torch.tensor(labels[index], dtype=torch.int64, device=device)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from data.base.prefetch import prefetched
 from data.images.on_disk import OnDisk
+from data.training.epochs import Pass
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,6 @@ class FromDisk:
 Pixels = Tensor | FromDisk
 
 
-def pixels(images: np.ndarray | OnDisk, device: torch.device | str = "cpu") -> Pixels:
-    """Images uint8 [N, H, W, C] as [N, C, H, W] on the device; those on disk stay there."""
-    if isinstance(images, OnDisk):
-        return FromDisk(images, torch.device(device))
-    return as_images(images, device)
-
-
 def as_images(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """uint8 [N, H, W, C] to a tensor [N, C, H, W] of its own memory, in that order."""
     return torch.tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), device=device)
@@ -47,3 +41,9 @@ def batches(images: Pixels, rows: Iterable[np.ndarray]) -> Iterator[Tensor]:
         return
     for row in rows:
         yield images[torch.tensor(row, dtype=torch.int64, device=images.device)]
+
+
+def with_images(images: Pixels, run: Pass) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """(the numbers, the images) of each batch of a pass, padding left out."""
+    rows = [row[valid] for row, valid in zip(run.batches.index, run.batches.valid, strict=True)]
+    yield from zip(rows, batches(images, rows), strict=True)
