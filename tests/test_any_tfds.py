@@ -3,11 +3,19 @@
 import io
 import json
 import tarfile
+import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
-from test_datasets import _idx, _pixels, _server, _write_tfrecord
+from test_datasets import (
+    _idx,
+    _pixels,
+    _point_builders_at,
+    _server,
+    _site,
+    _write_tfrecord,
+)
 
 from data import prepare
 from data.base.errors import UserError
@@ -174,6 +182,71 @@ def test_mnist_and_its_likes_are_prepared(name, tmp_path, monkeypatch):
         got = sorted((i.tobytes(), int(n)) for i, n in zip(part.images, part.labels, strict=True))
         assert got == sorted((i.tobytes(), int(n)) for i, n in zip(images, labels, strict=True))
     prepare.main([f"tfds:{name}", "--data-dir", str(tmp_path / "data")])  # is there already
+
+
+EMNIST = {  # classes, and the labels that there are images of
+    "byclass": (62, range(62)),
+    "bymerge": (47, range(47)),
+    "balanced": (47, range(47)),
+    "letters": (37, range(1, 27)),
+    "digits": (10, range(10)),
+    "mnist": (10, range(10)),
+}
+
+
+@pytest.mark.parametrize("config", EMNIST)
+def test_every_configuration_of_emnist_is_prepared(config, tmp_path, monkeypatch):
+    """The archive holds all of them, and of Letters more images than TFDS takes."""
+    from tensorflow_datasets.image_classification import mnist
+
+    count, labels = EMNIST[config]
+    more = 40 if config == "letters" else 0
+    split = {"train": 300 + more, "test": 130 + more}
+    original = {
+        part: (_pixels(n, (28, 28)), np.resize(np.array(labels), n)) for part, n in split.items()
+    }
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for part, (images, numbers) in original.items():
+            stem = f"gzip/emnist-{config}-{part}"
+            archive.writestr(f"{stem}-images-idx3-ubyte.gz", _idx(images))
+            archive.writestr(f"{stem}-labels-idx1-ubyte.gz", _idx(numbers))
+        other = "balanced" if config != "balanced" else "mnist"
+        archive.writestr(f"gzip/emnist-{other}-train-images-idx3-ubyte.gz", b"not for us")
+    (found,) = [c for c in mnist.EMNIST.BUILDER_CONFIGS if c.name == config]
+    assert found.class_number == count
+    monkeypatch.setattr(found, "train_examples", 300)
+    monkeypatch.setattr(found, "test_examples", 130)
+    with _server({"/gzip.zip": buffer.getvalue()}) as (address, _):
+        monkeypatch.setattr(mnist.EMNIST, "URL", f"{address}gzip.zip")
+        prepare.main([f"tfds:emnist/{config}", "--data-dir", str(tmp_path / "data")])
+    data = datasets.load(f"tfds:emnist/{config}", tmp_path / "data")
+    assert (data.spec.turned, data.spec.light_strokes) == (True, True)
+    names = data.spec.class_names
+    assert len(names) == len(labels)
+    ends = {"byclass": ("0", "z"), "letters": ("A", "Z"), "digits": ("0", "9"), "mnist": ("0", "9")}
+    assert (names[0], names[-1]) == ends.get(config, ("0", "t"))
+    left_out = "11 of 37 classes have no images and are left out (0, 27, 28, ...)"
+    assert data.notes == ((left_out,) if config == "letters" else ())
+    for part, (images, numbers), n in zip(
+        (data.train, data.test), original.values(), (300, 130), strict=True
+    ):
+        got = sorted((i.tobytes(), int(k)) for i, k in zip(part.images, part.labels, strict=True))
+        wanted = zip(images[:n], numbers[:n] - labels[0], strict=True)
+        assert got == sorted((i.tobytes(), int(k)) for i, k in wanted)
+
+
+def test_svhn_and_cifar10_are_prepared_under_their_names_in_tfds(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    with _server(_site()) as (address, _):
+        _point_builders_at(monkeypatch, address)
+        for name in ("svhn_cropped", "cifar10"):
+            prepare.main([f"tfds:{name}", "--data-dir", str(tmp_path / "data")])
+    for name, known in (("svhn_cropped", "svhn"), ("cifar10", "cifar10")):
+        found = datasets.load(f"tfds:{name}", tmp_path / "data")
+        plain = datasets.load(known, tmp_path / "data")
+        assert found.fingerprint == plain.fingerprint
+        assert found.spec.class_names == plain.spec.class_names
 
 
 def test_cifar100_is_prepared_with_its_fine_labels(tmp_path, monkeypatch):
