@@ -23,6 +23,7 @@ from data.images.shapes import plain_spec
 from data.recipes import auto
 from data.recipes.recipe import Phase, Recipe
 from data.tree import hierarchy
+from data.tree.hierarchy import Tree
 
 CLASSES, CHECKED = 10, 256
 WAYS = ("memory", "disk")
@@ -56,7 +57,8 @@ def seconds_in_jax(recipe: Recipe, phase: Phase, images: Images, labels: np.ndar
     from trunk_jax.training.source import Source
     from trunk_jax.training.windows import as_array
 
-    network = initial_network(recipe, *_root(), {}, images.shape[1:])
+    root = hierarchy.ROOT
+    network = initial_network(recipe, _tree(), root, "class", {}, images.shape[1:])
     source = Source(as_array(images), jnp.asarray(labels), ())
     check = Source(jnp.asarray(images[:CHECKED]), jnp.asarray(labels[:CHECKED]), ())
     return _seconds(fit.fit, recipe, phase, network, source, check)
@@ -74,7 +76,8 @@ def seconds_in_torch(
     from trunk_torch_ref.training.pixels import FromDisk, as_images
 
     height, width, channels = images.shape[1:]
-    network = initial_network(recipe, *_root(), {}, (channels, height, width)).to(where())
+    shape = (channels, height, width)
+    network = initial_network(recipe, _tree(), hierarchy.ROOT, "class", {}, shape).to(where())
     held = isinstance(images, np.ndarray)
     given = as_images(images, where()) if held else FromDisk(images, where())
     targets = torch.tensor(labels, dtype=torch.int64, device=where())
@@ -83,8 +86,8 @@ def seconds_in_torch(
     return _seconds(fit.fit, recipe, phase, network, source, check)
 
 
-def _root() -> tuple[Any, ...]:
-    return hierarchy.bare(CLASSES), hierarchy.ROOT, "class"
+def _tree() -> Tree:
+    return hierarchy.bare(CLASSES)
 
 
 def _seconds(fit: Callable[..., Any], *arguments: Any) -> list[float]:
@@ -137,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
     head = ["images a second", *WAYS, "disk / memory"]
     size = f"{images.nbytes / 1e9:.2f} GB"
     print(f"{options.images:,} images of {options.size}x{options.size}, {size}")
-    tables.show(head, rows)
+    tables.print_table("", head, rows)
     if options.json:
         about = {"images": options.images, "size": options.size, "bytes": images.nbytes}
         save_json(options.json, about | {"rates": found, "cores": machine.cores()})

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import run
+from benchmarks import reading, run
 from benchmarks.cases import FORMS, PAIRS, Case, cases, recipe_of, tree_of
 from data.base.errors import UserError
 
@@ -94,3 +94,18 @@ def test_rows_go_on_in_the_file_but_not_on_another_machine(tmp_path, monkeypatch
         run.main(["--only", "mnist vgg on Mars"])
     with pytest.raises(UserError, match="--missing needs"):
         run.main(["--missing"])
+
+
+@pytest.mark.slow
+def test_reading_counts_images_of_both_ways_in_both_frameworks(tmp_path, monkeypatch, capsys):
+    """256 images in a median of 4 s: 64 a second."""
+    monkeypatch.setattr(reading, "_seconds", lambda *_: [2.0, 4.0, 6.0])
+    words = ["--images", "256", "--size", "16", "--budget", "300e3", "--folder", str(tmp_path)]
+    reading.main([*words, "--json", str(tmp_path / "r.json")])
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["bytes"] == 256 * 16 * 16 * 3
+    assert found["rates"] == {key: {"memory": 64.0, "disk": 64.0} for key in ("JAX", "PyTorch")}
+    assert "256 images of 16x16" in capsys.readouterr().out
+    assert [file.name for file in tmp_path.iterdir()] == ["r.json"]
+    with pytest.raises(UserError, match="--images must be 256 or more"):
+        reading.main(["--images", "255"])

@@ -196,6 +196,7 @@ def test_help_gives_each_default(capsys):
         "autotune",
         "tensorboard",
         "seeds",
+        "images_in",
     }
     for entry in described.values():
         assert re.search(r"\(default: .+\)$", entry)

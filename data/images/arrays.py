@@ -27,15 +27,20 @@ def as_images(images: Any, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "n 
 
     """
     if isinstance(images, OnDisk):
-        if images.shape[1:] != tuple(shape):
-            _batch(images, shape)  # says what is wrong
-        return images
+        return _on_disk(images, shape)
     try:
         array = np.asarray(images)
     except Exception as error:  # ragged lists, tensors on a GPU: each has an error of its own
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"the images are not one array of numbers ({reason:.200})") from None
     return as_bytes(_batch(array, shape))
+
+
+def _on_disk(images: Any, shape: tuple[int, int, int]) -> Any:
+    """Images on disk as they are: they take an array's place. UserError for another size."""
+    if images.shape[1:] != tuple(shape):
+        _batch(images, shape)  # says what is wrong
+    return images
 
 
 def _batch(array: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

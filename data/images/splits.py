@@ -85,6 +85,8 @@ def _limited(labels: np.ndarray, rows: np.ndarray, limit: int, seed: int, name: 
 
 
 def _on_disk(examples: Examples) -> Examples:
+    if isinstance(examples.images, OnDisk):
+        return examples
     return Examples(OnDisk(examples.images, np.arange(len(examples.labels))), examples.labels)
 
 
