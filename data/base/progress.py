@@ -89,7 +89,7 @@ def _state(done: int, total: int | None, unit: Unit, rate: float) -> str:
     """How many of how many, how quickly, and how long it will still take."""
     number = f",.{unit.decimals}f"
     whole = "" if total is None else f" of {total / unit.size:{number}}"
-    left = f", {_duration((total - done) / rate)} left" if total is not None and rate > 0 else ""
+    left = f", {duration((total - done) / rate)} left" if total is not None and rate > 0 else ""
     return (
         f"{done / unit.size:{number}}{whole} {unit.name}, "
         f"{rate / unit.size:{number}} {unit.name}/s{left}"
@@ -157,7 +157,7 @@ class Reporter:
         left = ""
         if done > self._first:
             rate = (time.monotonic() - self._began) / (done - self._first)
-            left = f"{_duration(rate * (epochs - done))} left"
+            left = f"{duration(rate * (epochs - done))} left"
         if self._live:
             text = f"{stage}  epoch {epoch}/{epochs}"
             self._live.update(self._task, completed=done, description=text, left=left)
@@ -170,7 +170,11 @@ class Reporter:
             )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as a clock shows them.
+
+    Example: `duration(75.2), duration(3675)` is `("1:15", "1:01:15")`.
+    """
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

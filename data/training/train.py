@@ -20,7 +20,7 @@ from data.run import results, runfolder
 from data.run.derived import digest
 from data.run.manifest import changes, manifest
 from data.run.options import TrainOptions
-from data.training import placement, scalars, sharing
+from data.training import estimate, placement, scalars, sharing
 from data.training.framework import Framework, within_memory
 from data.training.initial import carry, need_fit, need_whole
 from data.tree import drawing
@@ -161,6 +161,7 @@ def _grow(
     with ExitStack() as opened:
         report = opened.enter_context(Reporter())
         listeners = [] if on_epoch is None else [on_epoch]
+        listeners.append(estimate.telling(recipe, report.note))
         if options.tensorboard:
             listeners.append(opened.enter_context(scalars.writing(options.out)))
         report.note(f"{dataset.spec.name}: {dataset.source}")
