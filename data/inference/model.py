@@ -1,20 +1,21 @@
 """A tree with its networks as one value, and the decisions that it takes."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from data.base.errors import UserError
 from data.images.fitting import Options
 from data.images.specs import Spec
 from data.inference.inputs import pixels_of
+from data.inference.stopping import Stopping
 from data.recipes.recipe import Recipe, image_shape
 from data.tree import drawing
-from data.tree.hierarchy import Node, Tree
+from data.tree.hierarchy import ROOT, Node, Tree
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,10 @@ class Visit:
     Attributes:
       node: where.
       places: which images, as positions in the array that was asked about.
-      chosen: the output that each takes.
+      chosen: the branch that each takes: an output, or in a tree with exits the child that it goes
+        on to; there -1 where it goes no further.
       likelihoods: the logarithm of each output's probability, at this node.
+      second: the branch that each takes besides, -1 for none; None: none does.
 
     """
 
@@ -33,27 +36,89 @@ class Visit:
     places: Int[np.ndarray, " k"]
     chosen: Int[np.ndarray, " k"]
     likelihoods: Float[np.ndarray, "k outputs"]
+    second: Int[np.ndarray, " k"] | None = None
+
+    @property
+    def taken(self) -> Iterator[tuple[Node, Bool[np.ndarray, " k"]]]:
+        """Where images go on to: a child or leaf, and which of these images."""
+        for branches in (self.chosen, self.second):
+            if branches is not None:
+                for branch in np.unique(branches[branches >= 0]):
+                    yield (*self.node, int(branch)), branches == branch
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """`labels`: the predicted class. `confidence`: the product of probabilities on its path."""
+    """What a tree predicts.
+
+    Attributes:
+      labels: the predicted class.
+      confidence: its probability; the product of those on its path.
+      met: whether the image was computed by each of `tree.nodes`.
+
+    """
 
     labels: Int[np.ndarray, " n"]
     confidence: Float[np.ndarray, " n"]
+    met: Bool[np.ndarray, "n nodes"]
 
 
 def predictions(tree: Tree, visits: Iterable[Visit], count: int) -> Predictions:
-    """What visits that take `count` images from the root to a leaf each come to."""
+    """What visits of `count` images come to; of an image, a node's comes before its children's."""
+    met = np.zeros((count, len(tree.nodes)), bool)
+    number = {node: place for place, node in enumerate(tree.nodes)}
+
+    def noted() -> Iterator[Visit]:
+        for visit in visits:
+            met[visit.places, number[visit.node]] = True
+            yield visit
+
+    if tree.exits:
+        shares = distribution(tree, noted(), count)
+        labels = shares.argmax(1).astype(np.int32)
+        return Predictions(labels, shares[np.arange(count), labels], met)
+    labels, likelihood = _best_leaves(tree, noted(), count)
+    return Predictions(labels, np.exp(likelihood), met)
+
+
+def _best_leaves(
+    tree: Tree, visits: Iterable[Visit], count: int
+) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Of the leaves that each image came to the most probable: its label, and its logarithm."""
     leaves = {path: label for label, path in enumerate(tree.paths)}
-    labels, likelihood = np.full(count, -1, np.int32), np.zeros(count)
+    labels, best = np.full(count, -1, np.int32), np.zeros(count)
+    reached = {ROOT: np.zeros(count)}
     for visit in visits:
-        likelihood[visit.places] += visit.likelihoods[np.arange(len(visit.places)), visit.chosen]
-        for output in np.unique(visit.chosen):
-            label = leaves.get((*visit.node, int(output)))
-            if label is not None:
-                labels[visit.places[visit.chosen == output]] = label
-    return Predictions(labels, np.exp(likelihood))
+        came = reached[visit.node][visit.places]
+        for branch, mine in visit.taken:
+            places = visit.places[mine]
+            likelihood = came[mine] + visit.likelihoods[mine, branch[-1]]
+            if branch in leaves:
+                better = (labels[places] < 0) | (likelihood > best[places])
+                labels[places[better]] = leaves[branch]
+                best[places[better]] = likelihood[better]
+            else:
+                reached.setdefault(branch, np.zeros(count))[places] = likelihood
+    return labels, best
+
+
+def distribution(tree: Tree, visits: Iterable[Visit], count: int) -> Float[np.ndarray, "n classes"]:
+    """The probability of each class after visits of a tree with exits, float64; rows sum to 1.
+
+    At a child that was visited its classes share, as it says, the probability that they had
+    together; the others keep theirs.
+    """
+    shares = np.zeros((count, len(tree.paths)))
+    reached = {ROOT: np.ones(count)}
+    for visit in visits:
+        mine = np.exp(visit.likelihoods.astype(np.float64))
+        mine *= (reached[visit.node][visit.places] / mine.sum(1))[:, None]
+        shares[np.ix_(visit.places, tree.members(visit.node))] = mine
+        for child, rows in visit.taken:
+            places = visit.places[rows]
+            below = shares[np.ix_(places, tree.members(child))].sum(1)
+            reached.setdefault(child, np.zeros(count))[places] = below
+    return shares
 
 
 @dataclass(frozen=True)
@@ -66,7 +131,8 @@ class Answer:
       probabilities: of each class, by label. A class outside the last node that the image visited
         gets 0, so a row sums to the probability of having come there (1 for the root). An output
         of that node that leads on to another, which the image did not take, shares its probability
-        evenly among its classes. The predicted class has the most.
+        evenly among its classes. In a tree with exits a class has what the last node that knows it
+        says, and a row sums to 1. The predicted class has the most.
       paths: the names of the nodes that each image met, a tuple an image.
 
     Example (with `model = trunk_jax.load("cifar10")`):
@@ -107,6 +173,7 @@ class Model:
       tree: who is whose child, and where each class is decided.
       networks: by node.
       folder: the run folder that it was read from, if it was.
+      stopping: where images stop before the end, or visit two branches.
 
     """
 
@@ -114,6 +181,7 @@ class Model:
     tree: Tree
     networks: Mapping[Node, Any]
     folder: Path | None = None
+    stopping: Stopping = field(default_factory=Stopping)
 
     @property
     def spec(self) -> Spec:
@@ -233,20 +301,35 @@ def answer(model: Model, visits: Iterable[Visit], count: int) -> Answer:
     """What visits of `count` images come to."""
     tree, found = model.tree, list(visits)
     labels = predictions(tree, found, count).labels
-    probabilities, reached = np.zeros((count, len(tree.paths))), np.zeros(count)
+    shares = distribution if tree.exits else _shares
     paths: list[tuple[str, ...]] = [()] * count
     for visit in found:  # of an image, later ones are further down
-        probabilities[visit.places] = 0
-        likelihoods = reached[visit.places, None] + visit.likelihoods
-        for output in range(tree.width(visit.node)):
-            below = list(tree.members((*visit.node, output)))
-            share = np.exp(likelihoods[:, output]) / len(below)
-            probabilities[np.ix_(visit.places, np.array(below))] = share[:, None]
-        reached[visit.places] = likelihoods[np.arange(len(visit.places)), visit.chosen]
         for place in visit.places:
             paths[place] = (*paths[place], tree.names[visit.node])
     met = np.empty(count, object)  # not by one assignment: NumPy would look inside the tuples
     for place, path in enumerate(paths):
         met[place] = path
     names = np.array(model.classes)[labels] if count else np.array([], str)
-    return Answer(labels, names, probabilities, met)
+    return Answer(labels, names, shares(tree, found, count), met)
+
+
+def _shares(tree: Tree, visits: Iterable[Visit], count: int) -> Float[np.ndarray, "n classes"]:
+    """`Answer.probabilities` of a tree whose nodes score groups."""
+    shares = np.zeros((count, len(tree.paths)))
+    reached = {ROOT: np.zeros(count)}
+    for visit in visits:
+        likelihoods = reached[visit.node][visit.places, None] + visit.likelihoods
+        branches = tree.branches(visit.node)
+        for output, below in enumerate(branches):
+            share = np.exp(likelihoods[:, output]) / len(below)
+            shares[np.ix_(visit.places, below)] = share[:, None]
+        kept = np.zeros((len(visit.places), len(tree.paths)), bool)
+        onward = np.zeros(len(visit.places), bool)
+        for branch, mine in visit.taken:
+            kept[np.ix_(mine, branches[branch[-1]])] = True
+            if branch not in tree.paths:
+                onward |= mine
+                came = reached.setdefault(branch, np.zeros(count))
+                came[visit.places[mine]] = likelihoods[mine, branch[-1]]
+        shares[visit.places] *= kept | ~onward[:, None]
+    return shares

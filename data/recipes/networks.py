@@ -69,7 +69,7 @@ Network = MobileNet | Vgg | ResNet
 
 @dataclass(frozen=True)
 class Designed:
-    """The networks of a recipe that was made for its data (`data.recipes.auto`): no table's."""
+    """The networks of a recipe's own: made for its data (`data.recipes.auto`), or in its file."""
 
     root: ResNet
     others: ResNet

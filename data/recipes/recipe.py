@@ -36,7 +36,7 @@ SCHEDULES = ("cosine", "step", "constant", "onecycle")
 PRECISIONS = ("float32", "bfloat16")
 PROTOCOLS = ("holdout", "published")
 TIES = ("first", "last", "final")
-GROUPINGS = ("threshold", "sampled")
+GROUPINGS = ("threshold", "sampled", "one")
 PREFERRED = ("efficient", "corrected", "published")
 AUTO: Final = "auto"
 Volatility = float | Literal["auto"]  # auto: groups are chosen by `data.tree.selection`
@@ -94,6 +94,23 @@ class Baseline:
 
 
 @dataclass(frozen=True)
+class Exits:
+    """What is particular to a tree whose nodes score classes, so that images may stop early.
+
+    Both are for joint training. `weight`: what the loss of a node that has children counts, where
+    that of one without counts 1. `distil`: what it counts besides that such a node gives, among
+    a child's classes, the probabilities that the child does (cross entropy at the temperature
+    `DISTIL_TEMPERATURE`, times its square); the child learns nothing from it.
+    """
+
+    weight: float = 1.0
+    distil: float = 0.0
+
+
+DISTIL_TEMPERATURE = 2.0
+
+
+@dataclass(frozen=True)
 class NodeRecipe:
     """The two phases of a node and its volatility."""
 
@@ -117,6 +134,7 @@ class Recipe:
     `budget`: with the volatility auto, multiply-adds that the mean path may cost; 0: any number.
     `data`: what is known of the dataset; None: what `specs` has under its name, put in by `check`.
     `networks`: those of a recipe that was designed for its data; None: the table's.
+    `exits`: nodes score classes, and images may stop early; None: nodes score groups.
     """
 
     name: str
@@ -143,6 +161,7 @@ class Recipe:
     budget: float = 0.0
     data: Spec | None = None
     networks: Designed | None = None
+    exits: Exits | None = None
 
     @property
     def spec(self) -> Spec:
@@ -322,6 +341,17 @@ def check(recipe: Recipe) -> Recipe:
         _need(not faulty, "joint with the faults", ", ".join(faulty), "without them")
     _need(recipe.budget >= 0 and math.isfinite(recipe.budget), "budget", recipe.budget, "0 or more")
     _need(not recipe.balanced or recipe.joint is not None, "balanced", True, "off without joint")
+    if recipe.exits is not None:
+        for what in ("weight", "distil"):
+            number = getattr(recipe.exits, what)
+            good = math.isfinite(number) and number >= 0
+            _need(good, f"exits.{what}", number, "0 or more")
+        _need(recipe.loss == "cross_entropy", "loss with exits", recipe.loss, "cross_entropy")
+        _need(recipe.baseline is None, "exits", "on", "off for a monolithic baseline")
+    if recipe.networks is not None:
+        _check_networks(recipe, recipe.networks)
+    one = recipe.grouping == "one"
+    _need(not one or recipe.exits is not None, "grouping one", "without exits", "with exits")
     return _with_data(recipe)
 
 
@@ -332,6 +362,17 @@ def _with_data(recipe: Recipe) -> Recipe:
     specs.check(recipe.data)
     _need(recipe.data.name == recipe.dataset, "dataset", recipe.dataset, repr(recipe.data.name))
     return recipe
+
+
+def _check_networks(recipe: Recipe, designed: Designed) -> None:
+    own = recipe.backbone in ("resnet", "monolith")
+    _need(own, "networks with the backbone", recipe.backbone, "none, but for resnet and monolith")
+    for network in (designed.root, designed.others):
+        _need(network.stem >= 0, "stem", network.stem, "0 (none) or more channels")
+        _need(bool(network.blocks), "blocks", network.blocks, "one block at least")
+        for block in network.blocks:
+            _need(block.out >= 1, "out", block.out, "1 channel or more")
+            _need(block.stride in (1, 2), "stride", block.stride, "1 or 2")
 
 
 def _check_phase(recipe: Recipe, phase: Phase) -> None:

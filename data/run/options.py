@@ -162,7 +162,8 @@ def train_parser(framework: str) -> Parser:
     )
     add(
         "--grouping",
-        help="threshold, or sampled: by 100,000 draws, as the release does (default: threshold)",
+        help="threshold; sampled: by 100,000 draws, as the release does; or, with a recipe of exits, "
+        "one: all classes go on to one child (default: threshold)",
     )
     add(
         "--model",

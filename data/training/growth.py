@@ -28,20 +28,25 @@ def grow(
     decide: Callable[[Tree, Node, Callable[[], np.ndarray]], Groups],
     finish: Callable[[Tree, Node], None],
     ahead: Ahead | None = None,
+    exits: bool = False,
+    regroups: Callable[[Groups], bool] = splits,
 ) -> Tree:
     """Grow a tree breadth first, siblings in name order.
 
     Args:
-      fit: train a node for the phase `class` (one output a class) or `group`.
+      fit: train a node for the phase `class` (one output a class) or `group`; with `exits` the
+        former gives it its outputs, and there is no other.
       likelihood: the ASL of a node that was trained for its classes.
       decide: the node's groups, from its ASL (called for only if not on record).
       finish: called when a node has its final network and the tree its new shape.
       ahead: if given, the children of a node go on side by side: it is called with their
         stages of one phase before `fit` is called for each. The tree is the same: a stage
         depends on its node's own classes and ancestors alone.
+      exits: nodes score the classes below them (`Tree.exits`).
+      regroups: whether groups give a node children.
 
     """
-    tree = hierarchy.bare(classes)
+    tree = hierarchy.bare(classes, exits)
     waiting = [[ROOT]]
     while waiting:
         nodes, regrouped = waiting.pop(0), []
@@ -50,13 +55,14 @@ def grow(
         for node in nodes:
             fit(tree, node, "class")
             groups = decide(tree, node, partial(likelihood, tree, node))
-            if splits(groups):
+            if regroups(groups):
                 tree = hierarchy.regroup(tree, node, groups)
                 regrouped.append(node)
-        if ahead and regrouped:
+        if ahead and regrouped and not exits:
             ahead([Stage(tree, node, "group") for node in regrouped])
         for node in regrouped:
-            fit(tree, node, "group")
+            if not exits:
+                fit(tree, node, "group")
             paths = {tree.names[child]: child for child in tree.children(node)}
             children = [paths[name] for name in hierarchy.name_order(paths)]
             waiting += [children] if ahead else [[child] for child in children]
@@ -125,6 +131,7 @@ def grow_into(
             decide=decide,
             finish=finish,
             ahead=ahead,
+            **kind_of(recipe),
         )
     else:
         tree = given
@@ -136,6 +143,12 @@ def grow_into(
         for node in tree.nodes:
             runfolder.write_weights(folder, tree.names[node], weights(node))
     return tree
+
+
+def kind_of(recipe: Recipe) -> dict[str, Any]:
+    """The arguments of `grow` that follow from a recipe: `exits` and `regroups`."""
+    one = recipe.grouping == "one"
+    return {"exits": recipe.exits is not None, "regroups": grouping.whole if one else splits}
 
 
 @dataclass(frozen=True)
@@ -161,6 +174,9 @@ def decision_of(
 ) -> Decision:
     """The groups of a node after its class phase. For the arguments see `grow_into`."""
     given = row_of(recipe, node).volatility
+    if recipe.grouping == "one":  # the root's child has all classes, and no child of its own
+        classes = tuple(range(len(asl)))
+        return Decision(asl, (classes,) if node == ROOT else tuple((k,) for k in classes), None)
     if given != AUTO:
         sampled = recipe.grouping == "sampled"
         draws = stream(recipe.seed, tree.names[node], "grouping") if sampled else None

@@ -6,14 +6,14 @@ are neighbours: a node's part of every batch is one slice, known when a program 
 and no node computes an image that is not its own.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Int
 
 from data.base.errors import UserError
 from data.base.streams import stream
-from data.recipes.recipe import Recipe
+from data.recipes.recipe import Exits, Recipe
 from data.training.batches import Plan
 from data.tree.hierarchy import ROOT, Node, Tree
 
@@ -24,6 +24,8 @@ class Share:
 
     `start`, `stop`: its rows. `parent`: the place in the list of shares of the node above, -1
     for the root; parents come before their children. `targets[label]`: its right output.
+    `weight`: what its loss counts. `above`: in a tree with exits, the output of the node above for
+    each of its own.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Share:
     start: int
     stop: int
     targets: tuple[int, ...]
+    weight: float = 1.0
+    above: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,12 @@ class Layout:
     """How the batches of a tree are made up.
 
     `shares`: of each node, in depth-first order. `counts`: images of each node's own group.
+    `distil`: what it counts that a node learns from its children's answers.
     """
 
     shares: tuple[Share, ...]
     counts: tuple[int, ...]
+    distil: float = 0.0
 
     @property
     def width(self) -> int:
@@ -51,12 +57,16 @@ class Layout:
 
 
 def layout(
-    tree: Tree, labels: Int[np.ndarray, " n"], batch_size: int, balanced: bool = False
+    tree: Tree,
+    labels: Int[np.ndarray, " n"],
+    batch_size: int,
+    balanced: bool = False,
+    exits: Exits | None = None,
 ) -> Layout:
     """Batches of `batch_size` images with the groups' shares of `labels`, but 2 at least.
 
-    With `balanced`, the groups' shares of the classes that `labels` has. UserError if a batch
-    is too small for that.
+    With `balanced`, the groups' shares of the classes that `labels` has. `exits`: what losses of
+    a tree with exits count. UserError if a batch is too small for that.
     """
     order = tree.nodes
     groups = [own_labels(tree, node) for node in order]
@@ -72,8 +82,14 @@ def layout(
         parent = -1 if node == ROOT else order.index(node[:-1])
         targets = tuple(int(target) for target in tree.targets(node))
         start, stop = int(places[place]), int(places[place + len(below)])
-        shares.append(Share(tree.names[node], node, parent, start, stop, targets))
-    return Layout(tuple(shares), tuple(int(count) for count in counts))
+        share = Share(tree.names[node], node, parent, start, stop, targets)
+        if exits is not None:
+            weight = exits.weight if tree.children(node) else 1.0
+            places_above = tree.class_targets(node[:-1])[list(tree.members(node))].tolist()
+            share = replace(share, weight=weight, above=() if parent < 0 else tuple(places_above))
+        shares.append(share)
+    distil = 0.0 if exits is None else exits.distil
+    return Layout(tuple(shares), tuple(int(count) for count in counts), distil)
 
 
 def own_labels(tree: Tree, node: Node) -> tuple[int, ...]:

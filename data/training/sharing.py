@@ -47,7 +47,7 @@ def share(folder: Path, recipe: Recipe, classes: int, finished: Iterable[Path]) 
 
     for run in finished:
         with suppress(_Unknown):  # it was stopped before its end
-            _walk(classes, partial(own, run), _recorded(run))
+            _walk(classes, recipe, partial(own, run), _recorded(run))
     shared: list[str] = []
 
     def take(key: Key, stage: Stage) -> None:
@@ -75,12 +75,15 @@ def share(folder: Path, recipe: Recipe, classes: int, finished: Iterable[Path]) 
 
     sources: dict[Node, Path] = {}
     with suppress(_Unknown):  # from there on it is trained
-        _walk(classes, take, decide)
+        _walk(classes, recipe, take, decide)
     return shared
 
 
 def _walk(
-    classes: int, visit: Callable[[Key, Stage], Any], decide: Callable[[Tree, Node], Groups]
+    classes: int,
+    recipe: Recipe,
+    visit: Callable[[Key, Stage], Any],
+    decide: Callable[[Tree, Node], Groups],
 ) -> None:
     """Go through the stages of a tree in the order in which it is grown."""
     keys: dict[Node, Key] = {}
@@ -97,6 +100,7 @@ def _walk(
         likelihood=lambda tree, node: np.empty(0),  # `decide` knows where to look for it
         decide=lambda tree, node, take: decide(tree, node),
         finish=lambda tree, node: None,
+        **growth.kind_of(recipe),
     )
 
 

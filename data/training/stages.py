@@ -60,7 +60,7 @@ class Stage:
 def stages_of(tree: Tree) -> Iterator[Stage]:
     """The one stage of each node of a tree that is there already, from the root down."""
     for node in sorted(tree.nodes, key=lambda node: (len(node), node)):
-        yield Stage(tree, node, "group" if tree.children(node) else "class")
+        yield Stage(tree, node, "group" if tree.children(node) and not tree.exits else "class")
 
 
 def row_of(recipe: Recipe, node: Node) -> NodeRecipe:

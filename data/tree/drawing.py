@@ -27,7 +27,7 @@ def _lines(
 ) -> Iterator[str]:
     """The lines of a node and those below it. `first`, `rest`: what its lines begin with."""
     children = tree.children(node)
-    outputs = [_output(tree, names, (*node, output)) for output in range(tree.width(node))]
+    outputs = [_output(tree, names, (*node, output)) for output in range(len(tree.branches(node)))]
     inner = f"{rest}│  " if children else f"{rest}   "
     yield from textwrap.wrap(
         f"{tree.names[node]} ─ {' │ '.join(outputs)}",

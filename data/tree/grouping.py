@@ -55,6 +55,11 @@ def group(
     return as_groups([np.flatnonzero(component == index).tolist() for index in range(count)])
 
 
+def whole(groups: Groups) -> bool:
+    """Whether `groups` pass all classes on to a single child (`--grouping one`)."""
+    return len(groups) == 1 and len(groups[0]) > 1
+
+
 def splits(groups: Groups) -> bool:
     """Whether `groups` change a node: more than one group, fewer than one a class."""
     return 1 < len(groups) < sum(map(len, groups))

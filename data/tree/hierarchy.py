@@ -27,11 +27,13 @@ class Tree:
     """`paths[label]` is the label's path; `names[path]` the name of each node and leaf.
 
     A root without children (a flat classifier) has the paths (0,), (1,), ... and no
-    named leaves.
+    named leaves. With `exits` a node has an output for each class below it, and an image may end
+    at any node; else one for each of its branches, and an image goes on to a leaf.
     """
 
     paths: tuple[Node, ...]
     names: Mapping[Node, str]
+    exits: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "names", MappingProxyType(dict(self.names)))
@@ -53,9 +55,19 @@ class Tree:
         """The labels whose path passes through `node` (or ends there), in order."""
         return tuple(label for label, path in enumerate(self.paths) if path[: len(node)] == node)
 
+    def branches(self, node: Node) -> tuple[tuple[int, ...], ...]:
+        """The labels of each branch of `node`, in index order: a single one is a leaf."""
+        count = len({self.paths[label][len(node)] for label in self.members(node)})
+        return tuple(self.members((*node, branch)) for branch in range(count))
+
+    def columns(self, node: Node) -> tuple[tuple[int, ...], ...]:
+        """For each branch of `node`, the places of its labels among all that are below the node."""
+        place = {label: index for index, label in enumerate(self.members(node))}
+        return tuple(tuple(place[label] for label in labels) for labels in self.branches(node))
+
     def width(self, node: Node) -> int:
-        """The number of outputs of `node`: one a child."""
-        return len({self.paths[label][len(node)] for label in self.members(node)})
+        """The number of outputs of `node`: one a branch; with `exits` one a class."""
+        return len(self.members(node) if self.exits else self.branches(node))
 
     def children(self, node: Node) -> tuple[Node, ...]:
         """The children of `node` that hold a network, in index order."""
@@ -63,6 +75,8 @@ class Tree:
 
     def targets(self, node: Node) -> np.ndarray:
         """For each label the right output of `node`, int32 [classes]; -1 for non-members."""
+        if self.exits:
+            return self.class_targets(node)
         result = np.full(len(self.paths), -1, np.int32)
         for label in self.members(node):
             result[label] = self.paths[label][len(node)]
@@ -91,9 +105,9 @@ class Tree:
         return result
 
 
-def bare(classes: int) -> Tree:
+def bare(classes: int, exits: bool = False) -> Tree:
     """The tree before any grouping: a root with one output a class."""
-    return Tree(tuple((label,) for label in range(classes)), {ROOT: "root"})
+    return Tree(tuple((label,) for label in range(classes)), {ROOT: "root"}, exits)
 
 
 def ancestors(node: Node) -> tuple[Node, ...]:
@@ -129,7 +143,8 @@ def regroup(tree: Tree, node: Node, groups: Groups) -> Tree:
             if path[:length] not in names:
                 names[path[:length]] = _fresh_name(names, path[: length - 1])
     used = {path[:length] for path in paths for length in range(len(path) + 1)}
-    return Tree(tuple(paths), {path: name for path, name in names.items() if path in used})
+    used_names = {path: name for path, name in names.items() if path in used}
+    return Tree(tuple(paths), used_names, tree.exits)
 
 
 def _fresh_name(names: Mapping[Node, str], parent: Node) -> str:
@@ -144,7 +159,8 @@ def _fresh_name(names: Mapping[Node, str], parent: Node) -> str:
 def to_json(tree: Tree) -> dict[str, Any]:
     """The form stored in `tree.json`."""
     order = sorted(tree.names)
-    return {
+    exits = {"exits": True} if tree.exits else {}
+    return exits | {
         "targets": {str(label): list(path) for label, path in enumerate(tree.paths)},
         "nodes": {tree.names[path]: list(path) for path in order},
     }
@@ -154,14 +170,16 @@ def from_json(value: Any) -> Tree:
     """Read `to_json`'s form. UserError if it is not a tree."""
     if not isinstance(value, dict) or not {"targets", "nodes"} <= value.keys():
         raise UserError("not a tree: needs the keys targets and nodes")
-    targets, named = value["targets"], value["nodes"]
+    targets, named, exits = value["targets"], value["nodes"], value.get("exits", False)
+    if type(exits) is not bool:
+        raise UserError("not a tree: exits must be true or false")
     if not isinstance(targets, dict) or not isinstance(named, dict):
         raise UserError("not a tree: targets and nodes must be objects")
     paths = _paths_by_label(targets)
     names = {_path(path, f"{name!r:.80}"): name for name, path in named.items()}
     if len(names) != len(named):
         raise UserError("not a tree: two nodes share a path")
-    return Tree(paths, names)
+    return Tree(paths, names, exits)
 
 
 def from_published(target_map: Any, models: Any) -> Tree:
@@ -224,7 +242,7 @@ def _problem(tree: Tree) -> str | None:
     for node, used in outputs.items():
         if used != set(range(len(used))):
             return f"the children of {list(node)} are not numbered 0 to {len(used) - 1}"
-        if len(used) == 1:
+        if len(used) == 1 and not tree.exits:
             return f"node {list(node)} has a single child"
     if tree.names.get(ROOT) != "root":
         return "the root is not named root"

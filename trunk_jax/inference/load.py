@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from data.base.errors import UserError
+from data.inference import stopping
 from data.recipes.recipe import Recipe, image_shape
 from data.run import compression, runfolder
 from data.run.compression import Compression
@@ -23,7 +24,7 @@ def load(folder: Path) -> Model:
     """The tree of a finished run, of either framework. UserError if it is no such folder."""
     recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
     networks = load_networks(folder, recipe, tree, image_shape(recipe))
-    return Model(recipe, tree, networks, folder)
+    return Model(recipe, tree, networks, folder, stopping.read(folder, tree))
 
 
 def load_networks(

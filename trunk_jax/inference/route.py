@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, UInt8
@@ -12,6 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from data.images.arrays import as_images
 from data.images.augmentation import Augmentation
 from data.inference.model import Model, Predictions, Visit, predictions
+from data.inference.stopping import NEVER
 from data.tree import hierarchy
 from data.tree.hierarchy import ROOT, Node
 from trunk_jax.inference.microbatched import infer
@@ -26,11 +28,41 @@ def _normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...], d
     return prepare(images, {}, Augmentation(), mean, std, dtype)
 
 
-@jax.jit
-def _visit(network: Network, x: Array, rows: Int[Array, " b"]) -> tuple[Array, Array, Array]:
-    """(features, chosen output, log-probabilities) of a node for the given rows of `x`."""
+@partial(jax.jit, static_argnames=("columns", "deeper"))
+def _visit(
+    network: Network,
+    x: Array,
+    rows: Int[Array, " b"],
+    temperature: float = 1.0,
+    columns: tuple[tuple[int, ...], ...] | None = None,
+    deeper: tuple[bool, ...] = (),
+    threshold: float = NEVER,
+    second: float | None = None,
+) -> tuple[Array, Array, Array, Array]:
+    """(features, log-probabilities, branch taken, second branch) of a node for some rows of `x`.
+
+    A branch is -1 where none is taken. `columns`: in a tree with exits, the outputs of each branch,
+    of which those are taken that are `deeper`, by images whose largest probability is below
+    `threshold`. `second`: as in `Stopping`.
+    """
     features, scores = infer(network, x[rows])
-    return features, scores.argmax(1), jax.nn.log_softmax(scores, axis=1)
+    likelihoods = jax.nn.log_softmax(scores / temperature, axis=1)
+    best, other = scores.argmax(1), jnp.full(len(scores), -1)
+    if columns is None and second is None:
+        return features, likelihoods, best, other
+    shares = jnp.exp(likelihoods)
+    branches = shares
+    if columns is not None:
+        branches = jnp.stack([shares[:, np.array(each)].sum(1) for each in columns], axis=1)
+        best = branches.argmax(1)
+    if second is not None and branches.shape[1] > 1:
+        rest = branches.at[jnp.arange(len(best)), best].set(-1)
+        other = jnp.where(rest.max(1) >= second, rest.argmax(1), -1)
+    if columns is not None:
+        unsure, open_to = shares.max(1) < threshold, jnp.asarray(deeper)
+        best = jnp.where(unsure & open_to[best], best, -1)
+        other = jnp.where(unsure & (other >= 0) & open_to[other], other, -1)
+    return features, likelihoods, best, other
 
 
 @jax.jit
@@ -60,22 +92,33 @@ def walk(
     tree, networks = model.tree, model.networks
     leaves = set(tree.paths)
     batch = max(1, min(batch or batch_of(model), len(images)))
+    decided = {node: _rule_at(model, node) for node in tree.nodes}
 
     def visit(node: Node, x: Array, rows: np.ndarray, places: np.ndarray) -> Iterator[Visit]:
         """`rows` of `x` are the images at `places`."""
         padded = np.full(bucket(len(rows), batch), rows[0], np.int32)
         padded[: len(rows)] = rows
-        features, *outputs = _visit(networks[node], x, padded)
-        chosen, likelihoods = (np.asarray(output)[: len(rows)] for output in outputs)
-        yield Visit(node, places, chosen, likelihoods)
-        for output in np.unique(chosen):
-            mine = np.flatnonzero(chosen == output)
-            child = (*node, int(output))
+        features, *outputs = _visit(networks[node], x, padded, **decided[node])
+        likelihoods, *branches = (np.asarray(output)[: len(rows)] for output in outputs)
+        found = Visit(node, places, branches[0], likelihoods, branches[1])
+        yield found
+        for child, mine in found.taken:
             if child not in leaves:
-                yield from visit(child, features, mine, places[mine])
+                yield from visit(child, features, np.flatnonzero(mine), places[mine])
 
     for x, places in _batches(model, images, batch):
         yield from visit(ROOT, x, np.arange(len(places)), places)
+
+
+def _rule_at(model: Model, node: Node) -> dict[str, Any]:
+    """The arguments of `_visit` that say where images go from a node."""
+    tree, rule, name = model.tree, model.stopping, model.tree.names[node]
+    result = {"temperature": rule.temperature(name), "second": rule.second}
+    if tree.exits:
+        columns = tree.columns(node)
+        deeper = tuple((*node, branch) not in tree.paths for branch in range(len(columns)))
+        result |= {"columns": columns, "deeper": deeper, "threshold": rule.threshold(name)}
+    return result
 
 
 def features(

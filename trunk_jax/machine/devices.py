@@ -136,6 +136,6 @@ def predict(
         rows[device.process_index] += stop - start
     labels = [np.zeros(0, np.int32), *(part.labels for part in parts)]
     confidence = [np.zeros(0), *(part.confidence for part in parts)]
-    return Predictions(
-        hosts.gather(np.concatenate(labels), rows), hosts.gather(np.concatenate(confidence), rows)
-    )
+    met = [np.zeros((0, len(networks)), bool), *(part.met for part in parts)]
+    gathered = (hosts.gather(np.concatenate(each), rows) for each in (labels, confidence, met))
+    return Predictions(*gathered)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from data.images.splits import Splits
 from data.inference.model import Predictions
-from data.recipes.recipe import Phase, Recipe
+from data.recipes.recipe import DISTIL_TEMPERATURE, Phase, Recipe
 from data.training import epochs
 from data.training import joint as plans
 from data.training.course import epochs_left, finish
@@ -57,9 +57,12 @@ def objective(
     """(loss, (number of images that no node on their true path gets wrong, statistics)).
 
     The loss of an image is the sum of the losses of the nodes on its true path: with cross
-    entropy, minus the log-probability of that path. Rows follow `layout`.
+    entropy, minus the log-probability of that path. In a tree with exits these are weighed, nodes
+    learn from their children besides (`data.recipes.recipe.Exits`), and an image is right if the
+    last node on its true path is. Rows follow `layout`.
     """
     total, right, stats, seen = jnp.zeros((), x.dtype), jnp.ones(len(labels), bool), {}, []
+    answers = []
     for place, share in enumerate(layout.shares):
         if share.parent >= 0:
             above = layout.shares[share.parent]
@@ -68,12 +71,32 @@ def objective(
         own = replace(mode, key=None if mode.key is None else jax.random.fold_in(mode.key, place))
         (features, scores), stats[share.name] = apply(networks[share.name], x, own)
         seen.append(features)
+        answers.append(scores)
         targets = jnp.asarray(share.targets, jnp.int32)[labels[share.start : share.stop]]
         mean = loss(scores, targets, None, program.loss, program.phase.label_smoothing)
-        total += mean * (len(targets) / layout.width)
+        total += mean * (share.weight * len(targets) / layout.width)
         hit = scores.argmax(1) == targets
-        right = right.at[share.start : share.stop].set(right[share.start : share.stop] & hit)
+        if share.above:
+            given = answers[share.parent][share.start - above.start : share.stop - above.start]
+            taught = distilled(given[:, np.array(share.above)], scores)
+            total += taught * (layout.distil * len(targets) / layout.width)
+        else:
+            hit &= right[share.start : share.stop]
+        right = right.at[share.start : share.stop].set(hit)
     return total, (right.sum(dtype=jnp.int32), stats)
+
+
+def distilled(
+    scores: Float[Array, "b classes"], better: Float[Array, "b classes"]
+) -> Float[Array, ""]:
+    """Mean cross entropy of a node's scores against a child's for the same classes.
+
+    Both at `DISTIL_TEMPERATURE`, times its square, which keeps the gradient's scale. The child's
+    are taken as they are: no gradient flows to it.
+    """
+    wanted = jax.nn.softmax(jax.lax.stop_gradient(better) / DISTIL_TEMPERATURE, axis=1)
+    likelihoods = jax.nn.log_softmax(scores / DISTIL_TEMPERATURE, axis=1)
+    return -(DISTIL_TEMPERATURE**2) * (wanted * likelihoods).sum(1).mean()
 
 
 def train_step(
@@ -154,7 +177,7 @@ def fit_tree(
     template = {name: networks[node] for name, node in names.items()}
     program = program_of(recipe, phase, next(iter(template.values())))
     labels = splits.train.labels
-    layout = plans.layout(tree, labels, recipe.batch_size, recipe.balanced)
+    layout = plans.layout(tree, labels, recipe.batch_size, recipe.balanced, recipe.exits)
     source = Source(as_array(splits.train.images), jnp.asarray(labels, jnp.int32), ())
     size = source.images.shape[1:3]
     steps = max(1, len(labels) // layout.width)

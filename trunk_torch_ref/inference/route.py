@@ -11,8 +11,9 @@ from torch import Tensor
 from data.images.arrays import as_images
 from data.images.augmentation import Augmentation
 from data.inference.model import Model, Predictions, Visit, predictions
+from data.inference.stopping import Stopping
 from data.tree import hierarchy
-from data.tree.hierarchy import ROOT, Node
+from data.tree.hierarchy import ROOT, Node, Tree
 from trunk_torch_ref.network.augment import prepare
 from trunk_torch_ref.network.network import features as features_of
 from trunk_torch_ref.network.network import input_shape, location
@@ -34,24 +35,52 @@ def walk(
     model: Model, images: UInt8[np.ndarray, "n h w c"], batch: int | None = None
 ) -> Iterator[Visit]:
     """The visits that take each image to its leaf, batch by batch, a node before its children."""
-    leaves = set(model.tree.paths)
+    tree, rule = model.tree, model.stopping
+    leaves = set(tree.paths)
 
     def visit(node: Node, x: Tensor, places: np.ndarray) -> Iterator[Visit]:
         """`x` are the inputs of the images at `places`."""
         with torch.no_grad():
             features, scores = model.networks[node].eval()(x)
-            likelihoods = scores.log_softmax(1)
-        chosen = likelihoods.argmax(1).cpu().numpy()
-        yield Visit(node, places, chosen, likelihoods.cpu().numpy())
-        for output in np.unique(chosen):
-            mine = chosen == output
-            child = (*node, int(output))
+            likelihoods = (scores / rule.temperature(tree.names[node])).log_softmax(1)
+            chosen, second = (each.cpu().numpy() for each in onward(tree, node, likelihoods, rule))
+        found = Visit(node, places, chosen, likelihoods.cpu().numpy(), second)
+        yield found
+        for child, mine in found.taken:
             if child not in leaves:
                 rows = torch.tensor(mine, device=features.device)
                 yield from visit(child, features[rows], places[mine])
 
     for x, places in _batches(model, images, batch or batch_of(model)):
         yield from visit(ROOT, x, places)
+
+
+def onward(tree: Tree, node: Node, likelihoods: Tensor, rule: Stopping) -> tuple[Tensor, Tensor]:
+    """The branches that images take from a node: the best, and one besides; -1 for none.
+
+    `likelihoods`: log-probabilities of its outputs, [n, outputs]. In a tree with exits only
+    branches with a network are taken.
+    """
+    shares = likelihoods.exp()
+    branches = shares
+    if tree.exits:
+        columns = tree.columns(node)
+        branches = torch.stack([shares[:, list(each)].sum(1) for each in columns], dim=1)
+    best = branches.argmax(1)
+    second = torch.full_like(best, -1)
+    if rule.second is not None and branches.shape[1] > 1:
+        rest = branches.scatter(1, best[:, None], -1.0)
+        likely = rest.amax(1) >= rule.second
+        second[likely] = rest.argmax(1)[likely]
+    if tree.exits:
+        deeper = torch.tensor(
+            [(*node, branch) not in tree.paths for branch in range(branches.shape[1])],
+            device=best.device,
+        )
+        goes = shares.amax(1) < rule.threshold(tree.names[node])
+        best = torch.where(goes & deeper[best], best, -1)
+        second = torch.where(goes & (second >= 0) & deeper[second], second, -1)
+    return best, second
 
 
 def features(

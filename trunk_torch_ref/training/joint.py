@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from data.images.splits import Splits
-from data.recipes.recipe import Phase, Recipe
+from data.recipes.recipe import DISTIL_TEMPERATURE, Phase, Recipe
 from data.training import epochs
 from data.training import joint as plans
 from data.training.course import epochs_left, finish
@@ -59,10 +60,11 @@ def objective(
     """(loss, number of images that no node on their true path gets wrong).
 
     The loss of an image is the sum of the losses of the nodes on its true path: with cross
-    entropy, minus the log-probability of that path. `x`: [B, C, H, W]; `labels`: int64 [B],
-    in the order of `layout`.
+    entropy, minus the log-probability of that path. In a tree with exits these are weighed, nodes
+    learn from their children besides (`data.recipes.recipe.Exits`), and an image is right if the
+    last node on its true path is. `x`: [B, C, H, W]; `labels`: int64 [B], in the order of `layout`.
     """
-    total, seen = x.new_zeros(()), []
+    total, seen, answers = x.new_zeros(()), [], []
     right = torch.ones(len(labels), dtype=torch.bool, device=x.device)
     for share in layout.shares:
         if share.parent >= 0:
@@ -70,12 +72,30 @@ def objective(
             x = seen[share.parent][share.start - above.start : share.stop - above.start]
         features, scores = networks[share.name](x)
         seen.append(features)
+        answers.append(scores)
         mine = slice(share.start, share.stop)
         targets = torch.tensor(share.targets, device=x.device)[labels[mine]]
         mean = loss(scores, targets, recipe.loss, phase.label_smoothing)
-        total = total + mean * (len(targets) / layout.width)
-        right[mine] &= scores.argmax(1) == targets
+        total = total + mean * (share.weight * len(targets) / layout.width)
+        hit = scores.argmax(1) == targets
+        if share.above:
+            right[mine] = hit
+            own = answers[share.parent][share.start - above.start : share.stop - above.start]
+            taught = distilled(own[:, list(share.above)], scores)
+            total = total + taught * (layout.distil * len(targets) / layout.width)
+        else:
+            right[mine] &= hit
     return total, right.sum()
+
+
+def distilled(scores: Tensor, better: Tensor) -> Tensor:
+    """Mean cross entropy of scores [B, classes] against a child's for the same classes.
+
+    Both at `DISTIL_TEMPERATURE`, times its square, which keeps the gradient's scale. The child's
+    are taken as they are: no gradient flows to it.
+    """
+    wanted = (better.detach() / DISTIL_TEMPERATURE).softmax(1)
+    return DISTIL_TEMPERATURE**2 * functional.cross_entropy(scores / DISTIL_TEMPERATURE, wanted)
 
 
 def train_step(
@@ -119,7 +139,7 @@ def fit_tree(
     # the layout in which PyTorch's CPU convolutions are fast
     modules = modules.to(memory_format=torch.channels_last)
     labels = splits.train.labels
-    layout = plans.layout(tree, labels, recipe.batch_size, recipe.balanced)
+    layout = plans.layout(tree, labels, recipe.batch_size, recipe.balanced, recipe.exits)
     steps = max(1, len(labels) // layout.width)
 
     moments = optimizer(phase, modules.parameters())
