@@ -81,11 +81,11 @@ def test_a_node_computes_its_own_images_alone_in_few_shapes(networks, walked, mo
     visits, sizes = dict.fromkeys(networks, 0), set()
     visit = route._visit
 
-    def counted(network, x, rows):
+    def counted(network, x, rows, **rule):
         node = next(node for node, one in networks.items() if one is network)
         visits[node] += len(np.unique(rows))  # padding repeats an image of the node's own
         sizes.add(len(rows))
-        return visit(network, x, rows)
+        return visit(network, x, rows, **rule)
 
     monkeypatch.setattr(route, "_visit", counted)
     route.predict(Model(RECIPE, TREE, networks), images(), batch=33)

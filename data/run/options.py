@@ -162,8 +162,8 @@ def train_parser(framework: str) -> Parser:
     )
     add(
         "--grouping",
-        help="threshold; sampled: by 100,000 draws, as the release does; or, with a recipe of exits, "
-        "one: all classes go on to one child (default: threshold)",
+        help="threshold; sampled: by 100,000 draws, as the release does; or, in a recipe with "
+        "exits, one: all classes go on to one child (default: threshold)",
     )
     add(
         "--model",

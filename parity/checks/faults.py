@@ -422,7 +422,7 @@ def faults() -> list[Fault]:
         Fault("softmax of ASL over images", _replace(grow, "metrics", _NoSoftmax()), likelihood),
         Fault(
             "children in the wrong order",
-            _words(route, "walk", "visit(child, ", "visit((*node, 1 - int(output)), "),
+            _words(route, "walk", "visit(child, ", "visit((*node, 1 - child[-1]), "),
             routing,
         ),
         Fault(

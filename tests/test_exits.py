@@ -1,0 +1,342 @@
+"""Trees whose nodes score classes: how they grow and train, and where images stop."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from data.base.errors import UserError
+from data.inference import stopping
+from data.inference.model import Visit, answer, predictions
+from data.inference.stopping import Stopping
+from data.recipes import recipe as recipes
+from data.recipes.recipe import DISTIL_TEMPERATURE, Exits
+from data.training import growth, joint
+from data.training.stages import stages_of
+from data.tree import grouping, hierarchy
+from data.tree.hierarchy import ROOT, Tree
+from trunk_jax import nodes as jax_nodes
+from trunk_jax.inference import route as jax_route
+from trunk_jax.inference.model import Model as JaxModel
+from trunk_jax.layers.basic import EVAL
+from trunk_jax.network import exchange as jax_exchange
+from trunk_jax.network.network import apply, split
+from trunk_jax.training import fit as jax_fit
+from trunk_jax.training import joint as jax_joint
+from trunk_torch_ref import nodes as torch_nodes
+from trunk_torch_ref.inference import route as torch_route
+from trunk_torch_ref.inference.model import Model as TorchModel
+from trunk_torch_ref.network import exchange as torch_exchange
+from trunk_torch_ref.training import joint as torch_joint
+
+# root: class 1, and children for {0, 2} and {3, 4, 5}; the latter with one for {4, 5}
+TREE = Tree(
+    ((0, 0), (1,), (0, 1), (2, 0), (2, 1, 0), (2, 1, 1)),
+    {(): "root", (0,): "a", (2,): "b", (2, 1): "c"},
+    exits=True,
+)
+LABELS = np.repeat(np.arange(6), [40, 80, 40, 80, 20, 60])
+RECIPE = recipes.load("efficient", "digits", "resnet")
+COUNT = 90
+
+
+def images():
+    return np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 1), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """(JAX's, PyTorch's) random networks of equal weights whose classes are each some image's."""
+    ours, theirs, inputs = {}, {}, {ROOT: jnp.asarray(images(), jnp.float32) / 255}
+    for index, node in enumerate(TREE.nodes):
+        x, name = inputs[node], TREE.names[node]
+        rng = np.random.default_rng(index)
+        width = TREE.width(node)
+        network = split(jax_nodes.build("digits", "resnet", name, x.shape[1:], width, rng=rng))
+        (features, scores), _ = jax.jit(apply)(network, x)
+        weights = jax_exchange.to_state_dict(network)
+        last = [key for key in weights if key.startswith("classifier")]
+        spread = np.float32(1.5 / np.asarray(scores).std(0).mean())
+        weights |= {key: spread * weights[key] for key in last}
+        bias = next(key for key in last if key.endswith("bias"))
+        weights[bias] = weights[bias] - spread * np.asarray(scores.mean(0))
+        ours[node] = jax_exchange.from_state_dict(network, weights)
+        shape = (x.shape[3], *x.shape[1:3])
+        theirs[node] = torch_exchange.from_state_dict(
+            torch_nodes.build("digits", "resnet", name, shape, width), weights
+        )
+        inputs |= dict.fromkeys(TREE.children(node), features)
+    return ours, theirs
+
+
+@pytest.fixture(scope="module")
+def scores(networks):
+    """Of every node, its scores of all images, float64."""
+    found, inputs = {}, {ROOT: torch.tensor(images().transpose(0, 3, 1, 2)).double() / 255}
+    for node in TREE.nodes:
+        with torch.no_grad():
+            exact = networks[1][node].double().eval()
+            features, mine = exact(inputs[node])
+            networks[1][node].float()
+        found[node] = mine.numpy()
+        inputs |= dict.fromkeys(TREE.children(node), features)
+    return found
+
+
+def test_a_node_has_an_output_for_each_class_below_it():
+    assert [TREE.width(node) for node in TREE.nodes] == [6, 2, 3, 2]
+    assert TREE.branches(()) == ((0, 2), (1,), (3, 4, 5))
+    assert TREE.columns((2,)) == ((0,), (1, 2))
+    assert TREE.targets((2,)).tolist() == [-1, -1, -1, 0, 1, 2]
+    assert hierarchy.from_json(hierarchy.to_json(TREE)) == TREE
+    plain = replace(TREE, exits=False)
+    assert [plain.width(node) for node in plain.nodes] == [3, 2, 2, 2]
+    assert "exits" not in hierarchy.to_json(plain)
+    assert [stage.phase for stage in stages_of(TREE)] == ["class"] * 4
+    with pytest.raises(UserError, match="exits must be true or false"):
+        hierarchy.from_json(hierarchy.to_json(TREE) | {"exits": 1})
+
+
+def test_a_single_child_needs_exits():
+    paths = tuple((0, label) for label in range(3))
+    Tree(paths, {(): "root", (0,): "a"}, exits=True)
+    with pytest.raises(UserError, match="single child"):
+        Tree(paths, {(): "root", (0,): "a"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "groups", "nodes", "phases"),
+    [
+        ("threshold", ((0, 2), (1,), (3,)), 2, ["root/class", "sg1/class"]),
+        ("one", None, 2, ["root/class", "sg1/class"]),
+    ],
+)
+def test_growth_trains_each_node_once(kind, groups, nodes, phases):
+    recipe = replace(RECIPE, exits=Exits(), grouping=kind)
+    trained = []
+
+    def decide(tree, node, take):
+        if kind == "one":
+            asl = np.eye(len(tree.members(node)))
+            return growth.decision_of(recipe, tree, node, asl, None, None).groups
+        return groups if node == ROOT else tuple((k,) for k in range(len(tree.members(node))))
+
+    tree = growth.grow(
+        4,
+        fit=lambda tree, node, phase: trained.append(f"{tree.names[node]}/{phase}"),
+        likelihood=lambda tree, node: np.empty(0),
+        decide=decide,
+        finish=lambda tree, node: None,
+        **growth.kind_of(recipe),
+    )
+    assert trained == phases
+    assert tree.exits
+    assert len(tree.nodes) == nodes
+    assert tree.width(ROOT) == 4
+    assert tree.members((0,)) == ((0, 1, 2, 3) if kind == "one" else (0, 2))
+
+
+def test_one_group_and_networks_are_checked():
+    with pytest.raises(UserError, match="grouping one"):
+        recipes.check(replace(RECIPE, grouping="one"))
+    with pytest.raises(UserError, match=r"exits\.distil"):
+        recipes.check(replace(RECIPE, exits=Exits(distil=-1.0)))
+    own = recipes.load("exits", "digits", "resnet")
+    assert own.network("root").blocks[0].out == 16
+    assert own.network("sg3") == own.networks.others
+    block = replace(own.networks.root.blocks[0], stride=3)
+    wrong = replace(own.networks, root=replace(own.networks.root, blocks=(block,)))
+    with pytest.raises(UserError, match="stride is 3"):
+        recipes.check(replace(own, networks=wrong))
+
+
+# --- joint training
+
+
+def expected_loss(scores, labels, exits):
+    """The loss written out, an image at a time: (loss, right answers). `scores`: by node, row."""
+
+    def log_softmax(values):
+        return values - np.log(np.exp(values).sum())
+
+    total, right = 0.0, 0
+    for row, label in enumerate(labels):
+        path = TREE.paths[label]
+        above = None
+        for depth in range(len(path)):
+            node = path[:depth]
+            members, mine = TREE.members(node), scores[node][row]
+            weight = exits.weight if TREE.children(node) else 1.0
+            total -= weight * log_softmax(mine)[members.index(label)]
+            if above is not None:
+                parent = TREE.members(node[:-1])
+                taught = above[[parent.index(member) for member in members]]
+                wanted = np.exp(log_softmax(mine / DISTIL_TEMPERATURE))
+                given = log_softmax(taught / DISTIL_TEMPERATURE)
+                total -= exits.distil * DISTIL_TEMPERATURE**2 * (wanted * given).sum()
+            above = mine
+        right += members[mine.argmax()] == label
+    return total / len(labels), right
+
+
+def test_both_frameworks_weigh_and_distil_as_the_recipe_says(networks):
+    exits = Exits(weight=0.3, distil=0.7)
+    recipe = replace(RECIPE, exits=exits)
+    layout = joint.layout(TREE, LABELS, 24, exits=exits)
+    index = joint.batches(recipe, "s", 1, TREE, layout, LABELS).index[0]
+    labels, x = LABELS[index], np.random.default_rng(1).normal(size=(24, 8, 8, 1))
+    names = {TREE.names[node]: node for node in TREE.nodes}
+
+    modules = torch.nn.ModuleDict({name: networks[1][node] for name, node in names.items()}).eval()
+    inputs = torch.tensor(x.transpose(0, 3, 1, 2)).float()
+    theirs, right = torch_joint.objective(
+        recipe, recipe.joint, layout, modules, inputs, torch.tensor(labels)
+    )
+    found, seen = {}, {ROOT: inputs}
+    with torch.no_grad():
+        for node in TREE.nodes:
+            features, scores = modules[TREE.names[node]](seen[node])
+            found[node] = scores.double().numpy()
+            seen |= dict.fromkeys(TREE.children(node), features)
+    loss, hits = expected_loss(found, labels, exits)
+    # float32 against float64: a dozen layers of rounding
+    assert theirs.item() == pytest.approx(loss, rel=1e-5)
+    assert int(right) == hits
+
+    program = jax_fit.Program(recipe.joint, "cross_entropy", (), (), "float32")
+    mine = {name: networks[0][node] for name, node in names.items()}
+    ours, (right, _) = jax_joint.objective(
+        program, layout, mine, jnp.asarray(x, jnp.float32), jnp.asarray(labels), EVAL
+    )
+    assert float(ours) == pytest.approx(loss, rel=1e-5)
+    assert int(right) == hits
+
+
+def test_a_child_learns_nothing_from_what_it_teaches():
+    scores = np.random.default_rng(0).normal(size=(5, 3))
+    child = torch.tensor(scores + 1, requires_grad=True)
+    parent = torch.tensor(scores[::-1].copy(), requires_grad=True)
+    torch_joint.distilled(parent, child).backward()
+    assert child.grad is None
+    assert parent.grad.abs().max() > 0.01
+    ours = jax.grad(jax_joint.distilled, argnums=(0, 1))(
+        jnp.asarray(scores[::-1], jnp.float32), jnp.asarray(scores + 1, jnp.float32)
+    )
+    assert not np.asarray(ours[1]).any()
+    np.testing.assert_allclose(ours[0], parent.grad.numpy(), rtol=1e-4, atol=1e-6)  # float32
+
+
+# --- where images stop
+
+
+def walked(scores, rule):
+    """(probabilities, nodes met) of each image, written out one at a time."""
+
+    def visit(row, node, mass, shares, met):
+        members = TREE.members(node)
+        met.add(node)
+        mine = scores[node][row] / rule.temperature(TREE.names[node])
+        mine = np.exp(mine - mine.max())
+        mine /= mine.sum()
+        for label, share in zip(members, mine, strict=True):
+            shares[label] = mass * share
+        if mine.max() >= rule.threshold(TREE.names[node]):
+            return
+        within = [mine[list(columns)].sum() for columns in TREE.columns(node)]
+        order = np.argsort(within)[::-1]
+        for rank, branch in enumerate(order[:2]):
+            enough = rule.second is not None and within[branch] >= rule.second
+            child = (*node, int(branch))
+            if child not in TREE.paths and (rank == 0 or enough):
+                visit(row, child, mass * within[branch], shares, met)
+
+    result = []
+    for row in range(COUNT):
+        shares, met = np.zeros(6), set()
+        visit(row, ROOT, 1.0, shares, met)
+        result.append((shares, met))
+    return np.array([shares for shares, _ in result]), [met for _, met in result]
+
+
+RULES = {
+    "to the end": Stopping(),
+    "thresholds": Stopping({"root": 1.7, "b": 0.6}, {"root": 0.5, "b": 0.6}),
+    "two branches": Stopping({"root": 1.7}, {"root": 0.6}, second=0.25),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("framework", ["jax", "torch"])
+def test_images_stop_where_the_rule_says(networks, scores, framework, name):
+    rule, recipe = RULES[name], replace(RECIPE, exits=Exits())
+    kind, mine = {"jax": (JaxModel, networks[0]), "torch": (TorchModel, networks[1])}[framework]
+    model = kind(recipe, TREE, mine, stopping=rule)
+    wanted, met = walked(scores, rule)
+    found = answer(model, model.visits(images()), COUNT)
+    np.testing.assert_allclose(found.probabilities.sum(1), 1, rtol=1e-12)
+    # float32 scores, some ten layers; no image is that close to a threshold
+    np.testing.assert_allclose(found.probabilities, wanted, rtol=2e-4, atol=1e-6)
+    assert (found.labels == wanted.argmax(1)).all()
+    assert [set(path) for path in found.paths] == [{TREE.names[n] for n in m} for m in met]
+    route = {"jax": jax_route, "torch": torch_route}[framework]
+    told = route.predict(model, images(), batch=33)
+    assert (told.labels == found.labels).all()
+    assert told.met.tolist() == [[node in m for node in TREE.nodes] for m in met]
+    lengths = np.bincount([len(m) for m in met], minlength=5)
+    few = {"to the end": (5, 0), "thresholds": (5, 5), "two branches": (5, 5)}[name]
+    assert lengths[2] >= few[0]
+    assert lengths[1] >= few[1]
+    assert name != "two branches" or (lengths[3:] > 0).any()
+
+
+def test_a_second_branch_where_nodes_score_groups():
+    tree = replace(TREE, exits=False)
+    root = np.log([[0.5, 0.1, 0.4], [0.5, 0.4, 0.1], [0.4, 0.5, 0.1]])
+    a = np.log([[0.6, 0.4], [0.6, 0.4]])
+    b = np.log([[0.9, 0.1]])
+    visits = [
+        Visit((), np.arange(3), np.array([0, 0, 1]), root, np.array([2, 1, 0])),
+        Visit((0,), np.array([0, 1]), np.array([0, 0]), a, np.array([-1, -1])),
+        Visit((0,), np.array([2]), np.array([1]), np.log([[0.1, 0.9]]), np.array([-1])),
+        Visit((2,), np.array([0]), np.array([0]), b, np.array([-1])),
+    ]
+    found = predictions(tree, visits, 3)
+    # 0.5 * 0.6 against 0.4 * 0.9; 0.5 * 0.6 against 0.4; 0.5 against 0.4 * 0.9
+    assert found.labels.tolist() == [3, 1, 1]
+    np.testing.assert_allclose(found.confidence, [0.36, 0.4, 0.5])
+    assert found.met.tolist() == [[True, True, True, False], *[[True, True, False, False]] * 2]
+
+    class Told:
+        classes = tuple("abcdef")
+
+    Told.tree = tree
+    told = answer(Told, visits, 3)
+    np.testing.assert_allclose(told.probabilities[0], [0.3, 0, 0.2, 0.36, 0.02, 0.02])
+    np.testing.assert_allclose(told.probabilities[1], [0.3, 0.4, 0.2, 0, 0, 0])
+    assert (told.labels == told.probabilities.argmax(1)).all()
+
+
+def test_the_rule_is_kept_in_the_run_folder(tmp_path):
+    assert stopping.read(tmp_path, TREE) == Stopping()
+    stopping.write(tmp_path, RULES["two branches"], {"for": "a test"})
+    assert stopping.read(tmp_path, TREE) == RULES["two branches"]
+    for text, match in (
+        ('{"temperatures": {}, "thresholds": {"z": 0.5}, "second": null}', "no node 'z'"),
+        ('{"temperatures": {"a": 0}, "thresholds": {}, "second": null}', "above 0"),
+        ('{"temperatures": {}, "thresholds": {}, "second": -1}', "0 to 1"),
+        ('{"temperatures": {}, "thresholds": {}}', "lacks second"),
+    ):
+        (tmp_path / stopping.FILE).write_text(text)
+        with pytest.raises(UserError, match=match):
+            stopping.read(tmp_path, TREE)
+    stopping.write(tmp_path, RULES["thresholds"], {})
+    with pytest.raises(UserError, match="score groups"):
+        stopping.read(tmp_path, replace(TREE, exits=False))
+
+
+def test_groups_of_one_are_whole():
+    assert grouping.whole(((0, 1, 2),))
+    assert not grouping.whole(((0,), (1,)))
