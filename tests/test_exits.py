@@ -264,7 +264,7 @@ def walked(scores, rule):
 RULES = {
     "to the end": Stopping(),
     "thresholds": Stopping({"root": 1.7, "b": 0.6}, {"root": 0.5, "b": 0.6}),
-    "two branches": Stopping({"root": 1.7}, {"root": 0.6}, second=0.25),
+    "two branches": Stopping({"root": 1.7}, {"root": 0.5}, second=0.25),
 }
 
 
