@@ -146,6 +146,7 @@ def test_published_recipe(case):
         "balanced": False,
         "budget": 0.0,
         "networks": None,
+        "exits": None,
         "data": specs.spec(dataset),
     }
     assert len(found.faults) == len(set(found.faults))

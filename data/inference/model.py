@@ -113,10 +113,10 @@ def distribution(tree: Tree, visits: Iterable[Visit], count: int) -> Float[np.nd
     for visit in visits:
         mine = np.exp(visit.likelihoods.astype(np.float64))
         mine *= (reached[visit.node][visit.places] / mine.sum(1))[:, None]
-        shares[np.ix_(visit.places, tree.members(visit.node))] = mine
+        shares[np.ix_(visit.places, np.array(tree.members(visit.node)))] = mine
         for child, rows in visit.taken:
             places = visit.places[rows]
-            below = shares[np.ix_(places, tree.members(child))].sum(1)
+            below = shares[np.ix_(places, np.array(tree.members(child)))].sum(1)
             reached.setdefault(child, np.zeros(count))[places] = below
     return shares
 
@@ -322,11 +322,11 @@ def _shares(tree: Tree, visits: Iterable[Visit], count: int) -> Float[np.ndarray
         branches = tree.branches(visit.node)
         for output, below in enumerate(branches):
             share = np.exp(likelihoods[:, output]) / len(below)
-            shares[np.ix_(visit.places, below)] = share[:, None]
+            shares[np.ix_(visit.places, np.array(below))] = share[:, None]
         kept = np.zeros((len(visit.places), len(tree.paths)), bool)
         onward = np.zeros(len(visit.places), bool)
         for branch, mine in visit.taken:
-            kept[np.ix_(mine, branches[branch[-1]])] = True
+            kept[np.ix_(mine, np.array(branches[branch[-1]]))] = True
             if branch not in tree.paths:
                 onward |= mine
                 came = reached.setdefault(branch, np.zeros(count))

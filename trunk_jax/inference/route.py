@@ -113,7 +113,7 @@ def walk(
 def _rule_at(model: Model, node: Node) -> dict[str, Any]:
     """The arguments of `_visit` that say where images go from a node."""
     tree, rule, name = model.tree, model.stopping, model.tree.names[node]
-    result = {"temperature": rule.temperature(name), "second": rule.second}
+    result: dict[str, Any] = {"temperature": rule.temperature(name), "second": rule.second}
     if tree.exits:
         columns = tree.columns(node)
         deeper = tuple((*node, branch) not in tree.paths for branch in range(len(columns)))
