@@ -33,7 +33,7 @@ BAD = {
     "--dataset mnist": ["'mnist'", "digits, svhn, emnist, cifar10"],
     "--dataset": ["--dataset", "expected one argument"],
     "--backbone alexnet": ["'alexnet'", "mobilenet, vgg"],
-    "--recipe best": ["'best'", "corrected, efficient, published"],
+    "--recipe best": ["'best'", "corrected, efficient, exits, published"],
     "--recipe published": ["digits", "svhn mobilenet", "cifar10 vgg"],
     "--dataset svhn --backbone vgg --recipe published": ["svhn vgg", "svhn mobilenet"],
     "--protocol cheat": ["'cheat'", "holdout, published"],

@@ -201,7 +201,7 @@ def test_the_recipe_of_a_command_that_names_none():
 
 
 def test_names():
-    assert recipe.names() == ["corrected", "efficient", "published"]
+    assert recipe.names() == ["corrected", "efficient", "exits", "published"]
 
 
 # --- wrong choices and values
@@ -218,7 +218,7 @@ def message(function, *args, **kwargs):
 
 def test_unknown_names_list_the_choices():
     assert message(recipe.load, "best", "digits") == (
-        "no recipe 'best'; the recipes: corrected, efficient, published, or FILE.toml"
+        "no recipe 'best'; the recipes: corrected, efficient, exits, published, or FILE.toml"
     )
     assert message(recipe.load, "default", "digits") == (
         "no recipe 'default' (it is now called corrected); the recipes: corrected, efficient, "
