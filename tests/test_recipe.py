@@ -187,6 +187,8 @@ def test_groups_are_chosen_by_the_rule_in_every_recipe_of_ours():
         found = recipe.load(name, dataset, backbone)
         for row in (found.root, found.others):
             chosen = name != "published" and backbone != "monolith"
+            # these groups were looked for: the rule does not know that images stop early
+            chosen &= (name, dataset) != ("exits", "cifar10")
             assert (row.volatility == recipe.AUTO) == chosen, (name, dataset, backbone)
             value = recipe.from_json(json.loads(json.dumps(recipe.to_json(found))))
             assert value == found
@@ -222,14 +224,15 @@ def test_unknown_names_list_the_choices():
     )
     assert message(recipe.load, "default", "digits") == (
         "no recipe 'default' (it is now called corrected); the recipes: corrected, efficient, "
-        "published, or FILE.toml"
+        "exits, published, or FILE.toml"
     )
     assert message(recipe.load, "corrected", "digits", "alexnet") == (
         "no backbone 'alexnet'; the backbones: mobilenet, vgg, resnet, monolith"
     )
     having = "it has: emnist mobilenet, svhn mobilenet, cifar10 mobilenet, cifar10 vgg"
     assert message(recipe.load, "published", "digits") == (
-        f"recipe 'published' has none for digits, but corrected and efficient have; {having}"
+        "recipe 'published' has none for digits, but corrected and efficient and exits have; "
+        f"{having}"
     )
     assert message(recipe.load, "published", "svhn", "vgg") == (
         f"recipe 'published' has none for svhn vgg, but corrected has; {having}"
