@@ -1,5 +1,6 @@
 """What is handed on runs without us: examples, StableHLO with JAX alone, a folder for the hub."""
 
+import dataclasses
 import http.server
 import json
 import subprocess
@@ -17,6 +18,7 @@ import numpy as np
 import random_trees
 import yaml
 
+import trunk_jax
 from data.base.errors import UserError
 from data.inference import hub
 from data.run import runfolder
@@ -89,6 +91,37 @@ def test_stablehlo_runs_with_jax_alone(run, expected, tmp_path):
     assert words.split("path ")[1] == f"{path + [-1] * (2 - len(path))}\n"
     with pytest.raises(UserError, match="exists; remove it"):
         export.main([str(run), "--format", "stablehlo", "--out", str(out)])
+
+
+# --- from Python
+
+
+def test_a_model_is_exported_as_the_command_does(run, tmp_path, capsys):
+    model = trunk_jax.load(run)
+    found = model.export(format="onnx", out=tmp_path / "a.onnx")
+    assert capsys.readouterr().out == ""
+    words = [str(run), "--format", "onnx", "--out", str(tmp_path / "b.onnx")]
+    export.main([*words, "--json", str(tmp_path / "j")])
+    assert found | {"out": str(tmp_path / "b.onnx")} == runfolder.read_json(tmp_path / "j")
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    with pytest.raises(ValueError, match=r"format 'tflite'; it must be one of folder, onnx"):
+        model.export(format="tflite", out=tmp_path / "x")
+    with pytest.raises(ValueError, match="is in no run folder"):
+        dataclasses.replace(model, folder=None).export(format="onnx", out=tmp_path / "x")
+    with pytest.raises(UserError, match=r"there is no run folder none; the trees"):
+        export.main(["none", *words[1:]])
+
+
+@pytest.mark.parametrize("kind", export.FORMATS)
+def test_what_exists_is_not_written_over(run, tmp_path, kind):
+    there, gone = tmp_path / "there", tmp_path / "gone"
+    there.write_text("mine")
+    gone.symlink_to(tmp_path / "nowhere")
+    for out in (there, gone):
+        with pytest.raises(UserError, match=f"{out.name} exists; remove it, or choose another"):
+            export.main([str(run), "--format", kind, "--out", str(out)])
+    assert there.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gone", "there"]
 
 
 # --- the hub

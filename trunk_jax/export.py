@@ -1,6 +1,6 @@
 """`python -m trunk_jax.export RUN --format FORMAT --out PLACE`: a run for other programs."""
 
-import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,37 +8,55 @@ from typing import Any
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
 from data.base.writing import save_json
+from data.inference.shipped import run_of
 
 FORMATS = ("folder", "onnx", "stablehlo", "hub")
 
 
-def export(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    """Export as the flags say: what was found, for JSON, and the lines for people."""
+def export(
+    run: Path,
+    out: Path,
+    *,
+    kind: str,
+    per_node: bool = False,
+    int8: bool = False,
+    push: str | None = None,
+    data_dir: str | None = None,
+) -> tuple[dict[str, Any], list[str]]:
+    """Write a run as one of `FORMATS`: what was found, for JSON, and the lines for people.
+
+    UserError for anything a user can put right; nothing is written then.
+    """
+    if kind not in FORMATS:
+        raise UserError(f"format {kind!r:.80}; it must be one of {', '.join(FORMATS)}")
+    if (per_node or int8) and kind != "onnx":
+        raise UserError("--per-node and --int8 are for --format onnx")
+    if push and kind != "hub":
+        raise UserError("--push is for --format hub")
+    if os.path.lexists(out):
+        raise UserError(f"{out} exists; remove it, or choose another --out")
     from trunk_jax.interchange.extra import need
 
-    run, out, data_dir = Path(options.run), Path(options.out), options.data_dir
-    if options.format in ("onnx", "hub"):
+    if kind in ("onnx", "hub"):
         need("onnx", "onnxruntime")
-    if options.format == "hub":
+    if kind == "hub":
         need("huggingface_hub")
     from trunk_jax.machine import backend
 
     backend.start()
-    if options.format == "onnx":
+    if kind == "onnx":
         from trunk_jax.interchange import onnx_export
 
-        result = onnx_export.export(
-            run, out, data_dir=data_dir, per_node=options.per_node, int8=options.int8
-        )
+        result = onnx_export.export(run, out, data_dir=data_dir, per_node=per_node, int8=int8)
         return result, onnx_export.lines(result)
-    if options.format == "stablehlo":
+    if kind == "stablehlo":
         from trunk_jax.interchange import stablehlo
 
         return stablehlo.export(run, out)
-    if options.format == "hub":
+    if kind == "hub":
         from trunk_jax.interchange import hub
 
-        return hub.export(run, out, data_dir, options.push)
+        return hub.export(run, out, data_dir, push)
     from trunk_jax.interchange import folder
 
     folder.export(run, out, data_dir)
@@ -54,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
         "folder the run to hand on, with its weights as Orbax has them as well.",
     )
     add = parser.add_argument
-    add("run", metavar="RUN", help="the run folder, of either framework")
+    add("run", metavar="RUN", help="the run folder, of either framework, or a shipped tree by name")
     add("--format", required=True, choices=FORMATS, help="what to write")
     add("--out", required=True, metavar="PLACE", help="the file (onnx) or folder to make")
     add(
@@ -82,11 +100,15 @@ def main(arguments: list[str] | None = None) -> None:
         help="also write what is printed to FILE (default: none)",
     )
     options = parser.parse_args(arguments)
-    if (options.per_node or options.int8) and options.format != "onnx":
-        raise UserError("--per-node and --int8 are for --format onnx")
-    if options.push and options.format != "hub":
-        raise UserError("--push is for --format hub")
-    result, lines = export(options)
+    result, lines = export(
+        run_of(options.run),
+        Path(options.out),
+        kind=options.format,
+        per_node=options.per_node,
+        int8=options.int8,
+        push=options.push,
+        data_dir=options.data_dir,
+    )
     print(*lines, sep="\n")
     if options.json:
         save_json(options.json, result)

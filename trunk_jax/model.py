@@ -8,10 +8,64 @@ from data.base.errors import UserError
 from data.inference.model import Answer
 from data.inference.shipped import run_of
 from data.run.options import words_of
+from trunk_jax.inference import model as inference
 from trunk_jax.inference.load import load as load_run
-from trunk_jax.inference.model import Model
 
 __all__ = ["Answer", "Model", "grow", "load"]
+
+
+class Model(inference.Model):
+    """A finished tree with its networks in JAX: what `load` and `grow` give."""
+
+    def export(
+        self,
+        *,
+        format: str,  # noqa: A002 (as the command calls it)
+        out: str | Path,
+        per_node: bool = False,
+        int8: bool = False,
+        push: str | None = None,
+        data_dir: str | None = None,
+    ) -> dict[str, Any]:
+        """Write the run that this is of for other programs, as `python -m trunk_jax.export` does.
+
+        Args:
+          format: `onnx`, `stablehlo`, `hub` or `folder`.
+          out: the file (onnx) or folder to make.
+          per_node: onnx: a folder with a file a node, and tree.json.
+          int8: onnx: int8 convolutions, calibrated on training images.
+          push: hub: send it there as well, as ORG/NAME.
+          data_dir: folder of prepared TFDS datasets; None: the run's own.
+
+        Returns:
+          What was found, as the command's `--json` has it, such as `bytes` and, of onnx, how many
+          test `images` were tried and how many are `right`.
+
+        Raises:
+          UserError: `out` exists, a package is missing, what would be written decides otherwise
+            than this does, and all else that a user can put right; it is a ValueError.
+
+        Example (with `model = trunk_jax.load("cifar10")`):
+          >>> import tempfile
+          >>> with tempfile.TemporaryDirectory() as folder:
+          ...     found = model.export(format="stablehlo", out=f"{folder}/program")
+          >>> found["bytes"] > 1e6
+          True
+
+        """
+        from trunk_jax.export import export
+
+        if self.folder is None:
+            raise UserError("this model is in no run folder; take one that load or grow gave")
+        return export(
+            self.folder,
+            Path(out),
+            kind=format,
+            per_node=per_node,
+            int8=int8,
+            push=push,
+            data_dir=data_dir,
+        )[0]
 
 
 def load(run: str | Path) -> Model:
@@ -34,7 +88,8 @@ def load(run: str | Path) -> Model:
       └─ sg3 ─ automobile │ truck
 
     """
-    return load_run(run_of(run))
+    found = load_run(run_of(run))
+    return Model(found.recipe, found.tree, found.networks, found.folder)
 
 
 def grow(
@@ -86,7 +141,7 @@ def grow(
     from data.run.options import train_options
     from trunk_jax.train import carry_out
 
-    if isinstance(init, Model):
+    if isinstance(init, inference.Model):
         if init.folder is None:
             raise UserError("init is a model that is in no run folder; take one that load gave")
         init = init.folder

@@ -1,5 +1,6 @@
 """A finished run as a folder to hand on."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ def export(run: Path, folder: Path, data_dir: str | None, called: Path | None = 
     UserError if the run is not finished, if `folder` exists, or if the predictions are not as
     accurate as the summary says.
     """
-    if folder.exists():
-        raise UserError(f"{folder} exists; choose another folder")
+    if os.path.lexists(folder):
+        raise UserError(f"{folder} exists; remove it, or choose another --out")
     recipe = runfolder.read_recipe_of_tree(run)
     summary = results.read_summary(run)
     dataset = load_of_run(run, recipe, data_dir)

@@ -49,7 +49,11 @@ def of_run(run: Path) -> Trained:
 
 
 def about(recipe: Recipe, tree: Tree) -> dict[str, str]:
-    """What any file says of itself: `classes` and `tree` as JSON, recipe, data, licences."""
+    """What any file says of itself: `classes` and `tree` as JSON, recipe, data, licences.
+
+    And how an image file becomes one of the dataset's: `light_strokes` on a dark ground, and
+    `turned`, with rows and columns exchanged; `yes` or `no`.
+    """
     spec = recipe.spec
     return {
         "classes": json.dumps(list(spec.class_names)),
@@ -59,6 +63,8 @@ def about(recipe: Recipe, tree: Tree) -> dict[str, str]:
         "dataset": spec.title,
         "licence": CODE_LICENCE,
         "data_licence": spec.licence,
+        "light_strokes": "yes" if spec.light_strokes else "no",
+        "turned": "yes" if spec.turned else "no",
         "trunk_jax": metadata.version("trunk-jax"),
     }
 
