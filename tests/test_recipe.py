@@ -222,10 +222,6 @@ def test_unknown_names_list_the_choices():
     assert message(recipe.load, "best", "digits") == (
         "no recipe 'best'; the recipes: corrected, efficient, exits, published, or FILE.toml"
     )
-    assert message(recipe.load, "default", "digits") == (
-        "no recipe 'default' (it is now called corrected); the recipes: corrected, efficient, "
-        "exits, published, or FILE.toml"
-    )
     assert message(recipe.load, "corrected", "digits", "alexnet") == (
         "no backbone 'alexnet'; the backbones: mobilenet, vgg, resnet, monolith"
     )

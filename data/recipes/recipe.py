@@ -40,7 +40,6 @@ GROUPINGS = ("threshold", "sampled", "one")
 PREFERRED = ("efficient", "corrected", "published")
 AUTO: Final = "auto"
 Volatility = float | Literal["auto"]  # auto: groups are chosen by `data.tree.selection`
-RENAMED = {"default": "corrected"}  # recipes by names that they had
 # Faults of how batches and validation are made; joint training makes its own.
 _NOT_JOINT = ("subset_batches", "train_mode_validation", "drop_last_validation")
 
@@ -261,9 +260,8 @@ def _file(name: str) -> Path:
     if is_file(name):
         return Path(name).expanduser()
     if name not in names():
-        renamed = f" (it is now called {RENAMED[name]})" if name in RENAMED else ""
         choices = f"{', '.join(names())}, or FILE.toml"
-        raise UserError(f"no recipe {name!r}{renamed}; the recipes: {choices}")
+        raise UserError(f"no recipe {name!r}; the recipes: {choices}")
     return FOLDER / f"{name}.toml"
 
 
