@@ -26,6 +26,7 @@ import trunk_torch_ref.nodes
 from data.base import tables
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
+from data.base.progress import working
 from data.base.weights import with_counters
 from data.base.writing import save_json
 from data.images import datasets, specs
@@ -170,7 +171,8 @@ def classify(
     with run.exact(), jax.default_matmul_precision("highest"):
         for framework, route in routes.items():
             began = time.perf_counter()
-            labels[framework] = route.predict(models[framework], examples.images).labels
+            with working(f"{framework} classifies {len(examples.labels):,} images"):
+                labels[framework] = route.predict(models[framework], examples.images).labels
             seconds[framework] = round(time.perf_counter() - began, 1)
     return labels, seconds
 
@@ -186,7 +188,8 @@ def classify_exported(
     trained = Trained(ours, about(recipe, tree))
     model = onnx_model.whole_model(trained, onnx_model.node_models(trained))
     began = time.perf_counter()
-    found = runtime.predict(runtime.session(model), examples.images)
+    with working(f"onnxruntime classifies {len(examples.labels):,} images"):
+        found = runtime.predict(runtime.session(model), examples.images)
     return found["label"], round(time.perf_counter() - began, 1)
 
 

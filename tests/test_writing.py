@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 import types
 from pathlib import Path
 
@@ -413,3 +414,20 @@ def test_lines_say_how_far_how_quick_and_how_long(monkeypatch):
     for _ in progress.counted("decoding x", range(3000), None):
         now[0] += 0.001
     assert said.getvalue().splitlines() == ["decoding x: 2,000 images, 1,000 images/s"]
+
+
+def test_work_that_takes_long_says_what_it_is(monkeypatch):
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", said)
+    monkeypatch.setattr(progress, "_FIRST_S", 0.01)
+    with progress.working("classifying 3 images"):
+        for _ in range(1000):  # until its line is there
+            if said.getvalue():
+                break
+            time.sleep(0.01)
+    assert said.getvalue() == "classifying 3 images ...\n"
+    monkeypatch.setattr(progress, "_FIRST_S", 3600.0)
+    with progress.working("classifying 4 images"):
+        pass
+    assert said.getvalue() == "classifying 3 images ...\n"  # and no thread is left to say more
+    assert not [t for t in threading.enumerate() if isinstance(t, threading.Timer) and t.is_alive()]

@@ -15,6 +15,7 @@ import numpy as np
 from data.base import tables, writing
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
+from data.base.progress import working
 from data.base.writing import save_json
 from data.images.datasets import Dataset
 from data.images.splits import Splits, split
@@ -108,7 +109,8 @@ def measure(
     test, names = splits.test, dataset.spec.class_names
     model = load(folder)
     tree = model.tree
-    predicted = route.predict(model, test.images).labels
+    with working(f"classifying {len(test.labels):,} test images"):
+        predicted = route.predict(model, test.images).labels
     of = costs.node_costs(model, folder)
     lost = attrition.by_node(tree, test.labels, predicted)
     counts = np.bincount(test.labels, minlength=len(names))
@@ -122,7 +124,8 @@ def measure(
         row |= costs.path_costs(of, path)
         if repeats:
             mine = test.images[np.isin(test.labels, labels)]
-            row |= timing.path_times(model, path, mine, repeats)
+            with working(f"timing the path {' > '.join(row['nodes'])}"):
+                row |= timing.path_times(model, path, mine, repeats)
         paths.append(row)
     value = {
         "dataset": dataset.title,
@@ -141,7 +144,8 @@ def measure(
     }
     value |= costs.extremes(paths)
     if repeats:
-        value |= whole_tree(model, test.images)
+        with working("timing the whole tree"):
+            value |= whole_tree(model, test.images)
     return value
 
 

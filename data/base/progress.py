@@ -1,13 +1,16 @@
 """Progress of long work on standard error: a live bar on a terminal, lines elsewhere.
 
-`Reporter` is for trainings, `counting` for all that goes through so many bytes or images.
+`Reporter` is for trainings, `counting` for all that goes through so many bytes or images,
+`working` for what is one call.
 """
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -75,6 +78,29 @@ def counting(
 
     with live if console.is_terminal else nullcontext():
         yield advance
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Say what is being done where it takes more than a moment.
+
+    with working("classifying 10,000 images"):
+        ...
+    """
+    console = Console(file=sys.stderr, highlight=False)
+    if console.is_terminal:
+        with console.status(what):
+            yield
+        return
+    line = partial(console.print, f"{what} ...", soft_wrap=True, markup=False)
+    timer = threading.Timer(_FIRST_S, line)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()  # a line that has begun comes before what follows
 
 
 def counted(what: str, items: Iterable[T], total: int | None) -> Iterator[T]:

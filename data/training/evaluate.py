@@ -4,6 +4,7 @@ import sys
 from contextlib import nullcontext
 
 from data.base import tables
+from data.base.progress import working
 from data.base.writing import save_json
 from data.images.splits import split
 from data.run import derived, results, runfolder
@@ -34,7 +35,11 @@ def _evaluate(framework: Framework, options: EvaluateOptions, shipped: bool) -> 
     examples = getattr(
         split(dataset, recipe.protocol, recipe.seed, recipe.limit, on_disk=True), part
     )
-    with framework.exact(), within_memory(framework, "free some, or use another device"):
+    with (
+        framework.exact(),
+        within_memory(framework, "free some, or use another device"),
+        working(f"classifying {len(examples.labels):,} {part} images"),
+    ):
         found = framework.predict(model, examples.images)
     value = results.evaluation(part, recipe, dataset, model.tree, examples, found.labels)
     if not shipped or not (folder / f"predictions-{part}.csv").exists():

@@ -10,7 +10,7 @@ from typing import Any
 
 from data.base import reading, writing
 from data.base.errors import UserError
-from data.base.progress import Reporter
+from data.base.progress import Reporter, working
 from data.base.writing import save_json
 from data.images.datasets import Dataset
 from data.images.splits import Splits, split
@@ -200,7 +200,10 @@ def _evaluate(
     """The run's summary. Predictions for the test split are left in its folder."""
     recipe = options.recipe
     parts = {part: getattr(splits, part) for part in ("train", "validation", "test")}
-    found = {part: framework.predict(model, examples.images) for part, examples in parts.items()}
+    found = {}
+    for part, examples in parts.items():
+        with working(f"classifying {len(examples.labels):,} {part} images"):
+            found[part] = framework.predict(model, examples.images)
     test = found["test"]
     results.write_predictions(
         options.out, "test", dataset, splits.test, test.labels, test.confidence
