@@ -20,7 +20,9 @@ def epochs_to_come(recipe: Recipe, done: int) -> int:
     if recipe.baseline is not None:
         return recipe.root.class_phase.epochs - done
     rows = (recipe.root, recipe.others)
-    alone = sum(row.class_phase.epochs + row.group_phase.epochs for row in rows)
+    alone = sum(row.class_phase.epochs for row in rows)
+    if recipe.exits is None:  # whose nodes keep one output a class
+        alone += sum(row.group_phase.epochs for row in rows)
     joint = recipe.joint.epochs if recipe.joint is not None else 0
     return alone + joint - done
 
