@@ -6,11 +6,14 @@ own.
 """
 
 import argparse
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,9 +24,20 @@ from data.base import machine, tables
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
 from data.base.writing import save_json
+from data.inference.shipped import run_of
+from data.run import results
 
 BATCHES = (1, 16, 256)
 NODE_BY_NODE = "onnx a file a node"
+FROM_C = "onnx float32 from C"
+
+# What is aimed at: ratios of times (int8's where the processor has VNNI), and a process's seconds.
+RATIOS = (
+    ("onnx float32", "jax", 0.8),
+    ("onnx float32", "pytorch", 0.35),
+    ("onnx int8", "onnx float32", 0.7),
+)
+FIRST_S = {"onnx float32": 0.4, FROM_C: 0.15}
 
 # A process that gives one answer: what it loads, how long it takes from its start, how much is
 # resident. A run's files are found by the paths in its arguments.
@@ -105,8 +119,14 @@ def timed(of: dict[str, Callable], images: np.ndarray, batch: int, repeats: int)
 
 
 def first_answers(folder: Path, image: np.ndarray, repeats: int) -> dict[str, Any]:
-    """Seconds from a process's start to its end with one answer, and resident bytes, medians."""
+    """Seconds from a process's start to its end with one answer, and resident bytes, medians.
+
+    Of the program in C, where it can be built, the bytes are the most that it had.
+    """
     np.save(folder / "image.npy", image)
+    program = c_program(folder / "c")
+    head = f"P{6 if image.shape[-1] == 3 else 5} {image.shape[1]} {image.shape[0]} 255\n"
+    (folder / "image.pnm").write_bytes(head.encode() + np.ascontiguousarray(image).tobytes())
     cases = {
         "onnx float32": (_FIRST, "float32.onnx"),
         "onnx int8": (_FIRST, "int8.onnx"),
@@ -127,11 +147,69 @@ def first_answers(folder: Path, image: np.ndarray, repeats: int) -> dict[str, An
                 text=True,
             )
             rows[name]["bytes"].append(1024 * int(done.stdout))
+        if program is not None:
+            seconds, most = _timed_program(program, folder / "float32.onnx", folder / "image.pnm")
+            rows.setdefault(FROM_C, {"seconds": [], "bytes": []})
+            rows[FROM_C]["seconds"].append(seconds)
+            rows[FROM_C]["bytes"].append(most)
     return {name: {key: median(v) for key, v in row.items()} for name, row in rows.items()}
+
+
+def c_program(out: Path) -> Path | None:
+    """examples/c/classify, built into `out`; None where there is no compiler or library."""
+    if not (shutil.which("make") and shutil.which("cc")):
+        return None
+    source = Path(__file__).parents[1] / "examples" / "c"
+    words = ["make", "-C", str(source), f"OUT={out}", f"PYTHON={sys.executable}"]
+    done = subprocess.run(words, capture_output=True, check=False)
+    return out / "classify" if done.returncode == 0 else None
+
+
+def _timed_program(program: Path, model: Path, image: Path) -> tuple[float, int]:
+    """(seconds that the program in C takes for an answer, its most resident bytes)."""
+    began = time.perf_counter()
+    running = subprocess.Popen([program, model, image], stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(running.pid, 0)
+    seconds = time.perf_counter() - began
+    running.returncode = os.waitstatus_to_exitcode(status)
+    if running.returncode:
+        raise UserError(f"{program} ended with {running.returncode}")
+    return seconds, 1024 * used.ru_maxrss
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What was aimed at: `measured` at most `most`; `what` in words."""
+
+    what: str
+    measured: float
+    most: float
+
+    @property
+    def met(self) -> bool:
+        """Whether it was reached."""
+        return self.measured <= self.most
+
+
+def bars(value: dict[str, Any]) -> list[Bar]:
+    """What was measured against what was aimed at, where both parts were measured."""
+    found = []
+    for row in value["times"]:
+        if row["batch"] != 1:
+            continue
+        us, threads = row["us"], f"one image, {row['threads']} threads: "
+        for name, other, most in RATIOS:
+            if name in us and other in us:
+                found.append(Bar(f"{threads}{name} / {other}", us[name] / us[other], most))
+    for name, most in FIRST_S.items():
+        if name in value["first"]:
+            found.append(Bar(f"first answer, {name}, s", value["first"][name]["seconds"], most))
+    return found
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All that is measured of a run: the content of `--json`."""
+    from benchmarks.ours import peak
     from trunk_jax.interchange import onnx_export
     from trunk_jax.interchange.extra import need
     from trunk_jax.interchange.trained import of_run
@@ -139,7 +217,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     need("onnx", "onnxruntime")
     backend.start()
-    run = Path(options.run)
+    run = run_of(options.run)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         how = {"data_dir": options.data_dir}
@@ -148,6 +226,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         if found.get("right") is not None:  # int8 needs the data
             found = onnx_export.export(run, folder / "int8.onnx", int8=True, **how)
         images = onnx_export.trial(run, of_run(run), options.data_dir).images
+        work, most = results.read_summary(run)["paths"]["mean"]["multiply_adds"], peak()
         rows = []
         for threads in options.threads:
             of = ways(run, folder, options.data_dir, threads)
@@ -155,36 +234,62 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 mine = of if batch == 1 else {n: f for n, f in of.items() if n != "jax"}
                 repeats = max(min(options.repeats, 5), options.repeats // batch)
                 times = timed(mine, images, batch, repeats)
-                rows.append({"threads": threads, "batch": batch, "us": times})
+                shares = {name: 1e6 * work / us / most for name, us in times.items()}
+                row = {"threads": threads, "batch": batch, "us": times, "share_of_peak": shares}
+                rows.append(row)
         first = first_answers(folder, images[0], options.starts)
-    return {
+    value = {
         "run": str(run),
         "export": found,
         "times": rows,
         "first": first,
         "cores": machine.cores(),
+        "vnni": has_vnni(),
     }
+    return value | {"bars": [asdict(bar) | {"met": bar.met} for bar in bars(value)]}
+
+
+def has_vnni() -> bool | None:
+    """Whether the processor multiplies int8 in one instruction; None where it does not say."""
+    try:
+        return "vnni" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return None
+
+
+def _cell(row: dict[str, Any], name: str) -> str:
+    return f"{row['us'][name]:,.0f} ({row['share_of_peak'][name]:.0%})"
 
 
 def show(value: dict[str, Any]) -> None:
-    """Two tables on standard output."""
+    """Three tables on standard output."""
     names = list(value["times"][0]["us"])
     rows = [
         [
             str(row["threads"]),
             str(row["batch"]),
-            *(f"{row['us'][name]:,.0f}" if name in row["us"] else "" for name in names),
+            *(_cell(row, name) if name in row["us"] else "" for name in names),
         ]
         for row in value["times"]
     ]
-    title = "microseconds an image, median; ours in JAX takes one image at a time, on all cores"
+    title = (
+        "microseconds an image, median, and the share of the measured peak of all cores; ours in "
+        "JAX takes one image at a time, on all cores"
+    )
     tables.print_table(title, ["threads", "batch", *names], rows)
     rows = [
         [name, f"{row['seconds']:.2f}", tables.mb(row["bytes"])]
         for name, row in value["first"].items()
     ]
     columns = ["one answer by a process", "seconds", "resident MB"]
-    tables.print_table("MB are 1e6 bytes", columns, rows)
+    tables.print_table("MB are 1e6 bytes; of C the most that it had", columns, rows)
+    rows = [
+        [bar["what"], f"{bar['measured']:.2f}", f"{bar['most']:.2f}", "yes" if bar["met"] else "no"]
+        for bar in value["bars"]
+    ]
+    vnni = {True: "with VNNI", False: "without VNNI", None: "which does not tell of VNNI"}
+    title = f"what was aimed at; a processor {vnni[value['vnni']]}"
+    tables.print_table(title, ["", "measured", "at most", "met"], rows)
 
 
 def main(arguments: list[str] | None = None) -> None:

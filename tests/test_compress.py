@@ -12,6 +12,7 @@ import trunk_torch_ref.evaluate
 import trunk_torch_ref.shrink.lowpower
 from data.base import writing
 from data.base.errors import UserError
+from data.recipes import recipe as recipes
 from data.run import lowpower as shared
 from data.run import runfolder
 from data.run.compression import Compression, check
@@ -23,6 +24,7 @@ from trunk_jax.network.exchange import from_state_dict, to_state_dict
 from trunk_jax.network.network import apply, cost, dtype_of, split
 from trunk_jax.shrink import prune, quantized
 from trunk_jax.shrink.lowpower import base
+from trunk_jax.training import recover
 from trunk_torch_ref.shrink.prune import masked as torch_masked
 from trunk_torch_ref.shrink.quantized import quantize_array as torch_quantize_array
 
@@ -284,6 +286,78 @@ def test_mistakes_leave_nothing_behind(finished, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     with pytest.raises(UserError, match="it must be one of int8, prune"):
         check(Compression("zip"))
+
+
+# --- training after pruning
+
+
+def test_a_pruned_tree_is_trained_as_it_was_trained_last_and_more_gently():
+    joint = recover.phase_of(recipes.load("efficient", "digits"), 7)
+    assert (joint.epochs, joint.lr, joint.schedule) == (7, pytest.approx(0.02), "onecycle")
+    assert (joint.optimizer, joint.weight_decay, joint.nesterov) == ("sgd", 5e-4, True)
+    steps = recover.phase_of(recipes.load("published", "cifar10", "vgg"), 3)
+    assert (steps.epochs, steps.lr, steps.schedule) == (3, pytest.approx(2e-4), "cosine")
+    assert (steps.period, steps.optimizer) == (0, "adam")  # of group, the root's last phase
+
+
+def test_flags_of_training_after_pruning(finished, tmp_path):
+    out = tmp_path / "out"
+    for flags, text in (
+        (["--prune", "0.2", "--epochs", "-1"], "--epochs must be 0 or more, and goes with --prune"),
+        (["--quantize", "int8", "--epochs", "2"], "--epochs must be 0 or more, and goes with"),
+        (["--prune", "0.2", "0.2"], "--prune has a share twice"),
+        (["--prune", "0.2", "1.5"], "--prune is 1.5; it must be above 0 and below 1"),
+    ):
+        with pytest.raises(UserError, match=text):
+            compress.main([str(finished), *flags, "--out", str(out)])
+    out.mkdir()
+    with pytest.raises(UserError, match="out exists; remove it"):
+        compress.main([str(finished), "--prune", "0.1", "0.2", "--out", str(out)])
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_curve_of_shares_with_training_after_pruning(finished, tmp_path, capsys):
+    out, file = tmp_path / "out", tmp_path / "result.json"
+    words = ["--prune", "0.2", "0.5", "--epochs", "3", "--out", str(out), "--json", str(file)]
+    compress.main([str(finished), *words])
+    value = json.loads(file.read_text())
+    before = runfolder.read_json(finished / "summary.json")
+    assert value["before"]["accuracy"] == before["accuracy"]
+    names = ["prune20-3epochs", "prune50-3epochs"]
+    assert [row["share"] for row in value["curve"]] == [0.2, 0.5]
+    assert [row["run"] for row in value["curve"]] == [str(out / name) for name in names]
+    for row in value["curve"]:
+        # this tree had 3 epochs in all, so that 3 more must help more than a fifth of it did
+        right = [row[when]["accuracy"]["test"]["correct"] for when in ("untrained", "after")]
+        assert right[0] < right[1]
+        assert row["untrained"]["nodes"] == row["after"]["nodes"]
+        evaluate.main([row["run"], "--json", str(file)])
+        assert json.loads(file.read_text())["correct"] == right[1]
+        trunk_torch_ref.evaluate.main([row["run"], "--json", str(file)])
+        assert json.loads(file.read_text())["correct"] == right[1]
+    small, tiny = (row["after"]["paths"]["mean"]["multiply_adds"] for row in value["curve"])
+    assert before["paths"]["mean"]["multiply_adds"] > small > tiny
+    stored = runfolder.read_json(out / names[0] / "config.json")["compression"]
+    assert stored == {"method": "prune", "share": 0.2, "epochs": 3}
+    shown = capsys.readouterr()
+    assert f"{names[1]}, not trained" in " ".join(shown.out.split())
+    assert "tree/recovery" in shown.err
+
+
+@pytest.mark.slow
+def test_a_fifth_of_the_digits_tree_costs_at_most_half_a_point(tmp_path):
+    """The mean of 5 seeds, on the test split."""
+    shares = []
+    for seed in range(5):
+        run, file = tmp_path / f"run{seed}", tmp_path / f"{seed}.json"
+        train.main(["--seed", str(seed), "--out", str(run)])
+        words = ["--prune", "0.2", "--epochs", "10", "--out", str(tmp_path / f"pruned{seed}")]
+        compress.main([str(run), *words, "--json", str(file)])
+        found = json.loads(file.read_text())
+        shares.append([found[w]["accuracy"]["test"]["accuracy"] for w in ("before", "after")])
+    before, after = np.mean(shares, axis=0)
+    assert after >= before - 0.005
 
 
 # --- the low-power background

@@ -289,7 +289,14 @@ def test_the_benchmark_in_its_smallest_form(run, tmp_path, capsys):
         (2, names[1:]),
     ]
     assert all(time > 0 for row in value["times"] for time in row["us"].values())
-    assert set(value["first"]) == {"onnx float32", "onnx int8", "onnx a file a node"}
+    built = {benchmark.FROM_C} if benchmark.c_program(tmp_path / "c") else set()
+    expected = {"onnx float32", "onnx int8", "onnx a file a node"}
+    assert set(value["first"]) == expected | built
+    us, found = value["times"][0]["us"], {bar["what"]: bar for bar in value["bars"]}
+    assert len(found) == 4 + len(built)
+    bar = found["one image, 1 threads: onnx float32 / pytorch"]
+    assert bar["measured"] == us["onnx float32"] / us["pytorch"]
+    assert (bar["most"], bar["met"]) == (0.35, bar["measured"] <= 0.35)
     assert all(row["bytes"] > 1e7 and row["seconds"] > 0 for row in value["first"].values())
     assert "onnx a file a node" in capsys.readouterr().out
     with pytest.raises(UserError, match="must be 1 or more"):

@@ -1,19 +1,22 @@
 """`python -m trunk_jax.compress RUN --quantize int8 | --prune 0.2`: a smaller run of a tree.
 
-The new run folder evaluates like any other, in either framework; it cannot be trained further.
+The new run folder evaluates like any other, in either framework. `--epochs` trains a pruned tree
+further before it is written, to win back what pruning cost; afterwards it cannot be trained.
 """
 
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from data.base import tables, writing
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
+from data.base.progress import Reporter
 from data.base.writing import new_folder, save_json
-from data.images.splits import split
+from data.images.splits import Splits, split
 from data.run import compression, derived, results, runfolder
 from data.run.compression import Compression
 from data.run.dataset import load_of_run
@@ -44,8 +47,9 @@ def smaller_weights(folder: Path, how: Compression) -> dict[str, Any]:
 def compress(folder: Path, how: Compression, out: Path, data_dir: str | None) -> dict[str, Any]:
     """Write the compressed run to `out`, whole or not at all, and evaluate both.
 
-    Returns `before` and `after`. UserError for a run that is not finished or is compressed
-    already, and if `out` exists.
+    Returns `before` and `after`, and where it was trained after it was pruned `untrained`, what it
+    was until then. UserError for a run that is not finished, is compressed already or is a
+    baseline's, and if `out` exists.
     """
     from trunk_jax.machine import backend
 
@@ -73,6 +77,7 @@ def compress(folder: Path, how: Compression, out: Path, data_dir: str | None) ->
         return value, found
 
     before, _ = summary_of(folder)
+    untrained: dict[str, Any] = {}
     with new_folder(out) as aside:
         entry = compression.to_json(how)
         writing.write_json(aside / "config.json", config | {"compression": entry})
@@ -82,6 +87,10 @@ def compress(folder: Path, how: Compression, out: Path, data_dir: str | None) ->
             for file in sorted(folder.glob(pattern)):
                 writing.write_bytes(aside / file.relative_to(folder), file.read_bytes())
         after, found = summary_of(aside)
+        if how.epochs:
+            untrained = after | _size(aside)
+            _train(aside, how.epochs, splits)
+            after, found = summary_of(aside)
         results.write_predictions(
             aside, "test", dataset, parts["test"], found["test"].labels, found["test"].confidence
         )
@@ -90,7 +99,20 @@ def compress(folder: Path, how: Compression, out: Path, data_dir: str | None) ->
             made = {"run": str(folder.absolute()), "time": _now(), **entry}
             writing.write_json(aside / "manifest.json", about | {"compressed": made})
         writing.write_json(aside / "summary.json", after)
-    return {"before": before | _size(folder), "after": after | _size(out)}
+    result = {"before": before | _size(folder), "after": after | _size(out)}
+    return result | ({"untrained": untrained} if untrained else {})
+
+
+def _train(folder: Path, epochs: int, splits: Splits) -> None:
+    """Train a pruned tree further, in its folder."""
+    from trunk_jax.network.exchange import to_state_dict
+    from trunk_jax.training.recover import recover
+
+    model = load(folder)
+    with Reporter() as report:
+        trained = recover(model, epochs, splits, report)
+    for node, network in trained.items():
+        runfolder.write_weights(folder, model.tree.names[node], to_state_dict(network))
 
 
 def _now() -> str:
@@ -102,8 +124,29 @@ def _size(folder: Path) -> dict[str, int]:
     return {"file_bytes": sum(f.stat().st_size for f in (folder / "weights").glob("*.safetensors"))}
 
 
-def show(value: dict[str, Any], folder: Path, out: Path) -> None:
-    """Both runs on standard output."""
+def compress_each(
+    folder: Path, shares: Sequence[float], epochs: int, out: Path, data_dir: str | None
+) -> dict[str, Any]:
+    """Prune by each share, into `out`/prune10 and so on; what that costs and what training saves.
+
+    Returns `before`, and `curve`: of each share what `compress` returns but for `before`. `out` is
+    written whole or not at all.
+    """
+    if os.path.lexists(out):
+        raise UserError(f"{out} exists; remove it, or choose another --out")
+    before: dict[str, Any] = {}
+    curve = []
+    with new_folder(out) as aside:
+        for share in shares:
+            how = Compression("prune", share, epochs)
+            found = compress(folder, how, aside / str(how), data_dir)
+            before = found.pop("before")
+            curve.append({"share": share, "run": str(out / str(how)), **found})
+    return {"before": before, "curve": curve}
+
+
+def show(rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Runs by their names on standard output, each with what its `compress` gave of it."""
     columns = [
         "run",
         "test",
@@ -112,18 +155,24 @@ def show(value: dict[str, Any], folder: Path, out: Path) -> None:
         "parameters of all nodes",
         "mean path multiply-adds M",
     ]
-    rows = [
+    cells = [
         [
-            str(run),
+            name,
             tables.percent(row["accuracy"]["test"]["accuracy"]),
             tables.percent(row["accuracy"]["validation"]["accuracy"]),
             tables.mb(row["file_bytes"]),
             f"{sum(node['parameters'] for node in row['nodes'].values()):,}",
             tables.millions(row["paths"]["mean"]["multiply_adds"]),
         ]
-        for run, row in ((folder, value["before"]), (out, value["after"]))
+        for name, row in rows
     ]
-    tables.print_table("MB are 1e6 bytes, M are millions", columns, rows)
+    tables.print_table("MB are 1e6 bytes, M are millions", columns, cells)
+
+
+def _rows(out: str, found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """A compressed run's rows: as it was pruned, if it was trained after that, and as it is."""
+    untrained = [(f"{out}, not trained", found["untrained"])] if "untrained" in found else []
+    return [*untrained, (out, found["after"])]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -131,7 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = Parser(
         prog="python -m trunk_jax.compress",
         description="Write a smaller run of a trained tree: int8 weights, or channels pruned. "
-        "Nothing is trained again.",
+        "Nothing is trained again but with --epochs.",
     )
     add = parser.add_argument
     add("run", metavar="RUN", help="the run folder, of either framework")
@@ -145,27 +194,48 @@ def main(arguments: list[str] | None = None) -> None:
     which.add_argument(
         "--prune",
         type=float,
+        nargs="+",
         metavar="SHARE",
-        help="take out this share of the "
-        "channels, by L2 norm, wherever nothing else reads them (default: none)",
+        help="take out this share of the channels, by L2 norm, wherever nothing else reads them; "
+        "of several shares each gives a run below DIR (default: none)",
+    )
+    add(
+        "--epochs",
+        type=int,
+        default=0,
+        help="train a pruned tree for so many epochs, all nodes together, before it is written "
+        "(default: %(default)s)",
     )
     add("--data-dir", help="folder of prepared TFDS datasets (default: the run's own)")
     add(
-        "--out", metavar="DIR", help="the new run folder (default: runs/<name>-int8, -prune20, ...)"
+        "--out",
+        metavar="DIR",
+        help="the new run folder (default: runs/<name>-int8, -prune20, ...; of several "
+        "shares -pruned)",
     )
     add(
         "--json",
         type=target,
         metavar="FILE",
-        help="also write both summaries to FILE (default: none)",
+        help="also write the summaries to FILE (default: none)",
     )
     options = parser.parse_args(arguments)
-    how = Compression("int8") if options.quantize else Compression("prune", options.prune)
-    compression.check(how)
-    folder = Path(options.run)
-    out = Path(options.out) if options.out else derived.named(folder, f"-{how}")
-    value = compress(folder, how, out, options.data_dir)
-    show(value, folder, out)
+    folder, shares = Path(options.run), options.prune or ()
+    hows = [Compression("prune", share, options.epochs) for share in shares]
+    hows = hows or [Compression("int8", 0.0, options.epochs)]
+    for how in hows:
+        compression.check(how)
+    if len(set(hows)) < len(hows):
+        raise UserError("--prune has a share twice")
+    name = f"-{hows[0]}" if len(hows) == 1 else "-pruned"
+    out = Path(options.out) if options.out else derived.named(folder, name)
+    if len(hows) == 1:
+        value = compress(folder, hows[0], out, options.data_dir)
+        show([(str(folder), value["before"]), *_rows(str(out), value)])
+    else:
+        value = compress_each(folder, shares, options.epochs, out, options.data_dir)
+        rows = [row for found in value["curve"] for row in _rows(found["run"], found)]
+        show([(str(folder), value["before"]), *rows])
     if options.json:
         save_json(options.json, value)
 

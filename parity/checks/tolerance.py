@@ -19,9 +19,8 @@ truth's gradient of its output. Through a whole node they cannot be: where an ac
 within rounding of a ReLU's kink the two frameworks take different sides, rightly, and the
 gradient jumps.
 
-`CONSTANT` is the next power of two above the largest quotient of an error and the model
-without it that was met: 2.12 by `python -m parity.check`, 3.51 by `--baselines small` (seed 0,
-on a CPU). Each run states its own as `worst share of the rounding model`.
+`CONSTANT` and u are those of `data.base.rounding`, which says what they come from. Each run states
+its own largest quotient as `worst share of the rounding model`.
 """
 
 from dataclasses import dataclass
@@ -29,8 +28,8 @@ from typing import Any
 
 import numpy as np
 
-UNIT = 2.0**-24
-CONSTANT = 4.0
+from data.base.rounding import CONSTANT, UNIT
+
 FAIR = 4.0
 FEWEST = 100  # values in a tensor for which a ratio of errors means something
 VALUE_64 = 1e-12

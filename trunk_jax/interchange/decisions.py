@@ -1,9 +1,8 @@
 """Whether an exported tree decides as ours does, image by image.
 
 Two right programs may decide differently where the two best scores of a node are closer than
-rounding; such images are counted apart. How close that is follows from the rounding model of
-docs/parity.md: 4 units of roundoff, the scale of the scores, and the root of the accumulation
-length summed over the layers of the path.
+rounding; such images are counted apart. How close that is follows from the rounding model
+(`data.base.rounding`), with the scale of the scores and the layers of the path.
 """
 
 import math
@@ -16,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Int, UInt8
 
+from data.base.rounding import CONSTANT, UNIT
 from data.images.augmentation import Augmentation
 from data.tree.hierarchy import ROOT
 from trunk_jax.inference import route
@@ -23,9 +23,6 @@ from trunk_jax.interchange.trained import Trained
 from trunk_jax.layers.basic import Layer
 from trunk_jax.network.augment import prepare
 from trunk_jax.network.network import Network, apply, merge
-
-CONSTANT = 4.0
-UNIT = 2.0**-24
 
 
 @dataclass(frozen=True)
