@@ -114,7 +114,8 @@ def test_twenty_images_a_class(package, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("package", PACKAGES)
 def test_photographs_of_a_phone(package, phone, tmp_path):
-    summary = trained(package, phone, tmp_path / "run", "--image-size", "16")
+    flags = ["--image-size", "16", "--epochs", "30"]  # of one batch each
+    summary = trained(package, phone, tmp_path / "run", *flags)
     assert (summary["dataset"], summary["accuracy"]["test"]["total"]) == ("phone", 6)
     assert summary["accuracy"]["test"]["accuracy"] >= 4 / 6  # chance is a third
     assert agrees(tmp_path / "run", tmp_path / "parity")
@@ -149,7 +150,7 @@ def pair(phone, tmp_path_factory):
 
 @pytest.mark.slow
 def test_comparing_commands_take_class_folders_and_their_runs(pair, phone, tmp_path, capsys):
-    from data import table, versus
+    from data import grown, table, versus
     from parity import convert
     from trunk_jax import ablation, compare
     from trunk_jax.pictures import __main__ as pictures
@@ -168,12 +169,27 @@ def test_comparing_commands_take_class_folders_and_their_runs(pair, phone, tmp_p
     capsys.readouterr()
     table.main([str(pair / "tree")])
     assert "phone" in capsys.readouterr().out
+    grown.main([str(pair / "tree"), str(pair / "one")])
+    assert "phone" in capsys.readouterr().out
     pictures.main([str(pair / "tree"), "--out", str(tmp_path / "figures")])
     assert any(file.suffix == ".svg" for file in (tmp_path / "figures").iterdir())
     convert.main([str(pair / "tree"), "--to", "torch", "--out", str(tmp_path / "torch")])
     evaluate.main([str(tmp_path / "torch"), "--json", str(tmp_path / "e.json")])
     ours = results.read_summary(pair / "tree")["accuracy"]["test"]["correct"]
     assert json.loads((tmp_path / "e.json").read_text())["correct"] == ours
+
+
+@pytest.mark.slow
+def test_a_run_of_class_folders_is_gone_on_with(pair, tmp_path):
+    from trunk_jax import train
+
+    tree = str(pair / "tree")
+    train.main(["--from", tree, "--volatility", "1e-6", "--out", str(tmp_path / "flat")])
+    assert list(results.read_summary(tmp_path / "flat")["nodes"]) == ["root"]
+    train.main(["--init", tree, "--epochs", "1", "--out", str(tmp_path / "further")])
+    further = results.read_summary(tmp_path / "further")
+    assert further["nodes"].keys() == results.read_summary(pair / "tree")["nodes"].keys()
+    assert further["dataset"] == "phone"
 
 
 @pytest.mark.slow
