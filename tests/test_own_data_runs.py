@@ -10,7 +10,9 @@ from PIL import Image
 
 from data.base.errors import UserError
 from data.images import datasets, files, shapes
+from data.recipes import recipe as recipes
 from data.run import results
+from data.run.options import train_options
 
 PACKAGES = ("trunk_torch_ref", "trunk_jax")
 KINDS = ("red", "green", "blue")
@@ -245,3 +247,29 @@ def test_a_dataset_smaller_than_a_batch_is_one_line(tmp_path):
         with pytest.raises(UserError, match="--batch-size 64 is more than the 3 training images"):
             trained(package, tmp_path / "nine.npz", tmp_path / "run", "--batch-size", "64")
     assert not (tmp_path / "run").exists()
+
+
+def test_ablation_and_compare_are_set_up_for_class_folders(phone, tmp_path, monkeypatch):
+    """What they decide before they train or measure."""
+    from trunk_jax import ablation, compare
+    from trunk_jax.measure import comparison
+
+    monkeypatch.chdir(tmp_path)
+    words = ["--dataset", str(phone), "--image-size", "16", "--budget", "300k"]
+    chosen = ablation.options_of([*words, "--volatility", "0.9", "1.1", "0.2"])
+    assert str(chosen.out) == "runs/ablation-phone"
+    assert [run.recipe.spec.image_shape for run in chosen.runs.values()] == [(16, 16, 3)] * 2
+    assert [run.recipe.root.volatility for run in chosen.runs.values()] == [0.9, 1.1]
+    data = datasets.load(str(phone), image_size=16).spec
+    recipe = compare.recipe_of("mobilenet_v2", data, 0)
+    assert (recipe.spec, recipe.baseline.size) == (data, 0)
+    for name, size in (("same", 16), ("other", 32)):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        flags = ["--dataset", str(phone), "--image-size", str(size), "--out", str(folder)]
+        config = {"format": 1, "recipe": recipes.to_json(train_options("jax", flags).recipe)}
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "summary.json").write_text(json.dumps({"dataset": "phone"}))
+    monkeypatch.setattr(results, "read_summary", lambda run: {"dataset": "phone"})
+    found = comparison.runs(tmp_path / "runs", data)
+    assert found == ([tmp_path / "runs" / "same"], [tmp_path / "runs" / "other"])

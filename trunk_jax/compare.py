@@ -19,7 +19,7 @@ from data.base import writing
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
 from data.base.writing import save_json
-from data.images import datasets
+from data.images import datasets, specs
 from data.images.specs import Spec
 from data.recipes.baselines import models as recipes
 from data.recipes.recipe import Recipe
@@ -96,7 +96,8 @@ def from_run(folder: Path, images: np.ndarray, labels: np.ndarray) -> Row:
 
 def recipe_of(model: str, data: Spec, size: int | None) -> Recipe:
     """An untrained baseline's recipe. WrongSize for a size that it cannot take."""
-    name = "scratch" if data.name == "digits" else "corrected"  # nobody fine-tunes on digits
+    # nobody has fine-tuned on digits, or on data of one's own
+    name = "corrected" if data.name in specs.SPECS and data.name != "digits" else "scratch"
     return recipes.load(model, data.name, name, size=size, weights=recipes.NO_WEIGHTS, data=data)
 
 
