@@ -51,6 +51,9 @@ class Check:
       detail: what else a reader wants to know.
       share: for float32, the larger error as a share of the rounding model without `CONSTANT`.
       part: checks of one name and part are shown as one line on the terminal.
+      errors: JAX's and PyTorch's largest error against the float64 truth, in units in the last
+        place of the scale, where both are judged against it.
+      limits: what each is allowed, in the same units.
 
     """
 
@@ -64,6 +67,8 @@ class Check:
     detail: str = ""
     share: float | None = None
     part: str = ""
+    errors: tuple[float, float] | None = None
+    limits: tuple[float, float] | None = None
 
 
 def close(
@@ -150,6 +155,8 @@ def fair(
         passed,
         detail,
         (worst[0] if excused else max(worst)) / growth,
+        errors=(worst[0], worst[1]),
+        limits=(limit, max(limit, known[1]) if known else limit),
     )
 
 

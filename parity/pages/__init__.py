@@ -1,0 +1,1 @@
+"""What the pages of the checks, the studies and `compare` have in common."""
