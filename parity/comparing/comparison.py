@@ -1,6 +1,7 @@
 """`compare`: the questions in their order."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -10,7 +11,17 @@ import torch
 from flax import nnx
 
 from data.base.errors import UserError
-from parity.comparing import carrying, causes, diagnosis, jax_side, optimisers, torch_side, values
+from parity.checks.tolerance import UNIT
+from parity.comparing import (
+    carrying,
+    causes,
+    diagnosis,
+    jax_side,
+    optimisers,
+    single,
+    torch_side,
+    values,
+)
 from parity.comparing.carrying import Carried, Names
 from parity.comparing.diagnosis import Finding, Search, Trial
 from parity.comparing.report import Layer, Report, Section
@@ -354,7 +365,83 @@ def _evaluate(report, theirs, given, jax_model, ours, program, arrays, weights, 
         )
     )
     report.findings += diagnosis.merged(findings)
+    if not findings and not run.half:
+        _float32(report, theirs, given, jax_model, ours, arrays, weights, look, trial)
     return trial
+
+
+def _float32(
+    report: Report,
+    theirs: torch.nn.Module,
+    given: Sequence[torch.Tensor],
+    jax_model: Any,
+    ours: jax_side.Model,
+    arrays: Sequence[np.ndarray],
+    weights: Mapping[str, np.ndarray],
+    look: Search,
+    trial: Trial,
+) -> None:
+    """Where float64 agrees: is either's float32 further from it than rounding takes it?"""
+    matched = look.standing(trial).matched
+
+    def judged(model: jax_side.Model) -> list[single.Errors] | None:
+        exact = jax_side.Program(model, arrays).run(weights, arrays)
+        narrow = jax_side.Program(model, arrays, single=True).run(weights, arrays)
+        known = matched if model is ours else Search(
+            look.run, exact, look.aligned, _epsilon(model)
+        ).standing(trial).matched  # fmt: skip
+        return single.errors(theirs, given, trial, known, exact, narrow)
+
+    found = judged(ours)
+    if found is None:
+        report.notes.append("float32 was not judged: it makes other calls than float64.")
+        return
+    by_call = {one.index: one for one in found}
+    calls = [call for call in look.standing(trial).run.calls if call.output >= 0]
+    report.layers = [
+        replace(layer, errors=(one.jax, one.torch), allowed=one.allowed)
+        if (one := by_call.get(call.index))
+        else layer
+        for layer, call in zip(report.layers, calls, strict=True)
+    ]
+    beyond = single.first_beyond(found)
+    most = max((max(one.jax or 0.0, one.torch) for one in found), default=0.0) * UNIT
+    report.sections.append(
+        Section("forward, float32", f"{len(found)} values, against float64", most, not beyond)
+    )
+    if not beyond:
+        return
+    one, who = beyond
+    call = next(call for call in calls if call.index == one.index)
+    off = one.torch if who == "PyTorch" else one.jax or 0.0
+    words = (
+        f"{who}'s float32 is {off:.2g} units in the last place from float64, where rounding "
+        f"allows {one.allowed:.2g}"
+    )
+    cause, after = "", None
+    model = single.without_fast_variance(jax_model) if who == "JAX" else None
+    if model is not None:
+        other = judged(_model(model)) or []
+        now = next((e for e in other if e.index == one.index), None)
+        if now and now.jax is not None and now.jax <= now.allowed:
+            cause, after = "fast variance", now.jax / now.allowed
+            words += "; JAX takes the variance as the mean square less the squared mean"
+    number = matched[call.output]
+    value = look.ours.values[number] if number >= 0 else None
+    report.findings.append(
+        Finding(
+            "float32",
+            call.path,
+            call.name,
+            call.line,
+            value.path if value else "",
+            value.line if value else "",
+            off * UNIT,
+            cause,
+            words,
+            after,
+        )
+    )
 
 
 def _shapes(standing, run, turned) -> None:

@@ -205,6 +205,7 @@ class Program:
       train: train mode; the loss is differentiated.
       loss: of the list of outputs.
       exact: compute in float64 what the model computes in bfloat16 or float16.
+      single: compute in float32, as the model itself does; its values have the same numbers.
 
     """
 
@@ -216,9 +217,10 @@ class Program:
         train: bool = False,
         loss: Callable[[list[Any]], Any] | None = None,
         exact: bool = False,
+        single: bool = False,
     ):
         self.model, self.train = model, train
-        self.exact = exact
+        self.exact, self.single = exact, single
         self.nodes: list[_Node] = []
         self.half = self.random = False
         fixed = {name: w for name, w in model.weights.items() if name not in model.trained}
@@ -258,7 +260,7 @@ class Program:
                 self.out_ids = [number for number, _ in outs]
                 return [x for _, x in outs], arrays
 
-            flat = [x for _, x in leaves]
+            flat = [self._lifted(x) if single else x for _, x in leaves]
             self._compiled = jax.jit(everything).lower(*flat).compile(compiler_options=_QUICK)
 
     @staticmethod
@@ -359,6 +361,14 @@ class Program:
 
     def _lifted(self, x: Any) -> Any:
         dtype = getattr(x, "dtype", None)
+        if self.single:
+            if dtype != jnp.dtype("float64"):
+                return x
+            if isinstance(x, np.ndarray | np.generic):
+                # what masks are filled with is the least number of a type: of float32 here
+                most = np.finfo(np.float32).max
+                return np.where(np.isfinite(x), np.clip(x, -most, most), x).astype(np.float32)
+            return jax.lax.convert_element_type(x, jnp.float32)
         if dtype in _NARROW or (self.exact and dtype in _HALF):
             return jax.lax.convert_element_type(x, jnp.float64)
         return x
@@ -389,6 +399,8 @@ class Program:
             return value
         if dtype in _HALF:
             self.half = True
+        if self.single:
+            return jnp.dtype("float32") if dtype == jnp.dtype("float64") else value
         if dtype in _NARROW or (self.exact and dtype in _HALF):
             return jnp.dtype("float64")
         return value
@@ -409,6 +421,7 @@ class Program:
         fixed = {n: weights[n] for n in self.model.weights if n not in self.model.trained}
         with jax.enable_x64(True):
             flat = jax.tree.leaves(self._arguments(trained, fixed, inputs))
+            flat = [self._lifted(x) for x in flat] if self.single else flat
             outs, arrays = self._compiled(*flat)
             outs = [np.asarray(x) if not _is_key(x) else x for x in outs]
             arrays = [np.asarray(x, np.float64) for x in arrays]

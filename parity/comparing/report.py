@@ -6,6 +6,7 @@ from typing import Any
 
 from data.base import pages, tables, writing
 from parity.comparing.diagnosis import Finding
+from parity.pages import dots
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,18 @@ class Section:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of PyTorch's and the largest difference of its output from JAX's; None: no match."""
+    """A layer of PyTorch's and the largest difference of its output from JAX's; None: no match.
+
+    `errors`: JAX's and PyTorch's float32 result against float64's, in units in the last place of
+    the largest value; `allowed`: what rounding may make of them. None where it was not asked.
+    """
 
     path: str
     operation: str
     shape: tuple[int, ...]
     difference: float | None
+    errors: tuple[float | None, float] | None = None
+    allowed: float | None = None
 
 
 @dataclass
@@ -104,12 +111,44 @@ class Report:
 
     def as_html(self) -> str:
         """A page that needs nothing else."""
+        rows = [
+            dots.Row(
+                f"{layer.path or 'model'} ({layer.operation})",
+                layer.errors,
+                (layer.allowed, layer.allowed),
+                bool(self.findings)
+                and self.findings[0].stage == "float32"
+                and (layer.path, layer.operation)
+                == (self.findings[0].path, self.findings[0].operation),
+            )
+            for layer in self.layers
+            if layer.errors is not None
+        ]
         content: dict[str, Any] = {
             "report": self,
+            "words": self.words(rows),
+            "chart": dots.chart(rows) if rows else "",
+            "style": dots.style(),
+            "key": dots.key(),
             "told": [told(found) for found in self.findings],
             "first": self.findings[0].path if self.findings else None,
         }
         return pages.render(Path(__file__).with_name("report.html"), content)
+
+    def words(self, rows: list[dots.Row]) -> list[str]:
+        """What a reader should know, in sentences."""
+        lines = [self.verdict]
+        if self.findings:
+            lines.append(told(self.findings[0])[0])
+        both, ours, theirs = dots.further(rows)
+        if both:
+            most = max(max(e for e in row.errors if e is not None) for row in rows)
+            lines.append(
+                f"{both} values were computed in float32 by both and held against float64. The "
+                f"furthest is {most:.2g} units in the last place off. JAX is further from it on "
+                f"{ours}, PyTorch on {theirs}."
+            )
+        return lines
 
     def save(self, file: str | Path) -> None:
         """Write a page (`.html`) or JSON (`.json`), by the file's name."""
@@ -132,7 +171,12 @@ def told(found: Finding) -> list[str]:
     if found.cause:
         more = f", at {found.places} places" if found.places > 1 else ""
         lines.append(f"cause: {found.cause}{more}. {found.words[:1].upper()}{found.words[1:]}.")
-        lines.append(f"verified: with that in PyTorch too they agree to {found.after:.0e}")
+        if found.stage == "float32":
+            lines.append(f"verified: without it JAX has {found.after:.0%} of what is allowed")
+        else:
+            lines.append(f"verified: with that in PyTorch too they agree to {found.after:.0e}")
+    elif found.words:
+        lines.append(f"{found.words}; no cause found among those known")
     else:
         lines.append("no cause found among those known")
     return lines

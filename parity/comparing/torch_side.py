@@ -144,8 +144,16 @@ def callers_line() -> str:
 class _Recorder(TorchFunctionMode):
     """Writes down every call, computes in float64 what asks for float32, and makes changes."""
 
-    def __init__(self, run: Run, changes: Mapping[int, Change], replaced: dict[int, torch.Tensor]):
+    def __init__(
+        self,
+        run: Run,
+        changes: Mapping[int, Change],
+        replaced: dict[int, torch.Tensor],
+        single: bool = False,
+        every: Change | None = None,
+    ):
         super().__init__()
+        self.single, self.every = single, every
         self.run, self.changes, self.count = run, changes, 0
         self.numbers: dict[int, int] = {}
         self.kept: list[Any] = []
@@ -182,9 +190,11 @@ class _Recorder(TorchFunctionMode):
             with self:
                 return _attention(*args, **kwargs)
         if name in ("float", "double") and function is not torch.double:
-            function, name = torch.Tensor.double, "double"
+            function = torch.Tensor.float if self.single else torch.Tensor.double
+            name = "double"
+        types = {torch.float64: torch.float32} if self.single else _NARROW
         args, kwargs = _pytree.tree_map(
-            lambda x: _NARROW.get(x, x) if isinstance(x, torch.dtype) else x, (args, kwargs)
+            lambda x: types.get(x, x) if isinstance(x, torch.dtype) else x, (args, kwargs)
         )
         if name.startswith("dropout") or name.endswith("_dropout"):
             args, kwargs, function = args[:1] or (kwargs["input"],), {}, torch.Tensor.clone
@@ -207,7 +217,7 @@ class _Recorder(TorchFunctionMode):
             kwargs,
             inputs,
         )
-        change = self.changes.get(index)
+        change = self.changes.get(index, self.every)
         result = call.plain() if change is None else change(call)
         first = -1
         for x in _pytree.tree_leaves(result):
@@ -251,9 +261,9 @@ def outputs_of(result: Any) -> list[torch.Tensor]:
 
 
 @contextmanager
-def _float64() -> Iterator[None]:
+def _default(dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(dtype)
     try:
         yield
     finally:
@@ -273,6 +283,8 @@ def run(
     loss: Callable[[list[torch.Tensor]], torch.Tensor] | None = None,
     changes: Mapping[int, Change] | None = None,
     buffers: Mapping[str, np.ndarray] | None = None,
+    single: bool = False,
+    every: Change | None = None,
 ) -> Run:
     """One pass of a float64 model, which is left as it was.
 
@@ -283,6 +295,8 @@ def run(
       loss: of the list of outputs.
       changes: by index of a call, what computes its result instead.
       buffers: values that buffers have in this run.
+      single: compute in float32; the calls have the same numbers.
+      every: what computes the results of all other calls.
 
     """
     module = copy.deepcopy(module).train(train)
@@ -290,8 +304,11 @@ def run(
     for name, buffer in module.named_buffers():
         if buffers and name in buffers:
             buffer.copy_(torch.tensor(buffers[name]).reshape(buffer.shape))
+    if single:
+        module = module.float()
+        inputs = [x.float() if x.is_floating_point() else x for x in inputs]
     inputs = [x.detach().clone().requires_grad_(train and x.is_floating_point()) for x in inputs]
-    recorder = _Recorder(result, changes or {}, {})
+    recorder = _Recorder(result, changes or {}, {}, single, every)
     for place, x in enumerate(inputs):
         recorder.names[id(x)] = f"input {place}"
     tensors = [*module.named_parameters(), *module.named_buffers()]
@@ -302,7 +319,11 @@ def run(
             part.register_forward_pre_hook(lambda *_, name=name: recorder.path.append(name)),
             part.register_forward_hook(lambda *_: recorder.leave()),
         ]
-    with _float64(), torch.set_grad_enabled(train), recorder:
+    with (
+        _default(torch.float32 if single else torch.float64),
+        torch.set_grad_enabled(train),
+        recorder,
+    ):
         outputs = outputs_of(module(*inputs))
     for hook in hooks:
         hook.remove()
