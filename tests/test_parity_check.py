@@ -4,6 +4,7 @@ import copy
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from parity import check
 from parity.checks import cancellation, faults, optimisers, report, routing, tolerance, training
 from parity.checks.nodes import check_node, first_difference, inputs
 from parity.checks.tolerance import UNIT, Check
+from parity.pairs import passes
 from parity.pairs.families import FAMILIES, build
 from trunk_jax.inference.model import Model
 from trunk_jax.layers import basic as layers
@@ -260,3 +262,13 @@ def test_tasks_are_listed_and_chosen_by_name(capsys):
         check.main(["--only", "nothing"])
     with pytest.raises(UserError, match="choose among tasks"):
         check.main(["--only", "likelihood", "--self-test"])
+
+
+def test_compiling_quickly_is_for_float64_alone():
+    name = "jax_disable_most_optimizations"
+    assert not jax.config.read(name)
+    with passes.compiling("float32"):
+        assert not jax.config.read(name)
+    with passes.compiling("float64"):
+        assert jax.config.read(name)
+    assert not jax.config.read(name)

@@ -34,7 +34,7 @@ from parity.checks import plain, recording, tolerance
 from parity.checks.plain import Call, Course, JaxMasks, Setting, TorchMasks
 from parity.checks.tolerance import Check
 from parity.checks.training import CONTROL
-from parity.pairs.passes import cast
+from parity.pairs.passes import cast, compiling
 from trunk_jax.network import exchange
 from trunk_jax.nodes.vgg import VggNode
 from trunk_jax.training import grow, joint
@@ -151,7 +151,7 @@ def check_program(framework: str, which: str) -> list[Check]:
     name = f"{'JAX' if framework == 'jax' else 'PyTorch'}'s program, {case.name}"
     splits = images()
     run = RUNS[framework, "joint" if case.recipe.joint else "grow"]
-    with jax.enable_x64(framework == "jax"):
+    with jax.enable_x64(framework == "jax"), compiling("float64"):
         found, start = run(case, splits)
         setting = Setting(
             case.recipe,

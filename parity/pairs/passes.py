@@ -93,6 +93,23 @@ def _pass(network: Network, x, targets, keep, kind: str, gradients: bool):
     return outputs, trained, value, replace(network, params=dparams, stats=stats), dx
 
 
+@contextmanager
+def compiling(dtype: str) -> Iterator[None]:
+    """Inside, JAX compiles for float64 without what takes the compiler long.
+
+    Float64 tells what a program computes, and compiling it is most of a short check's time (a long
+    training gains more from a quick program). In float32 it is how it computes that is tested too:
+    the program is the one that a user runs.
+    """
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, before or dtype == "float64")
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
 def jax_pass(
     both: Pair,
     dtype: str,
@@ -114,7 +131,7 @@ def jax_pass(
       gradients: whether to take them.
 
     """
-    with jax.enable_x64(dtype == "float64"):
+    with jax.enable_x64(dtype == "float64"), compiling(dtype):
         network = cast(both.jax, dtype)
         image = jnp.asarray(x.transpose(0, 2, 3, 1), DTYPES[dtype][0])
         masks = by_stream(network, keep)
