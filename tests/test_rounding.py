@@ -149,6 +149,26 @@ def test_the_other_side_of_an_edge_is_found_and_nothing_else_is_excused():
     assert any(v > allowed[k] for k, v in distances(broken, found).items())
 
 
+def test_several_units_on_their_other_sides_are_found(truth):
+    """Of many that may be, those that are; none of them helps enough alone."""
+    many = Truth(network(), images(), {"features.7": MASK}, LOSS, error=1e-3)
+    assert many.undecided > 12
+    allowed = truth.allowances(plain=False)["gradient"]
+
+    def far(sample):
+        found = distances(sample.gradients, many.sample)
+        return max(found[key] / allowed[key] for key in found)
+
+    wanted = [unit for unit in many.units if far(many.on([unit])) > 5][1:12:3]
+    assert len(wanted) == 4
+    rng = np.random.default_rng(2)
+    right = many.on(wanted).gradients
+    other = {k: g * (1 + UNIT * rng.normal(size=g.shape)) for k, g in right.items()}
+    units, found = many.fitted(other, allowed)
+    assert set(units) == set(wanted)
+    assert all(v <= allowed[k] for k, v in distances(other, found).items())
+
+
 def distances(gradients, sample):
     return rounding.distances.each(gradients, sample.gradients)
 
@@ -238,7 +258,7 @@ def test_the_headline_says_differ_only_where_float64_does():
 
     def said(*frameworks):
         pairs = [{"dtype": "float32", "finding": finding | {"framework": f}} for f in frameworks]
-        return findings.headline({"coupled": pairs, "independent": None})
+        return findings.headline({"coupled": pairs, "independent": None, "stepwise": []})
 
     assert said("").startswith("The frameworks differ: root/class, step 4, in a: gradient a.w")
     alone = said("jax")

@@ -10,13 +10,13 @@ import torch
 
 from data.base import writing
 from data.base.writing import save_json
+from data.images import datasets
 from data.images.datasets import Dataset
 from data.images.splits import split
 from data.run import runfolder
-from data.run.dataset import load_of_recipe
 from data.run.manifest import manifest
 from data.run.options import TrainOptions
-from parity.study import figures, findings, report, tables, tasks
+from parity.study import figures, findings, report, stepwise, tables, tasks
 from parity.study.options import Options, config, options_of
 from parity.study.outcome import outcome
 from trunk_jax.machine import backend
@@ -25,7 +25,7 @@ from trunk_torch_ref.machine import settings as torch_settings
 
 
 def main(arguments: list[str], inline: bool = False) -> int:
-    """Run a study, or go on with it: 1 if the coupled design finds a difference, else 0.
+    """Run a study, or go on with it: 1 if steps of both differ beyond rounding, else 0.
 
     `inline`: without worker processes. UserError for anything a user can put right.
     """
@@ -33,7 +33,7 @@ def main(arguments: list[str], inline: bool = False) -> int:
     backend.start()
     torch_settings.apply()
     settings, out = options.settings, options.out
-    dataset = load_of_recipe(settings.recipe, options.data_dir)
+    dataset = datasets.load(settings.recipe.dataset, options.data_dir)
     with runfolder.lock(out):
         runfolder.create(
             out,
@@ -42,11 +42,15 @@ def main(arguments: list[str], inline: bool = False) -> int:
         )
         _keep_manifest(options, dataset)
         found = tasks.compute(settings, options.data_dir, out, options.jobs, inline)
-        value = outcome(options, dataset, found)
+        trained = []
+        if "stepwise" in settings.designs:
+            stepwise.compute(settings, options.data_dir, out, options.jobs, inline)
+            trained = [stepwise.summary(settings, out, seed) for seed in range(settings.seeds)]
+        value = outcome(options, dataset, found, trained)
         made = figures.figures(value)
         for name, drawing in made.items():
             write(drawing, out, name)
-        tables.write(out, found)
+        tables.write(out, found, trained)
         page = report.page(value, arguments, made)
         writing.write_bytes(out / "report.html", page.encode())
         text = report.markdown(value, arguments, list(made))
@@ -57,7 +61,8 @@ def main(arguments: list[str], inline: bool = False) -> int:
     print(f"\n{findings.headline(value)}\n{out / 'report.html'}")
     if options.json:
         save_json(options.json, value)
-    return 1 if any(coupled["finding"] for coupled in value["coupled"]) else 0
+    beyond = any(coupled["finding"] for coupled in value["coupled"])
+    return 1 if beyond or any(one["beyond"] for one in value["stepwise"]) else 0
 
 
 def _keep_manifest(options: Options, dataset: Dataset) -> None:

@@ -24,10 +24,10 @@ from data.tree import metrics
 from data.tree.hierarchy import Groups, Node, Tree, ancestors
 from data.tree.selection import HeldOut
 from parity.checks.tolerance import UNIT
-from parity.pairs.passes import Pair, activations
 from parity.study import distances, jax_runner, torch_runner, trees, verdict
 from parity.study.jax_runner import JaxRunner
 from parity.study.judge import Judgement, judge, truth_of
+from parity.study.locate import located
 from parity.study.shadow import Shadows
 from parity.study.step import Arrays, Step, flipped
 from parity.study.torch_runner import TorchRunner
@@ -307,27 +307,9 @@ def _located(study: Study, number: int, state: Arrays, finding: Finding) -> dict
     """
     dtype = study.dtype if finding.framework else "float64"
     ours, theirs = (member.runner for member in study.members[:2])
-    pair = Pair(ours.network(state), theirs.module(state))
     x = theirs.inputs(number).numpy()
-    most = verdict.floor("output", dtype)
-    for layer, a, b in activations(pair, dtype, x, 0, train=True):
-        difference = distances.each({"": a}, {"": b})[""]
-        if not difference <= most:
-            return {
-                "layer": layer,
-                "cause": "forward",
-                "output_difference": digits(difference),
-                "first": f"output of {layer} in the forward pass",
-            }
-    causes = {
-        "mean": "statistics",
-        "variance": "statistics",
-        "loss": "loss",
-        "gradient": "backward",
-        "weight": "update",
-    }
     named = f"{verdict.WORDS[finding.kind]} {finding.tensor}".strip(" *")
-    return {"cause": causes[finding.kind], "first": named}
+    return located(ours.network(state), theirs.module(state), x, dtype, named, finding.kind)
 
 
 def _plain(finding: Finding) -> dict[str, Any]:

@@ -26,6 +26,8 @@ def figures(value: dict[str, Any]) -> dict[str, Figure]:
     if value["coupled"]:
         made["divergence"] = divergence(value)
         made["layers"] = layers(value)
+    if value["stepwise"]:
+        made["steps"] = steps(value)
     if value["independent"]:
         made["accuracy"] = accuracy(value)
     return made
@@ -127,6 +129,72 @@ def _one(axes: Any, coupled: dict[str, Any], kind: str) -> None:
         before = [s["stage"] for s in coupled["stages"]].index(found["stage"])
         at = sum(s["steps"] for s in coupled["stages"][:before]) + found["step"]
         axes.axvline(at, color=INK, lw=1, ls=":", label="first beyond the control")
+
+
+_STEP_KINDS = {
+    "mean": "statistics",
+    "variance": "statistics",
+    "scores": "scores, loss",
+    "loss": "scores, loss",
+    "gradient": "gradients",
+    "moment": "moments",
+    "weight": "weights",
+}
+
+
+@styled
+def steps(value: dict[str, Any]) -> Figure:
+    """How near each step came to what rounding allows; a panel a type and framework.
+
+    Of many steps the largest share of each stretch is drawn. The first seed.
+    """
+    one = value["stepwise"][0]
+    panels = [
+        (dtype, name, kinds)
+        for dtype, names in one["series"]["share"].items()
+        for name, kinds in names.items()
+    ]
+    drawing = figure(7.2, 0.9 + 1.75 * len(panels))
+    height = drawing.get_figheight()
+    grid = drawing.add_gridspec(
+        len(panels),
+        1,
+        left=0.1,
+        right=0.985,
+        bottom=0.45 / height,
+        top=1 - 0.95 / height,
+        hspace=0.42,
+    )
+    at = one["series"]["step"]
+    colours = [BLUE, ORANGE, "#2b8a57", "#9c4dcc", "#b08800"]
+    for row, (dtype, name, kinds) in enumerate(panels):
+        axes = drawing.add_subplot(grid[row, 0])
+        for colour, label in zip(colours, dict.fromkeys(_STEP_KINDS.values()), strict=True):
+            mine = [_drawn(kinds[kind]) for kind, word in _STEP_KINDS.items() if word == label]
+            shares = np.maximum(np.max(mine, axis=0), 1e-4)
+            axes.plot(at, shares, ".-", color=colour, lw=0.8, ms=3, label=label)
+        axes.axhline(1, color=INK, lw=1.2, label="allowed")
+        axes.set_yscale("log")
+        axes.set_ylim(top=max(2.0, axes.get_ylim()[1]))
+        axes.grid(color=LINE, alpha=0.25, lw=0.6)
+        who = f"{_NAMES[name]} against float64" if dtype == "float32" else "JAX against PyTorch"
+        axes.set_title(f"{dtype}: {who}")
+        axes.set_ylabel("share of bound")
+        if row == 0:
+            handles, labels = axes.get_legend_handles_labels()
+        if row == len(panels) - 1:
+            axes.set_xlabel("step of the training")
+    drawing.legend(
+        handles,
+        labels,
+        loc="upper left",
+        ncols=6,
+        fontsize=8,
+        bbox_to_anchor=(0.0, 1 - 0.42 / height),
+        borderaxespad=0.2,
+    )
+    _title(drawing, value, "How near each step came to what rounding allows")
+    return drawing
 
 
 @styled

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from parity.study import stepped
 from parity.study.verdict import WORDS
 
 NAMES = {"jax": "JAX", "torch": "PyTorch"}
@@ -9,6 +10,8 @@ NAMES = {"jax": "JAX", "torch": "PyTorch"}
 
 def headline(value: dict[str, Any]) -> str:
     """The answer in a line. The frameworks "differ" only where float64 says so."""
+    if value["stepwise"]:
+        return stepped.headline(value["stepwise"])
     if found := [c for c in value["coupled"] if c["finding"]]:
         first = min(found, key=lambda c: (_lossy(c), c["dtype"] != "float64", c["finding"]["step"]))
         return f"{_what(first)}: {place(first)}."
@@ -284,6 +287,8 @@ def limits(value: dict[str, Any]) -> list[str]:
             "Where the runs start from PyTorch's initial weights and draw its dropout masks, "
             "differences of initialisation and of random generators are left out on purpose.",
         ]
+    if value["stepwise"]:
+        lines += stepped.limits()
     if value["independent"]:
         c = value["independent"]["comparison"]
         lines.append(

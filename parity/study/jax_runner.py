@@ -25,7 +25,7 @@ from trunk_jax.inference import route
 from trunk_jax.inference.model import Model
 from trunk_jax.layers.basic import Mode
 from trunk_jax.network import exchange
-from trunk_jax.network.network import Network
+from trunk_jax.network.network import Network, apply
 from trunk_jax.training import fit, grow, objective
 
 
@@ -55,12 +55,13 @@ def images_of(parts: Splits) -> dict[str, jax.Array]:
     return {part: jnp.asarray(getattr(parts, part).images) for part in vars(parts)}
 
 
-def _step(program, policy, padded, state, source, rows, real, draws, keep, rate):
+def _step(program, policy, padded, more, state, source, rows, real, draws, keep, rate):
     x = fit.inputs(program, source, policy, rows, draws)
     targets = jnp.maximum(source.targets[rows], 0)
     mode = Mode(True, real if padded else None, keep=keep)
+    scores = apply(state.network, x, mode)[0][1] if more else None
     state, loss, _ = fit.train_step(program, state, x, targets, mode, rate)
-    return state, loss
+    return state, loss, (x, scores) if more else None
 
 
 class JaxRunner:
@@ -134,19 +135,34 @@ class JaxRunner:
         source = replace(self.source["train"], above=theirs)
         return self._step(number, masks, fit.State(network, self.followed), source)[1]
 
+    def taken(
+        self, number: int, masks: Arrays, state: fit.State
+    ) -> tuple[fit.State, Step, tuple[jax.Array, jax.Array]]:
+        """A step from any state: the state after it, and the node's input and scores in it.
+
+        The runner's own state stays as it is.
+        """
+        return self._taken(number, masks, state, self.source["train"], more=True)
+
     def _step(
         self, number: int, masks: Arrays, state: fit.State, source: fit.Source
     ) -> tuple[fit.State, Step]:
+        return self._taken(number, masks, state, source, more=False)[:2]
+
+    def _taken(
+        self, number: int, masks: Arrays, state: fit.State, source: fit.Source, more: bool
+    ) -> tuple[fit.State, Step, Any]:
         rows, real = self.batches.index[number], self.batches.valid[number]
         keep = by_stream(state.network, {k: _padded(m, len(rows)) for k, m in masks.items()})
         rate = jnp.asarray(self.rates[self.done - 1, number], self.dtype)
-        state, loss = self._compiled()(state, source, rows, real, self.draws, keep, rate)
+        step = self._compiled(more)
+        state, loss, seen = step(state, source, rows, real, self.draws, keep, rate)
         gradients, network = state.moments[0], state.network
         taken = exchange.to_state_dict(replace(network, params=gradients))
-        return state, Step(float(loss), weights(taken), exchange.to_state_dict(network))
+        return state, Step(float(loss), weights(taken), exchange.to_state_dict(network)), seen
 
-    def _compiled(self) -> Callable[..., Any]:
-        key = (self.program, self.policy, self.padded)
+    def _compiled(self, more: bool) -> Callable[..., Any]:
+        key = (self.program, self.policy, self.padded, more)
         if key not in self.compiled:
             self.compiled[key] = jax.jit(partial(_step, *key))
         return self.compiled[key]

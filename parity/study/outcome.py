@@ -17,8 +17,13 @@ from parity.study.trace import ALL, digits
 SHOWN = 120  # steps of a stage that study.json keeps; the CSV files have them all
 
 
-def outcome(options: Options, dataset: Dataset, found: dict[Task, Any]) -> dict[str, Any]:
-    """The content of `study.json`. It depends on the settings and the tasks alone."""
+def outcome(
+    options: Options, dataset: Dataset, found: dict[Task, Any], trained: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The content of `study.json`. It depends on the settings and the tasks alone.
+
+    `trained`: of the stepwise design, what `stepwise.summary` made of each seed.
+    """
     of = {
         design: [value for task, value in found.items() if task.design == design]
         for design in ("coupled", "independent", "devices")
@@ -35,6 +40,7 @@ def outcome(options: Options, dataset: Dataset, found: dict[Task, Any]) -> dict[
         "coupled": [_coupled(value) for value in of["coupled"]],
         "independent": _independent(of["independent"], options) if of["independent"] else None,
         "devices": of["devices"][0] if of["devices"] else None,
+        "stepwise": [{key: part for key, part in one.items() if key != "rows"} for one in trained],
     }
 
 

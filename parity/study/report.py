@@ -14,13 +14,15 @@ from matplotlib.figure import Figure
 
 from data.base import pages
 from data.run.manifest import PACKAGES
-from parity.study import findings, verdict
+from parity.pages import dots
+from parity.study import findings, stepped, verdict
 from trunk_jax.pictures.style import inline
 
 _PICTURES = {
     "divergence": "how far apart, step by step, with the control as a band",
     "layers": "weights by layer",
     "accuracy": "accuracy by seed",
+    "steps": "how near each step came to what rounding allows",
 }
 
 
@@ -37,6 +39,10 @@ def sections(value: dict[str, Any]) -> list[dict[str, Any]]:
         lines = [line for coupled in value["coupled"] for line in findings.of_coupled(coupled)]
         made = {"title": "Coupled", "lines": lines, "pictures": ["divergence", "layers"]}
         result += [{"title": "The rule", "lines": rule(), "pictures": []}, made]
+    if value["stepwise"]:
+        lines = [line for one in value["stepwise"] for line in stepped.lines_of(one)]
+        made = {"title": "Stepwise", "lines": lines, "pictures": ["steps"]}
+        result += [{"title": "The rule", "lines": stepped.rule(), "pictures": []}, made]
     if value["independent"]:
         lines = findings.of_independent(value["independent"])
         result.append({"title": "Independent", "lines": lines, "pictures": ["accuracy"]})
@@ -45,6 +51,43 @@ def sections(value: dict[str, Any]) -> list[dict[str, Any]]:
         result.append({"title": "Precisions", "lines": lines, "pictures": []})
     result.append({"title": "Limits", "lines": findings.limits(value), "pictures": []})
     return result
+
+
+def charts(value: dict[str, Any]) -> list[tuple[str, Markup]]:
+    """(title, chart) of a stepwise study: each tensor where it came nearest to what is allowed."""
+    made = []
+    for one in value["stepwise"][:1]:
+        for dtype, names in one["tensors"].items():
+            for way, kinds in _WAYS.items():
+                rows = _rows(names, kinds)
+                if rows:
+                    made.append((f"{dtype}, {way}", dots.chart(rows)))
+    return made
+
+
+_WAYS = {
+    "forward": ("input", "mean", "variance", "scores", "loss", "evaluation"),
+    "backward": ("gradient",),
+    "update": ("moment", "weight"),
+}
+
+
+def _rows(names: dict[str, Any], kinds: Sequence[str]) -> list[dots.Row]:
+    rows = []
+    for kind in kinds:
+        tables = [names.get(name, {}).get(kind, {}) for name in ("jax", "torch")]
+        for key in tables[0]:
+            found = [table.get(key) for table in tables]
+            errors = tuple(None if one is None else _far(one[0]) for one in found)
+            bounds = tuple(None if one is None else _far(one[1]) for one in found)
+            beyond = any(one is not None and one[2] > 1 for one in found)
+            label = f"{stepped.bounds.WORDS[kind]} {key}".strip(" *")
+            rows.append(dots.Row(label, errors, bounds, beyond))
+    return rows
+
+
+def _far(value: float | None) -> float:
+    return float("inf") if value is None else value
 
 
 def rule() -> list[str]:
@@ -116,7 +159,8 @@ def page(value: dict[str, Any], arguments: Sequence[str], drawings: dict[str, Fi
     content = {
         "title": title(value),
         "headline": findings.headline(value),
-        "found": any(c["finding"] for c in value["coupled"]),
+        "found": any(c["finding"] for c in value["coupled"])
+        or any(one["beyond"] for one in value["stepwise"]),
         "sections": [
             section | {"lines": [_bold(line) for line in section["lines"]]}
             for section in sections(value)
@@ -125,6 +169,9 @@ def page(value: dict[str, Any], arguments: Sequence[str], drawings: dict[str, Fi
             name: Markup(inline(drawing, f"p{place}", _PICTURES[name]))
             for place, (name, drawing) in enumerate(drawings.items())
         },
+        "charts": charts(value),
+        "style": dots.style(),
+        "key": dots.key(),
         "command": command(arguments),
         "versions": versions(),
         "settings": json.dumps(settings, indent=1),

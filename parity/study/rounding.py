@@ -33,16 +33,21 @@ SAMPLES = 8  # steps with random errors; lengths of long vectors of errors hardl
 # the model may be too small by, and of 10^8 normal values the largest is at 5.6.
 EDGE = 6 * CONSTANT
 SMALL = 0.1  # of what is allowed: a jump that does not matter
+LIKELY = 12  # the nearest to their edges, which are tried first
 MOST = 200  # undecided units, the nearest to their edges, that are tried
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What a pass gives: gradients of all parameters, batch statistics afterwards, the loss."""
+    """What a pass gives: gradients of all parameters, batch statistics afterwards, the loss.
+
+    `scores`: [b, outputs]; None where they are not judged.
+    """
 
     gradients: Arrays
     state: Arrays
     loss: float
+    scores: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,24 @@ class _Noise(torch.autograd.Function):
         return _noisy(gradient, ctx.back, ctx.generator), None, None, None
 
 
+class _Lost(torch.autograd.Function):
+    """What a loss's own backward pass loses: of p - 1 the digits that p's rounding has taken.
+
+    The gradient of the score of an image's own class is (p - 1) / b: where p is nearly 1 an error
+    of u in p is all of it that counts. It is the one that is below 0.
+    """
+
+    @staticmethod
+    def forward(ctx, scores, generator):
+        ctx.generator = generator
+        return scores.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        noise = torch.randn(gradient.shape, generator=ctx.generator, dtype=gradient.dtype)
+        return gradient + UNIT / len(gradient) * noise * (gradient < 0), None
+
+
 def _noisy(x: Tensor, size: float, generator: torch.Generator) -> Tensor:
     if not size:
         return x.clone()
@@ -140,11 +163,51 @@ def _noisy(x: Tensor, size: float, generator: torch.Generator) -> Tensor:
     return x + size * x.square().mean().sqrt() * noise
 
 
+@dataclass(frozen=True)
+class _Jumps:
+    """What units' other sides make of the gradients, in shares of what is allowed.
+
+    `columns`: of each unit one, all tensors in a row; `off`: the gradients to be explained;
+    `starts`: where each tensor begins.
+    """
+
+    units: list[Unit]
+    columns: list[np.ndarray]
+    off: np.ndarray
+    starts: np.ndarray
+
+    def shares(self) -> list[tuple[Unit, float]]:
+        """How much of each jump these gradients have: 0 is none, 1 all; by least squares."""
+        columns = np.stack(self.columns, axis=1)
+        found = lsq_linear(columns, self.off, bounds=(0, 1), method="bvls").x
+        return list(zip(self.units, found.tolist(), strict=True))
+
+    def pursued(self) -> list[Unit]:
+        """One by one, the unit whose jump explains most of what is still too far off."""
+
+        def excess(off: np.ndarray) -> float:
+            lengths = np.sqrt(np.add.reduceat(off * off, self.starts))
+            return float((np.maximum(0.0, lengths - 1) ** 2).sum())
+
+        off, chosen, best = self.off, [], excess(self.off)
+        while best:
+            left = [place for place in range(len(self.units)) if place not in chosen]
+            tried = [(excess(off - self.columns[place]), place) for place in left]
+            now, place = min(tried, default=(np.inf, -1))
+            if now >= best:
+                break
+            best, off = now, off - self.columns[place]
+            chosen.append(place)
+        return [self.units[place] for place in chosen]
+
+
 class Truth:
     """A training step's float64 pass: on other sides, or with random errors.
 
     `module`: the node at the step's beginning, float64. `x`: [b, c, h, w]; `masks`: dropout's, by
-    layer. `loss`: scores to a scalar. `error`: of `x` itself, as a share of its rms.
+    layer. `loss`: scores to a scalar. `error`: of `x` itself, as a share of its rms. `unit`: the
+    unit roundoff of the type that is judged; errors are put in at float32's and their effect taken
+    in proportion, for float64's own would be lost in the pass's.
     """
 
     def __init__(
@@ -155,20 +218,17 @@ class Truth:
         loss: Callable[[Tensor], Tensor],
         error: float = UNIT,
         seed: int = 0,
+        unit: float = UNIT,
     ):
+        self._unit = unit
         self._loss, self._x, self._error = loss, torch.tensor(x), error
         self._generator = torch.Generator().manual_seed(seed)
         self._sides, self._noise = _Sides(), False
         self._start = {key: value.clone() for key, value in module.state_dict().items()}
         self._module = module.train()
         layers = leaves(module)
-        self._terms = _terms(module, layers, self._x)
-        self._plain = {
-            f"{name}.{what}": self._terms[name][f"gradient of {what}"]
-            for name, layer in layers.items()
-            for what in ("weight", "bias")
-            if is_plain_sum(layer, f"gradient of {what}")
-        }
+        self._terms = terms_of(module, layers, self._x)
+        self._plain = plain_sums(layers, self._terms)
         for name, layer in layers.items():
             other = _replacement(name, layer, masks, self._sides)
             if other is not None:
@@ -212,7 +272,7 @@ class Truth:
         table = dict(self.allowed)
         if plain:
             table["gradient"] = {
-                key: max(value, UNIT * self._plain.get(key, 0.0))
+                key: max(value, self._unit * self._plain.get(key, 0.0))
                 for key, value in table["gradient"].items()
             }
         return table
@@ -223,37 +283,41 @@ class Truth:
         `allowed`: by tensor; units that no gradient needs to be within it stay where they are.
         """
 
-        def worst(truth: Sample) -> float:
-            """The largest distance from a truth, as a share of what is allowed."""
+        def excess(truth: Sample) -> float:
+            """By how much all tensors together are further off than is allowed; 0 if none is."""
             found = distances.each(gradients, truth.gradients)
-            return max(value / allowed[key] for key, value in found.items())
+            return sum(max(0.0, value / allowed[key] - 1) ** 2 for key, value in found.items())
 
-        units, there = [], self.sample
-        best = worst(there)
-        if not self.units or best <= 1:
-            return units, there
-        shares = self._shares(gradients, allowed)
-        chosen = [unit for unit, share in shares if share > 0.5]
-        # the jumps of two units are not quite the sum of theirs: try each, the doubtful first
-        doubtful = sorted(shares, key=lambda one: abs(one[1] - 0.5))
-        for trial in (chosen, *(unit for unit, _ in doubtful)):
-            if best <= 1:
-                break
-            other = _toggled(units, trial) if isinstance(trial, Unit) else trial
-            found = self.on(other)
-            if worst(found) < best:
-                units, there, best = other, found, worst(found)
-        for unit in list(units) if best <= 1 else []:
-            found = self.on(_toggled(units, unit))
-            if worst(found) <= 1:
-                units, there = _toggled(units, unit), found
-        return units, there
+        best = (excess(self.sample), [], self.sample)
 
-    def _shares(self, gradients: Arrays, allowed: Mapping[str, float]) -> list[tuple[Unit, float]]:
-        """Units whose jump is beyond what is allowed, and how much of it these gradients have.
+        def attempt(units: list[Unit]) -> None:
+            nonlocal best
+            found = self.on(units)
+            if (now := excess(found)) < best[0]:
+                best = (now, units, found)
 
-        0 is none of it, 1 all; by least squares.
-        """
+        # nearly always a few of the nearest, each of which helps by itself
+        for unit in self.units[:LIKELY]:
+            if best[0]:
+                attempt([*best[1], unit])
+        if best[0]:
+            jumps = self._jumps(gradients, allowed)
+            shares = jumps.shares() if jumps.units else []
+            attempt(jumps.pursued() if jumps.units else [])
+            attempt([unit for unit, share in shares if share > 0.5])
+            # the jumps of two units are not quite the sum of theirs: try each, the doubtful first
+            for unit, _ in sorted(shares, key=lambda one: abs(one[1] - 0.5)):
+                if best[0]:
+                    attempt(_toggled(best[1], unit))
+        if not best[0]:  # those that need not be on their other side go back
+            for unit in best[1]:
+                found = self.on(_toggled(best[1], unit))
+                if not excess(found):
+                    best = (0.0, _toggled(best[1], unit), found)
+        return best[1], best[2]
+
+    def _jumps(self, gradients: Arrays, allowed: Mapping[str, float]) -> "_Jumps":
+        """What each unit's other side makes of the gradients, and how far these are off."""
         scales = distances.scales(gradients, self.sample.gradients)
 
         def scaled(of: Arrays) -> np.ndarray:
@@ -265,11 +329,13 @@ class Truth:
 
         jumps = [(unit, scaled(self.on([unit]).gradients)) for unit in self.units]
         jumps = [(unit, jump) for unit, jump in jumps if distances.norm(jump) > SMALL]
-        if not jumps:
-            return []
-        columns = np.stack([jump for _, jump in jumps], axis=1)
-        found = lsq_linear(columns, scaled(gradients), bounds=(0, 1), method="bvls").x
-        return [(unit, share) for (unit, _), share in zip(jumps, found.tolist(), strict=True)]
+        sizes = [value.size for value in self.sample.gradients.values()]
+        return _Jumps(
+            [unit for unit, _ in jumps],
+            [jump for _, jump in jumps],
+            scaled(gradients),
+            np.concatenate([[0], np.cumsum(sizes)[:-1]]),
+        )
 
     def _reach(self) -> None:
         """`allowed`: by kind and tensor, a relative distance. `units`: the undecided ones."""
@@ -286,11 +352,14 @@ class Truth:
                 error = (seen - self._seen[name]).square().transpose(0, 1).flatten(1).mean(1)
                 spread.setdefault(name, []).append(error)
         self._noise = False
+        share = self._unit / UNIT
         self.allowed: Allowed = {
-            kind: {key: CONSTANT * max(value, UNIT) for key, value in table.items()}
+            kind: {key: CONSTANT * share * max(value, UNIT) for key, value in table.items()}
             for kind, table in most.items()
         }
-        self.deviation = {name: torch.stack(rows).mean(0).sqrt() for name, rows in spread.items()}
+        self.deviation = {
+            name: share * torch.stack(rows).mean(0).sqrt() for name, rows in spread.items()
+        }
         units = [unit for name in self._seen for unit in self._undecided(name)]
         self.undecided = len(units)
         self.units = sorted(units, key=lambda unit: unit.margin)[:MOST]
@@ -324,7 +393,7 @@ class Truth:
         if self._noise:
             x = _noisy(x, self._error, self._generator)
         _, scores = self._module(x)
-        value = self._loss(scores)
+        value = self._loss(_Lost.apply(scores, self._generator) if self._noise else scores)
         value.backward()
         gradients, state = {}, {}
         for key, parameter in self._module.named_parameters():
@@ -333,7 +402,7 @@ class Truth:
         for key, buffer in self._module.named_buffers():
             floating = buffer.is_floating_point()
             state[key] = (self._summed(key, buffer) if floating else buffer).numpy().copy()
-        return Sample(gradients, state, value.item())
+        return Sample(gradients, state, value.item(), scores.detach().numpy())
 
     def _summed(self, key: str, value: Tensor) -> Tensor:
         """The errors of the sum that made a parameter's gradient, or a statistic."""
@@ -349,7 +418,10 @@ class Truth:
             if not self._noise:
                 return None
             size = UNIT * self._terms[name].get("gradient of input", 1.0) ** 0.5
-            return (_Noise.apply(inputs[0], 0.0, size, self._generator), *inputs[1:])
+            given = inputs[0]
+            if isinstance(layer, nn.LogSoftmax):
+                given = _Lost.apply(given, self._generator)
+            return (_Noise.apply(given, 0.0, size, self._generator), *inputs[1:])
 
         return hook
 
@@ -379,6 +451,8 @@ def apart(a: Sample, b: Sample) -> dict[str, dict[str, float]]:
         for kind, name in kinds.items()
     }
     found["loss"] = {"*": distances.gap(a.loss, b.loss)}
+    if a.scores is not None and b.scores is not None:
+        found["scores"] = distances.each({"*": a.scores}, {"*": b.scores})
     return found | {"gradient": distances.each(a.gradients, b.gradients)}
 
 
@@ -394,7 +468,19 @@ def _replacement(name: str, layer: nn.Module, masks: Arrays, sides: _Sides) -> n
     return None
 
 
-def _terms(
+def plain_sums(
+    layers: Mapping[str, nn.Module], terms: Mapping[str, Mapping[str, float]]
+) -> dict[str, float]:
+    """The terms of each gradient that PyTorch sums one after the other, by parameter."""
+    return {
+        f"{name}.{what}": terms[name][f"gradient of {what}"]
+        for name, layer in layers.items()
+        for what in ("weight", "bias")
+        if is_plain_sum(layer, f"gradient of {what}")
+    }
+
+
+def terms_of(
     module: nn.Module, layers: Mapping[str, nn.Module], x: Tensor
 ) -> dict[str, dict[str, float]]:
     """By layer, how many terms each of its values is summed from: `layerwise.accumulated`."""

@@ -38,14 +38,32 @@ EPOCHS = (
     "agree",
     "kappa",
 )
+JUDGED = (
+    "seed",
+    "stage",
+    "epoch",
+    "step",
+    "loss",
+    "type",
+    "framework",
+    "worst_kind",
+    "share_of_bound",
+    "by",
+    "other_sides",
+    "verdict",
+)
 RUNS = ("framework", "seed", "right", "images", "nodes", "groups")
 
 
-def write(folder: Path, found: dict[Any, dict[str, Any]]) -> list[Path]:
-    """The files that the tasks have rows for."""
+def write(
+    folder: Path, found: dict[Any, dict[str, Any]], trained: Sequence[dict[str, Any]] = ()
+) -> list[Path]:
+    """The files that the tasks have rows for. `trained`: see `stepwise.summary`."""
     coupled = [value for task, value in found.items() if task.design == "coupled"]
     independent = [value for task, value in found.items() if task.design == "independent"]
     written = []
+    if trained:
+        written.append(_write(folder / "stepwise-steps.csv", JUDGED, _judged(trained)))
     if coupled:
         written += [
             _write(folder / "coupled-steps.csv", STEPS, _steps(coupled)),
@@ -66,6 +84,23 @@ def write(folder: Path, found: dict[Any, dict[str, Any]]) -> list[Path]:
         )
         written.append(_write(folder / "independent.csv", RUNS, rows))
     return written
+
+
+def _judged(trained: Sequence[dict[str, Any]]) -> Iterator[list[Any]]:
+    for one in trained:
+        for row in one["rows"]:
+            head = [one["seed"], row["stage"], row["epoch"], row["step"], row["loss"]]
+            for dtype in one["types"]:
+                found = row[dtype]
+                for name, shares in found["shares"].items():
+                    kind = max(shares, key=lambda kind: _number(shares[kind]))
+                    verdict_ = "beyond" if found["excess"] else "open" if found["open"] else "agree"
+                    sides = found["sides"].get(name, 0)
+                    yield [*head, dtype, name, kind, shares[kind], found["by"], sides, verdict_]
+
+
+def _number(value: float | None) -> float:
+    return float("inf") if value is None else value
 
 
 def _write(file: Path, columns: Sequence[str], rows: Iterator[list[Any]]) -> Path:

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.base import tables
-from data.images.specs import Spec
 from data.recipes.recipe import FOLDER, Recipe
-from data.run import results, runfolder
+from data.run import results
 from data.tree.hierarchy import Tree
 
 TREES, MONOLITHS, BASELINES, UNTRAINED = (
@@ -59,14 +58,13 @@ def published(model: str, dataset: str) -> float | None:
     return None if share is None else share / 100
 
 
-def runs(folder: Path, data: Spec) -> tuple[list[Path], list[Path]]:
-    """The finished runs on a dataset in or below a folder: of its image size, and of others."""
-    found: tuple[list[Path], list[Path]] = ([], [])
+def runs(folder: Path, dataset: str) -> list[Path]:
+    """The finished runs on a dataset in or below a folder."""
+    found = []
     for file in sorted(folder.rglob("summary.json")):
-        run, config = file.parent, file.with_name("config.json").exists()
-        if config and results.read_summary(run)["dataset"] == data.name:
-            shape = runfolder.read_recipe(run).spec.image_shape
-            found[shape != data.image_shape].append(run)
+        config = file.with_name("config.json").exists()
+        if config and results.read_summary(file.parent)["dataset"] == dataset:
+            found.append(file.parent)
     return found
 
 
