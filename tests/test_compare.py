@@ -10,6 +10,7 @@ from PIL import Image
 
 from data.base import writing
 from data.base.errors import UserError
+from data.images import specs
 from data.recipes import recipe
 from data.recipes.baselines import architectures
 from data.recipes.baselines import models as recipes
@@ -88,7 +89,9 @@ def test_models_that_cannot_take_the_images_are_left_out_and_named(capsys):
     assert "left out: --size 16: convnext_base takes 32 or more" in said
     with open("out.json") as file:
         assert len(json.load(file)["left_out"]) == 2
-    good, left = compare.fitting(recipes.MODELS, "digits", None)  # all flags at their defaults
+    good, left = compare.fitting(
+        recipes.MODELS, specs.spec("digits"), None
+    )  # all flags at their defaults
     assert set(good) & {"vgg16", "vgg16_pruned", "convnext_base"} == set()
     assert "vgg16 takes 32 or more pixels, and digits has 8; choose --size 32" in left
 

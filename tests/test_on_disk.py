@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -49,23 +50,25 @@ def test_what_is_indexed_is_read_in_the_order_that_was_asked_for():
 
 
 def test_the_next_item_is_made_while_one_is_used_and_no_more():
-    made = []
+    made, second = [], threading.Event()
 
     def make(item):
         made.append(item)
-        if item == 3:
-            raise UserError("three")
+        if item == 2:
+            second.set()
+        if item == 4:
+            raise UserError("four")
         return -item
 
-    items = prefetched(make, range(1, 6))
+    items = prefetched(make, range(1, 7))
     assert made == []
     assert next(items) == -1
-    assert next(items) == -2
-    assert made[:2] == [1, 2]
-    assert 4 not in made[:3]
-    with pytest.raises(UserError, match="three"):
+    assert second.wait(60)  # without having been asked for
+    assert made == [1, 2]
+    assert [next(items), next(items)] == [-2, -3]
+    with pytest.raises(UserError, match="four"):
         next(items)
-    assert 5 not in made
+    assert 6 not in made
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from data.base.errors import UserError, run_command
 from data.base.locking import hold
 from data.base.parser import Parser, target
 from data.base.writing import save_json
+from data.images import datasets
 from data.run import results
 from data.run.options import DEFAULTS, TrainOptions, train_options
 from trunk_jax.pictures import style
@@ -41,6 +42,8 @@ _MOST = 1000
 _PASSED = {
     "dataset": str,
     "data_dir": str,
+    "image_size": int,
+    "budget": str,
     "backbone": str,
     "recipe": str,
     "protocol": str,
@@ -87,7 +90,7 @@ def options_of(arguments: list[str] | None) -> Options:
     add("--resume", action="store_true", help="go on with the ablation in --out (default: off)")
     add("--json", type=target, metavar="FILE", help="also write the rows to FILE (default: none)")
     given = parser.parse_args(arguments)
-    out = Path(given.out or f"runs/ablation-{given.dataset or DEFAULTS['dataset']}")
+    out = Path(given.out or f"runs/ablation-{datasets.short_name(given.dataset or 'digits')}")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another --out")
     begun = out.exists() and any(not entry.name.startswith(".") for entry in out.iterdir())

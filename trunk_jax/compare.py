@@ -20,6 +20,7 @@ from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
 from data.base.writing import save_json
 from data.images import datasets, specs
+from data.images.specs import Spec
 from data.recipes.baselines import models as recipes
 from data.recipes.recipe import Recipe
 from data.run import results
@@ -93,18 +94,19 @@ def from_run(folder: Path, images: np.ndarray, labels: np.ndarray) -> Row:
     )
 
 
-def recipe_of(model: str, dataset: str, size: int | None) -> Recipe:
+def recipe_of(model: str, data: Spec, size: int | None) -> Recipe:
     """An untrained baseline's recipe. WrongSize for a size that it cannot take."""
-    name = "scratch" if dataset == "digits" else "corrected"  # nobody fine-tunes on digits
-    return recipes.load(model, dataset, name, size=size, weights=recipes.NO_WEIGHTS)
+    # nobody has fine-tuned on digits, or on data of one's own
+    name = "corrected" if data.name in specs.SPECS and data.name != "digits" else "scratch"
+    return recipes.load(model, data.name, name, size=size, weights=recipes.NO_WEIGHTS, data=data)
 
 
 def untrained(
-    model: str, dataset: str, images: np.ndarray, labels: np.ndarray, size: int | None
+    model: str, data: Spec, images: np.ndarray, labels: np.ndarray, size: int | None
 ) -> Row:
     """A baseline as its recipe trains it, for its costs; its weights do not matter for them."""
-    recipe = recipe_of(model, dataset, size)
-    classes = len(specs.spec(dataset).class_names)
+    recipe = recipe_of(model, data, size)
+    classes = len(data.class_names)
     networks = {ROOT: start.empty(recipe, images.shape[1:], classes)}
     tree = hierarchy.bare(classes)
     return measure(
@@ -118,12 +120,12 @@ def untrained(
     )
 
 
-def fitting(models: Sequence[str], dataset: str, size: int | None) -> tuple[list[str], list[str]]:
+def fitting(models: Sequence[str], data: Spec, size: int | None) -> tuple[list[str], list[str]]:
     """(the models that can take the images, why each of the others is left out)."""
     good, left_out = [], []
     for model in models:
         try:
-            recipe_of(model, dataset, size)
+            recipe_of(model, data, size)
         except recipes.WrongSize as error:
             left_out.append(str(error))
         else:
@@ -139,7 +141,12 @@ def main(arguments: list[str] | None = None) -> None:
         "latency, throughput, memory, multiply-adds and parameters.",
     )
     add = parser.add_argument
-    add("--dataset", default="cifar10", help="(default: %(default)s)")
+    add(
+        "--dataset",
+        default="cifar10",
+        help="one of those, or data of your own, as in train (default: %(default)s)",
+    )
+    add("--image-size", type=int, default=0, help="of data of your own, as in train")
     add(
         "--data-dir",
         help="folder of prepared TFDS datasets (default: TFDS_DATA_DIR, else "
@@ -176,19 +183,20 @@ def main(arguments: list[str] | None = None) -> None:
     for model in models:
         if model not in recipes.MODELS:
             raise UserError(f"no model {model!r}; the models: {', '.join(recipes.MODELS)}")
-    models, left_out = fitting(models, options.dataset, options.size)
     from trunk_jax.machine import backend
 
     backend.start()
-    dataset = datasets.load(options.dataset, options.data_dir)
+    dataset = datasets.load(options.dataset, options.data_dir, image_size=options.image_size)
+    models, left_out = fitting(models, dataset.spec, options.size)
     images = np.ascontiguousarray(dataset.test.images[: options.images])
     labels = dataset.test.labels
     console = Console(file=sys.stderr, highlight=False)
-    found = comparison.runs(Path(options.runs), options.dataset)
+    found, others = comparison.runs(Path(options.runs), dataset.spec)
+    left_out += [f"{folder} takes images of another size (--image-size)" for folder in others]
     for reason in left_out:
         console.print(f"left out: {reason}", soft_wrap=True)
     if not found:
-        console.print(f"no finished run on {options.dataset} in {options.runs}: costs alone")
+        console.print(f"no finished run on {dataset.spec.name} in {options.runs}: costs alone")
     rows = []
     for folder in found:
         console.print(f"measuring {folder}", soft_wrap=True)
@@ -198,7 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
         if model in trained:
             continue
         console.print(f"measuring {model}, untrained")
-        rows.append(untrained(model, options.dataset, images, labels, options.size))
+        rows.append(untrained(model, dataset.spec, images, labels, options.size))
         jax.clear_caches()  # the next one's weights need the room
     if not rows:
         why = f"; left out: {'; '.join(left_out)}" if left_out else ""
@@ -208,7 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
     title = f"{dataset.title}: accuracy and cost on {device}, {len(images)} images"
     comparison.print_table(title, rows)
     result = {
-        "dataset": options.dataset,
+        "dataset": dataset.spec.name,
         "dataset_title": dataset.title,
         "device": framework.device(),
         "images": len(images),

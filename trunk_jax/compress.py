@@ -65,7 +65,7 @@ def compress(folder: Path, how: Compression, out: Path, data_dir: str | None) ->
         raise UserError(f"{folder} is not finished (go on with train --resume)")
     recipe = runfolder.read_recipe_of_tree(folder)
     dataset = load_of_run(folder, recipe, data_dir)
-    splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit)
+    splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit, on_disk=True)
     parts = {name: getattr(splits, name) for name in ("validation", "test")}
 
     def summary_of(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -211,7 +211,7 @@ def untrained(recipe: Recipe, classes: int, splits: Splits) -> np.ndarray:
     from trunk_jax.training.grow import average_likelihood, initial_network
 
     part = getattr(splits, likelihood_part(recipe))
-    images = part.images
+    images = np.asarray(part.images)
     stage = Stage(hierarchy.bare(classes), hierarchy.ROOT, "class")
     network = initial_network(recipe, stage.tree, stage.node, "class", {}, images.shape[1:])
     targets = jnp.asarray(stage.targets(part.labels))
@@ -338,7 +338,7 @@ def main(arguments: list[str] | None = None) -> None:
     of = None if options.membership is None else label_of(options.membership, names)
     out = options.out or derived.place(folder)
     dataset = load_of_run(folder, recipe, options.data_dir)
-    splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit)
+    splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit, on_disk=True)
     value = measure(folder, dataset, recipe, splits, options.repeats)
     if options.out is None:
         derived.claim(folder)

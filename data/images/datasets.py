@@ -97,8 +97,7 @@ def load(
         return _LOADERS[known.kind](known, data_dir, fetch)
     asked = shapes.Asked(shapes.square(image_size) if image_size else None)
     if name.startswith(PREFIX):
-        short = own_name(Path(name.removeprefix(PREFIX).replace("/", "-")))
-        return _load_prepared(name.removeprefix(PREFIX), short, asked, data_dir)
+        return _load_prepared(name.removeprefix(PREFIX), short_name(name), asked, data_dir)
     place = own_place(name)
     return _OWN[_kind_of(name, place)](place, own_name(place), asked)
 
@@ -169,6 +168,15 @@ def own_name(place: Path) -> str:
     """What a dataset of the user's own is called: as its place, and as none of those known here."""
     name = re.sub(r"[^\w.-]+", "-", place.resolve().name.removesuffix(".npz")).strip("-.") or "data"
     return f"{name}-own" if name in specs.SPECS else name
+
+
+def short_name(name: str) -> str:
+    """What the dataset is called, part of file names. UserError if the user's own is not there."""
+    if name in specs.SPECS:
+        return name
+    if name.startswith(PREFIX):
+        return own_name(Path(name.removeprefix(PREFIX).replace("/", "-")))
+    return own_name(own_place(name))
 
 
 def of_arrays(

@@ -30,12 +30,13 @@ def split(
     `holdout`: a seeded, class-stratified 10 % of train is held out for model selection; of a
     dataset with a validation split of its own, that split.
     `published`: train is whole and selection looks at test, as the release did.
-    With `limit` each split is reduced to so many images, class-stratified. With `on_disk` images
-    are not copied into memory: they are read when they are indexed (`OnDisk`).
+    With `limit` each split is reduced to so many images, class-stratified. With `on_disk` the
+    images of train and validation are not copied into memory: they are read when they are indexed
+    (`OnDisk`). Those of test are never copied but for `limit`.
     """
     train, test = dataset.train, dataset.test
     if on_disk:
-        train, test = _on_disk(train), _on_disk(test)
+        train = _on_disk(train)
     if protocol == "published":
         held_out, kept = None, np.arange(len(train.labels))
     else:
@@ -52,7 +53,9 @@ def split(
     names = dataset.spec.class_names
     _check_classes(train.labels[kept], names, protocol, limit, dataset.spec.validation)
     train_part = _take(train, kept) if len(kept) < len(train.labels) else train
-    return Splits(train_part, test if held_out is None else _take(train, held_out), test)
+    if held_out is None:
+        return Splits(train_part, _on_disk(test) if on_disk else test, test)
+    return Splits(train_part, _take(train, held_out), test)
 
 
 def _check_classes(

@@ -2,10 +2,17 @@
 
 from pathlib import Path
 
-from data.images import datasets
+from data.images import datasets, specs
 from data.images.datasets import Dataset
 from data.recipes.recipe import Recipe
 from data.run import runfolder
+
+
+def load_of_recipe(recipe: Recipe, data_dir: str | Path | None = None) -> Dataset:
+    """The dataset of a recipe, in `data_dir` or where it was; one known by name may be fetched."""
+    if recipe.dataset in specs.SPECS:
+        return datasets.load(recipe.dataset, data_dir)
+    return datasets.load_again(recipe.spec, data_dir)
 
 
 def load_of_run(run: Path, recipe: Recipe, data_dir: str | Path | None = None) -> Dataset:

@@ -37,7 +37,7 @@ def check_checkpoint(
     ours = trunk_jax.inference.load.load(folder)
     theirs = trunk_torch_ref.inference.load.load(folder)
     dataset = load_of_run(folder, recipe, data_dir)
-    splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit)
+    splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit, on_disk=True)
     test = splits.test
     checks, titles = [], ours.tree.titles(dataset.spec.class_names)
     for node, network in ours.networks.items():

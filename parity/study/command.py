@@ -10,10 +10,10 @@ import torch
 
 from data.base import writing
 from data.base.writing import save_json
-from data.images import datasets
 from data.images.datasets import Dataset
 from data.images.splits import split
 from data.run import runfolder
+from data.run.dataset import load_of_recipe
 from data.run.manifest import manifest
 from data.run.options import TrainOptions
 from parity.study import figures, findings, report, stepwise, tables, tasks
@@ -33,7 +33,7 @@ def main(arguments: list[str], inline: bool = False) -> int:
     backend.start()
     torch_settings.apply()
     settings, out = options.settings, options.out
-    dataset = datasets.load(settings.recipe.dataset, options.data_dir)
+    dataset = load_of_recipe(settings.recipe, options.data_dir)
     with runfolder.lock(out):
         runfolder.create(
             out,

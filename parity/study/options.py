@@ -1,5 +1,6 @@
 """The flags of `python -m parity.study`, and what they decide."""
 
+import argparse
 import math
 import sys
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from data.images import specs
 from data.recipes import recipe
 from data.recipes.networks import BACKBONES
 from data.recipes.recipe import Recipe
-from data.run.options import volatility
+from data.run.options import train_options, volatility, words_of
 from parity.study import bounds, plants, verdict
 
 DESIGNS = ("coupled", "independent", "stepwise")
@@ -67,8 +68,11 @@ def parser() -> Parser:
     add(
         "--dataset",
         default="digits",
-        help=f"one of {', '.join(specs.SPECS)} (default: %(default)s)",
+        help=f"one of {', '.join(specs.SPECS)}, or data of your own, as in train (default: "
+        "%(default)s)",
     )
+    add("--image-size", type=int, metavar="N", help="of data of your own, as in train")
+    add("--budget", help="of the recipe auto, as in train")
     add(
         "--data-dir",
         help="folder of prepared TFDS datasets (default: TFDS_DATA_DIR, else "
@@ -77,8 +81,8 @@ def parser() -> Parser:
     add("--backbone", help=f"node networks: {', '.join(BACKBONES)} (default: the recipe's first)")
     add(
         "--recipe",
-        default="corrected",
-        help=f"one of {', '.join(recipe.names())}, or FILE.toml (default: %(default)s)",
+        help=f"one of {', '.join(recipe.names())}, or FILE.toml (default: corrected; auto for data "
+        "of your own)",
     )
     add(
         "--seeds",
@@ -179,15 +183,7 @@ def parser() -> Parser:
 def options_of(arguments: list[str]) -> Options:
     """Parse and check the flags. UserError for any that makes no sense."""
     given = parser().parse_args(arguments)
-    specs.spec(given.dataset)
-    chosen = recipe.override(
-        recipe.load(given.recipe, given.dataset, given.backbone),
-        epochs=given.epochs,
-        batch_size=given.batch_size,
-        limit=given.limit,
-        seed=0,
-        volatility=given.volatility,
-    )
+    chosen = _recipe_of(given)
     _need(1 <= given.seeds <= 1000, "--seeds", given.seeds, "1 to 1000")
     _need(2 <= given.controls <= 100, "--controls", given.controls, "2 to 100")
     _need(1 <= given.jobs <= 256, "--jobs", given.jobs, "1 to 256")
@@ -242,6 +238,15 @@ def options_of(arguments: list[str]) -> Options:
         given.json,
         tuple(arguments),
     )
+
+
+def _recipe_of(given: argparse.Namespace) -> Recipe:
+    """The recipe, with seed 0, as `train` would choose it."""
+    names = ("dataset", "data_dir", "image_size", "budget", "backbone", "recipe", "epochs")
+    words = {name: getattr(given, name) for name in (*names, "batch_size", "limit", "volatility")}
+    if given.recipe is None:
+        words["recipe"] = "corrected" if given.dataset in specs.SPECS else recipe.AUTO
+    return train_options("jax", [*words_of(words), "--seed=0", "--out=runs/study"]).recipe
 
 
 def config(settings: Settings, fingerprint: str) -> dict[str, Any]:

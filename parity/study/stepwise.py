@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from data.base import writing
-from data.images import datasets
 from data.images.splits import Splits, split
 from data.recipes.recipe import Recipe
 from data.run import runfolder
+from data.run.dataset import load_of_recipe
 from data.tree.hierarchy import ancestors
 from parity.study import bounds, jax_runner, lead, plants
 from parity.study.bounds import Context, Verdict
@@ -67,7 +67,7 @@ def place_of(settings: Settings, data_dir: str | None, out: Path, seed: int) -> 
     """A seed's training in this process, made once."""
     folder = folder_of(out, seed)
     if folder not in _PLACES:
-        dataset = datasets.load(settings.recipe.dataset, data_dir)
+        dataset = load_of_recipe(settings.recipe, data_dir)
         recipe = replace(settings.recipe, seed=seed)
         parts = split(dataset, recipe.protocol, seed, recipe.limit)
         _PLACES[folder] = Place(recipe, parts, folder, settings.dtypes)

@@ -14,8 +14,8 @@ from typing import Any
 
 from data.base import reading, writing
 from data.base.errors import UserError
-from data.images import datasets
 from data.images.splits import split
+from data.run.dataset import load_of_recipe
 from data.training.framework import within_memory
 from parity.study import plants
 from parity.study.options import Settings
@@ -73,7 +73,7 @@ def perform(task: Task, settings: Settings, data_dir: str | None, folder: Path) 
     from trunk_torch_ref.framework import FRAMEWORK as TORCH
 
     prepare_process()
-    dataset = datasets.load(settings.recipe.dataset, data_dir)
+    dataset = load_of_recipe(settings.recipe, data_dir)
     classes = len(dataset.spec.class_names)
     recipe = replace(settings.recipe, seed=task.place)
 

@@ -27,7 +27,7 @@ def export(run: Path, folder: Path, data_dir: str | None, called: Path | None = 
     recipe = runfolder.read_recipe_of_tree(run)
     summary = results.read_summary(run)
     dataset = load_of_run(run, recipe, data_dir)
-    test = split(dataset, recipe.protocol, recipe.seed, recipe.limit).test
+    test = split(dataset, recipe.protocol, recipe.seed, recipe.limit, on_disk=True).test
     from trunk_jax.machine import backend
 
     backend.start()

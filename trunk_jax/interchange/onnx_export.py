@@ -82,7 +82,7 @@ def trial(run: Path, trained: Trained, data_dir: str | None) -> Trial:
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (SAMPLE, *trained.image_shape), np.uint8)
         return Trial(images, None, f"random images, for its data is not at hand ({error})")
-    test = split(dataset, recipe.protocol, recipe.seed, recipe.limit).test
+    test = split(dataset, recipe.protocol, recipe.seed, recipe.limit, on_disk=True).test
     return Trial(test.images, test.labels, "test images")
 
 
@@ -90,7 +90,7 @@ def _calibration(run: Path, trained: Trained, data_dir: str | None) -> np.ndarra
     """Training images of the run to calibrate int8 with."""
     recipe = trained.recipe
     dataset = load_of_run(run, recipe, data_dir)
-    images = split(dataset, recipe.protocol, recipe.seed, recipe.limit).train.images
+    images = split(dataset, recipe.protocol, recipe.seed, recipe.limit, on_disk=True).train.images
     return quantize.calibration(images, recipe.seed)
 
 

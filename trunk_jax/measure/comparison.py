@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.base import tables
+from data.images.specs import Spec
 from data.recipes.recipe import FOLDER, Recipe
-from data.run import results
+from data.run import results, runfolder
 from data.tree.hierarchy import Tree
 
 TREES, MONOLITHS, BASELINES, UNTRAINED = (
@@ -58,13 +59,14 @@ def published(model: str, dataset: str) -> float | None:
     return None if share is None else share / 100
 
 
-def runs(folder: Path, dataset: str) -> list[Path]:
-    """The finished runs on a dataset in or below a folder."""
-    found = []
+def runs(folder: Path, data: Spec) -> tuple[list[Path], list[Path]]:
+    """The finished runs on a dataset in or below a folder: of its image size, and of others."""
+    found: tuple[list[Path], list[Path]] = ([], [])
     for file in sorted(folder.rglob("summary.json")):
-        config = file.with_name("config.json").exists()
-        if config and results.read_summary(file.parent)["dataset"] == dataset:
-            found.append(file.parent)
+        run, config = file.parent, file.with_name("config.json").exists()
+        if config and results.read_summary(run)["dataset"] == data.name:
+            shape = runfolder.read_recipe(run).spec.image_shape
+            found[shape != data.image_shape].append(run)
     return found
 
 
