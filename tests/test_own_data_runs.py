@@ -90,7 +90,7 @@ def test_labels_that_say_nothing_give_chance_and_a_word(package, tmp_path, capfd
     assert abs(summary["accuracy"]["test"]["accuracy"] - 0.1) < apart
     said = capfd.readouterr().err
     assert "groups by --volatility auto" in said
-    assert ("no grouping pays" in said) == (len(summary["nodes"]) == 1)
+    assert len(summary["nodes"]) > 1  # the root splits whatever its likelihoods say
     assert agrees(tmp_path / "run", tmp_path / "parity")
 
 
