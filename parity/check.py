@@ -23,6 +23,7 @@ from parity.checks.checkpoint import check_checkpoint
 from parity.checks.lowpower import check_background
 from parity.checks.nodes import check_node
 from parity.checks.program import check_program
+from parity.checks.stopping import check_exits
 from parity.checks.tolerance import Check
 from parity.checks.training import (
     check_likelihood,
@@ -73,6 +74,7 @@ def tasks(seed: int) -> list[Task]:
         recipe = recipes.load("published", dataset, backbone)
         result.append(Task(f"steps, {family}", check_steps, (families[family], recipe, seed)))
     result.append(Task("likelihood", check_likelihood, (seed,)))
+    result.append(Task("early stopping", check_exits, (seed,)))
     result.append(Task("low-power background", check_background, (seed,)))
     result += [
         Task(name, optimisers.check_phase, (name, phase, seed))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data.base.errors import UserError
-from data.inference import stopping
+from data.inference import curve, stopping
 from data.inference.model import Visit, answer, predictions
 from data.inference.stopping import Stopping
 from data.recipes import recipe as recipes
@@ -340,3 +340,90 @@ def test_the_rule_is_kept_in_the_run_folder(tmp_path):
 def test_groups_of_one_are_whole():
     assert grouping.whole(((0, 1, 2),))
     assert not grouping.whole(((0,), (1,)))
+
+
+# --- accuracy against cost
+
+
+def test_a_temperature_makes_the_targets_likeliest():
+    """Two outputs 2 apart, of which the better is right 3 times of 4: log 3 apart is likeliest."""
+    scores = np.tile([2.0, 0.0], (4, 1))
+    found = curve.temperature(scores, np.array([0, 0, 0, 1]))
+    assert found == pytest.approx(2 / np.log(3), rel=1e-3)  # the search ends close to the minimum
+    assert curve.temperature(scores, np.array([0, 0, 0, 0])) == pytest.approx(0.2, rel=1e-3)
+    assert curve.temperature(scores[:0], np.array([], int)) == 1
+
+
+COSTS = {name: {"multiply_adds": 10**k, "parameters": k} for k, name in enumerate("rabc")}
+COSTS["root"] = COSTS.pop("r")
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_can_be_followed_on_scores_alone(scores, name):
+    """As the frameworks follow it: the same answers, the same nodes, their mean cost."""
+    labels = np.arange(COUNT) % 6
+    wanted, met = walked(scores, RULES[name])
+    found = curve.point(curve.Asked(TREE, scores, labels), RULES[name], COSTS)
+    assert found.correct == (wanted.argmax(1) == labels).sum()
+    cost = np.mean([sum(COSTS[TREE.names[n]]["multiply_adds"] for n in m) for m in met])
+    assert found.multiply_adds == pytest.approx(cost)
+    assert sum(found.last.values()) == pytest.approx(1)
+    assert found.last["root"] == pytest.approx(np.mean([m == {ROOT} for m in met]))
+
+
+def test_the_point_for_a_wanted_cost_or_accuracy():
+    points = [
+        curve.Point(Stopping(), correct, 10, cost, 0.0, {})
+        for correct, cost in ((8, 30.0), (6, 10.0), (7, 40.0), (9, 50.0), (6, 20.0))
+    ]
+    best = curve.frontier(points)
+    assert [(p.correct, p.multiply_adds) for p in best] == [(6, 10), (8, 30), (9, 50)]
+    assert curve.chosen(points, 49).correct == 8
+    assert curve.chosen(points, 0.61).multiply_adds == 30
+    assert curve.chosen(points, 0.6).multiply_adds == 10
+    with pytest.raises(UserError, match="less than any image costs"):
+        curve.chosen(points, 9)
+    with pytest.raises(UserError, match=r"the best is 0\.9000"):
+        curve.chosen(points, 0.95)
+
+
+def test_rules_are_calibrated_and_of_group_trees_have_second_branches_alone(scores):
+    labels = np.arange(COUNT) % 6
+    tried = curve.rules(curve.Asked(TREE, scores, labels), both_ways=True)
+    assert set(tried[0].temperatures) == {"root", "a", "b", "c"}
+    assert {frozenset(rule.thresholds) for rule in tried} == {frozenset({"root", "b"})}
+    assert {rule.second for rule in tried} == {None, *curve.SECONDS}
+    assert max(t for rule in tried for t in rule.thresholds.values()) == stopping.NEVER
+    plain = curve.Asked(replace(TREE, exits=False), scores, labels)
+    assert curve.rules(plain, both_ways=False) == [Stopping()]
+    assert [rule.second for rule in curve.rules(plain, both_ways=True)] == [None, *curve.SECONDS]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", ["jax", "torch"])
+def test_a_tree_is_trained_and_stops_for_a_wanted_cost(framework, tmp_path, capsys):
+    import importlib
+    import json
+
+    package = {"jax": "trunk_jax", "torch": "trunk_torch_ref"}[framework]
+    train = importlib.import_module(f"{package}.train").main
+    evaluate = importlib.import_module(f"{package}.evaluate").main
+    run, report = tmp_path / "run", tmp_path / "report.json"
+    train(["--dataset", "digits", "--recipe", "exits", "--epochs", "6", "--out", str(run)])
+    costs = {
+        name: node["multiply_adds"]
+        for name, node in json.loads((run / "summary.json").read_text())["nodes"].items()
+    }
+    wanted = costs["root"] + 100_000
+    flags = ["--stop-at", str(wanted), "--curve", "--json", str(report)]
+    evaluate([str(run), "--split", "validation", *flags])
+    found = json.loads(report.read_text())
+    assert costs["root"] <= found["mean"]["multiply_adds"] <= wanted
+    kept = json.loads((run / stopping.FILE).read_text())["about"]["validation"]
+    assert kept["correct"] == found["correct"]  # what was chosen on scores is what then happens
+    assert kept["multiply_adds"] == pytest.approx(found["mean"]["multiply_adds"])
+    mine = [pair["validation"]["multiply_adds"] for pair in found["curve"]]
+    assert mine == sorted(mine)
+    capsys.readouterr()
+    evaluate([str(run), "--split", "validation"])
+    assert "ended at root" in capsys.readouterr().out

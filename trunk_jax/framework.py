@@ -93,6 +93,7 @@ FRAMEWORK = Framework(
     load=load,
     predict=predict,
     int8=as_int8,
+    scores=route.scores,
     costs=costs,
     out_of_memory=out_of_memory,
     settings=settings.recorded,

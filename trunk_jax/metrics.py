@@ -19,6 +19,7 @@ from data.base.progress import working
 from data.base.writing import save_json
 from data.images.datasets import Dataset
 from data.images.splits import Splits, split
+from data.inference import stopping
 from data.recipes.recipe import Recipe
 from data.run import derived, runfolder
 from data.run.dataset import load_of_run
@@ -109,6 +110,7 @@ def measure(
     test, names = splits.test, dataset.spec.class_names
     model = load(folder)
     tree = model.tree
+    stopping.need_none(tree, model.stopping, "metrics")
     with working(f"classifying {len(test.labels):,} test images"):
         predicted = route.predict(model, test.images).labels
     of = costs.node_costs(model, folder)

@@ -15,6 +15,7 @@ from data.images import files, fitting
 from data.inference.model import Model, predictions
 from data.inference.shipped import run_of
 from data.run import runfolder
+from data.tree.hierarchy import Node
 
 
 def row_of(model: Model, pixels: UInt8[np.ndarray, "h w c"]) -> dict[str, Any]:
@@ -22,23 +23,31 @@ def row_of(model: Model, pixels: UInt8[np.ndarray, "h w c"]) -> dict[str, Any]:
 
     Only these nodes are computed. `class`, `label`, `probability` (the product along the
     path), and `path`: for each node its `node`, `output` and `probability`, and all its
-    `outputs` with their probabilities.
+    `outputs` with their probabilities. In a tree with exits the outputs are classes; the output
+    of the last node is the class that it finds most probable, of others the node that comes next.
     """
     tree, visits = model.tree, list(model.visits(pixels[None]))
     found, path = predictions(tree, visits, 1), []
     for visit in visits:
-        names = [
-            model.classes[tree.paths.index(child)] if child in tree.paths else tree.names[child]
-            for child in ((*visit.node, output) for output in range(tree.width(visit.node)))
-        ]
-        outputs = dict(zip(names, np.exp(visit.likelihoods[0]).tolist(), strict=True))
-        output = names[visit.chosen[0]]
+        branches = [(*visit.node, branch) for branch in range(len(tree.branches(visit.node)))]
+        names = [_title(model, branch) for branch in branches]
+        shares = np.exp(visit.likelihoods[0])
+        taken = int(visit.chosen[0])
+        probability = float(shares[taken])
+        outputs = names
+        if tree.exits:
+            outputs = [model.classes[label] for label in tree.members(visit.node)]
+            stops = taken < 0
+            if stops:
+                names, taken = outputs, int(shares.argmax())
+            of = [taken] if stops else tree.columns(visit.node)[taken]
+            probability = float(shares[list(of)].sum())
         path.append(
             {
                 "node": tree.names[visit.node],
-                "output": output,
-                "probability": outputs[output],
-                "outputs": outputs,
+                "output": names[taken],
+                "probability": probability,
+                "outputs": dict(zip(outputs, shares.tolist(), strict=True)),
             }
         )
     label = int(found.labels[0])
@@ -48,6 +57,13 @@ def row_of(model: Model, pixels: UInt8[np.ndarray, "h w c"]) -> dict[str, Any]:
         "probability": float(found.confidence[0]),
         "path": path,
     }
+
+
+def _title(model: Model, branch: Node) -> str:
+    """What a branch is called: the class that it leads to, or the node."""
+    if branch in model.tree.paths:
+        return model.classes[model.tree.paths.index(branch)]
+    return model.tree.names[branch]
 
 
 def line(row: dict[str, Any], titles: Mapping[str, str], notes: Sequence[str]) -> str:

@@ -130,6 +130,7 @@ FRAMEWORK = Framework(
     load=load,
     predict=route.predict,
     int8=as_int8,
+    scores=route.scores,
     costs=costs,
     out_of_memory=out_of_memory,
     settings=settings,

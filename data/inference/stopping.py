@@ -49,6 +49,20 @@ class Stopping:
         return self.thresholds.get(node, NEVER)
 
 
+def need_none(tree: Tree, rule: Stopping, what: str) -> None:
+    """UserError if a tree has exits or a rule has a second branch, which `what` does not know."""
+    if tree.exits:
+        raise UserError(
+            f"{what} does not take trees with exits yet, whose nodes score classes; evaluate, "
+            "predict and load do"
+        )
+    if rule.second is not None:
+        raise UserError(
+            f"{what} knows no second branch; take {FILE} out of the run folder, or make it anew "
+            "with evaluate --beam 1"
+        )
+
+
 def write(folder: Path, stopping: Stopping, about: dict[str, Any]) -> None:
     """Store a rule in a run folder. `about`: what it was made for, and what was seen then."""
     value = {

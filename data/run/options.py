@@ -521,6 +521,9 @@ class EvaluateOptions:
     json: Path | None
     devices: str = "all"
     distributed: bool = False
+    stop_at: float | None = None
+    beam: int | None = None
+    curve: bool = False
 
 
 def evaluate_options(framework: str, arguments: list[str] | None = None) -> EvaluateOptions:
@@ -539,6 +542,26 @@ def evaluate_options(framework: str, arguments: list[str] | None = None) -> Eval
         help="which images (default: %(default)s)",
     )
     add("--data-dir", help="folder of prepared TFDS datasets (default: the run's own)")
+    add(
+        "--stop-at",
+        type=_amount,
+        metavar="COST|SHARE",
+        help="of a tree with exits: set on validation images how sure a node must be for an image "
+        "to stop there: for a mean cost such as 25M multiply-adds, or an accuracy such as 0.92; "
+        "kept in the run folder (default: as kept there)",
+    )
+    add(
+        "--beam",
+        type=int,
+        choices=(1, 2),
+        help="2: images whose second branch is probable enough, as set on validation images, "
+        "visit both; kept in the run folder (default: as kept there)",
+    )
+    add(
+        "--curve",
+        action="store_true",
+        help="print accuracy against mean multiply-adds, for rules set on validation images",
+    )
     add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     if framework == "jax":
         parser.set_defaults(devices="all", distributed=False)
@@ -551,4 +574,7 @@ def evaluate_options(framework: str, arguments: list[str] | None = None) -> Eval
         options.json,
         getattr(options, "devices", "all"),
         getattr(options, "distributed", False),
+        options.stop_at,
+        options.beam,
+        options.curve,
     )

@@ -7,9 +7,11 @@ from data.base import tables
 from data.base.progress import working
 from data.base.writing import save_json
 from data.images.splits import split
+from data.inference import curve
 from data.run import derived, results, runfolder
 from data.run.dataset import load_of_run
 from data.run.options import EvaluateOptions
+from data.training import exits
 from data.training.framework import Framework, within_memory
 
 
@@ -32,16 +34,21 @@ def _evaluate(framework: Framework, options: EvaluateOptions, shipped: bool) -> 
     recipe = runfolder.read_recipe(folder)
     dataset = load_of_run(folder, recipe, options.data_dir)
     model = framework.load(folder)
-    examples = getattr(
-        split(dataset, recipe.protocol, recipe.seed, recipe.limit, on_disk=True), part
-    )
+    exits.need_use(folder, model.tree, options)
+    parts = split(dataset, recipe.protocol, recipe.seed, recipe.limit, on_disk=True)
+    examples = getattr(parts, part)
     with (
         framework.exact(),
         within_memory(framework, "free some, or use another device"),
         working(f"classifying {len(examples.labels):,} {part} images"),
     ):
+        known = exits.known(framework, model, parts.validation, options)
+        model = exits.with_rule(folder, model, known, options, keep=not shipped)
         found = framework.predict(model, examples.images)
+        drawn = exits.drawn(framework, model, known, examples, options)
     value = results.evaluation(part, recipe, dataset, model.tree, examples, found.labels)
+    if model.tree.exits or model.stopping.second is not None:
+        value["mean"] = curve.of(found, model.tree, framework.costs(model))
     if not shipped or not (folder / f"predictions-{part}.csv").exists():
         place = derived.claim(folder) if shipped else folder
         results.write_predictions(place, part, dataset, examples, found.labels, found.confidence)
@@ -60,5 +67,10 @@ def _evaluate(framework: Framework, options: EvaluateOptions, shipped: bool) -> 
         f"  balanced over classes {tables.percent(value['balanced_accuracy'])}; "
         f"{results.weakest(value['recall'])}"
     )
+    if "mean" in value:
+        print(f"  {exits.in_words(value['mean'])}")
+    if drawn:
+        value["curve"] = [dict(zip(("validation", part), pair, strict=True)) for pair in drawn]
+        print(*exits.table(drawn, part), sep="\n")
     if options.json:
         save_json(options.json, value)

@@ -14,6 +14,7 @@ from data.images.on_disk import OnDisk
 from data.inference.model import Model, Predictions
 from data.run.results import Costs
 from data.training.placement import Free
+from data.tree.hierarchy import Node
 
 Images = UInt8[np.ndarray, "n h w c"] | OnDisk
 
@@ -30,6 +31,7 @@ class Framework:
         start from, that tree trained further.
       load: a finished run's folder to its tree.
       predict: (a tree, images) to predictions.
+      scores: (a tree, images) to the scores of every node for all of them, by node.
       costs: a tree to each node's parameters and multiply-adds.
       out_of_memory: whether an error of the others says so.
       settings: what beside the recipe decides a result, for `config.json`.
@@ -45,6 +47,7 @@ class Framework:
     grow: Callable[..., Model]
     load: Callable[[Path], Model]
     predict: Callable[[Model, Images], Predictions]
+    scores: Callable[[Model, Images], dict[Node, np.ndarray]]
     costs: Callable[[Model], Costs]
     out_of_memory: Callable[[RuntimeError], bool]
     settings: Callable[[], dict[str, Any]]

@@ -32,6 +32,7 @@ from data.tree import hierarchy, metrics
 from parity.checks import optimisers, processes, program, training
 from parity.checks.nodes import check_in_float32, check_in_float64
 from parity.checks.routing import check_routing
+from parity.checks.stopping import check_exits
 from parity.checks.tolerance import Check
 from parity.pairs import passes
 from parity.pairs.conversion import to_torch
@@ -125,6 +126,11 @@ def routing() -> list[Check]:
         test.images,
         test.labels,
     )
+
+
+def early_stopping() -> list[Check]:
+    """An untrained tree with exits, on digits."""
+    return check_exits(SEED)
 
 
 def one_node_in_jax() -> list[Check]:
@@ -424,6 +430,21 @@ def faults() -> list[Fault]:
             "children in the wrong order",
             _words(route, "walk", "visit(child, ", "visit((*node, 1 - child[-1]), "),
             routing,
+        ),
+        Fault(
+            "the sure go on, the unsure stop",
+            _words(route, "_visit", "shares.max(1) < threshold", "shares.max(1) >= threshold"),
+            early_stopping,
+        ),
+        Fault(
+            "a node's temperature left out",
+            _words(route, "_visit", "scores / temperature", "scores"),
+            early_stopping,
+        ),
+        Fault(
+            "the second branch is the least probable",
+            _words(route, "_visit", "rest.argmax(1)", "branches.argmin(1)"),
+            early_stopping,
         ),
         Fault(
             "ancestors in train mode",

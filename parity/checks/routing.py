@@ -11,6 +11,7 @@ from data.images.augmentation import Augmentation
 from data.inference.model import Model
 from data.tree.hierarchy import ROOT, Node, ancestors
 from parity.checks import tolerance
+from parity.checks.stopping import check_stopping
 from parity.checks.tolerance import Check
 from trunk_jax.inference import route
 from trunk_jax.network.augment import prepare
@@ -31,6 +32,8 @@ def check_routing(
     must be one of rounding: within `tolerance.CONSTANT` times unit roundoff, the scale of the
     scores and the root of the accumulation length summed over the layers of the path.
     """
+    if theirs.tree.exits or theirs.stopping.second is not None:
+        return check_stopping(name, ours, theirs, images, labels)
     jax_labels = route.predict(ours, images).labels
     torch_labels = torch_route.predict(theirs, images).labels
     truth, close, error = truth_of(ours, theirs, images)

@@ -66,6 +66,12 @@ def _visit(
 
 
 @jax.jit
+def _both(network: Network, x: Array) -> tuple[Array, Array]:
+    """(features, scores) of a node."""
+    return infer(network, x)
+
+
+@jax.jit
 def _features(network: Network, x: Array) -> Array:
     return infer(network, x)[0]
 
@@ -134,6 +140,24 @@ def features(
         shape = input_shape(model.networks, (*node, 0), model.image_shape)
         return np.zeros((0, *shape), str(dtype_of(model.networks[node])))
     return np.concatenate(found)
+
+
+def scores(model: Model, images: Any) -> dict[Node, Float[np.ndarray, "n outputs"]]:
+    """The scores of every node for all images, wherever they would go.
+
+    `images`: as for `predict`.
+    """
+    images = as_images(images, model.image_shape)
+    batch, nodes = max(1, min(batch_of(model), len(images))), model.tree.nodes
+    found: dict[Node, list[np.ndarray]] = {node: [] for node in nodes}
+    for x, places in _batches(model, images, batch):
+        given = {ROOT: x}
+        for node in nodes:  # a node comes before those below it
+            features, mine = _both(model.networks[node], given[node])
+            given |= dict.fromkeys(model.tree.children(node), features)
+            found[node].append(np.asarray(mine)[: len(places)])
+    width = model.tree.width
+    return {n: np.concatenate([np.zeros((0, width(n))), *found[n]]) for n in nodes}
 
 
 def batch_of(model: Model) -> int:

@@ -9,6 +9,7 @@ from jax import Array
 from jaxtyping import Float, Int, UInt8
 
 from data.images.augmentation import Augmentation
+from data.inference import stopping
 from data.inference.model import Model
 from data.tree.hierarchy import ROOT, Node, Tree
 from trunk_jax.machine.memory import compile_for_one_image
@@ -37,6 +38,7 @@ def program_of(model: Model) -> Callable[[UInt8[Array, "h w c"]], Answer]:
     call, which takes a tenth of a mobilenet tree's time for an image.
     """
     recipe, tree, networks = model.recipe, model.tree, model.networks
+    stopping.need_none(tree, model.stopping, "a program for one image")
     weights = {tree.names[node]: networks[node] for node in tree.nodes}
     dtype = str(dtype_of(networks[ROOT]))
     return partial(_follow, tree, recipe.mean, recipe.std, dtype, weights)

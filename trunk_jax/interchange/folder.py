@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from data.base import writing
 from data.base.errors import UserError
 from data.base.writing import copy_folder, new_folder
 from data.images.splits import split
+from data.inference import stopping
+from data.inference.stopping import Stopping
 from data.run import card, derived, results, runfolder
 from data.run.dataset import load_of_run
 
@@ -36,7 +39,7 @@ def export(run: Path, folder: Path, data_dir: str | None, called: Path | None = 
     from trunk_jax.inference import route
     from trunk_jax.inference.load import load
 
-    model = load(run)
+    model = replace(load(run), stopping=Stopping())  # by which the summary was made
     found = route.predict(model, test.images)
     correct = int((found.labels == test.labels).sum())
     stated = summary["accuracy"]["test"]["correct"]
@@ -45,7 +48,7 @@ def export(run: Path, folder: Path, data_dir: str | None, called: Path | None = 
             f"{run}: {correct:,} test images are right here, and {stated:,} in summary.json"
         )
     with new_folder(folder) as aside:
-        for name in KEPT:
+        for name in (*KEPT, *([stopping.FILE] if (run / stopping.FILE).exists() else [])):
             shutil.copyfile(run / name, aside / name)
         for name in ("config.json", "manifest.json"):
             value = card.without_places(runfolder.read_json(aside / name))

@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from data.inference import stopping
 from data.recipes.recipe import Recipe
 from data.run import results, runfolder
 from data.tree import hierarchy
@@ -45,6 +46,7 @@ def of_run(run: Path) -> Trained:
     """What is in a finished run's folder. UserError if it is not finished."""
     facts = _measured(run)
     model = load(run)
+    stopping.need_none(model.tree, model.stopping, "export")
     return Trained(model, about(model.recipe, model.tree) | facts)
 
 

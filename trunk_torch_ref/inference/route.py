@@ -99,6 +99,25 @@ def features(
     return np.concatenate(found)
 
 
+@torch.no_grad()
+def scores(model: Model, images: Any) -> dict[Node, Float[np.ndarray, "n outputs"]]:
+    """The scores of every node for all images, wherever they would go.
+
+    `images`: as for `predict`.
+    """
+    images = as_images(images, model.image_shape)
+    nodes = model.tree.nodes
+    found: dict[Node, list[np.ndarray]] = {node: [] for node in nodes}
+    for x, _ in _batches(model, images, batch_of(model)):
+        given = {ROOT: x}
+        for node in nodes:  # a node comes before those below it
+            features, mine = model.networks[node].eval()(given[node])
+            given |= dict.fromkeys(model.tree.children(node), features)
+            found[node].append(mine.cpu().numpy())
+    width = model.tree.width
+    return {n: np.concatenate([np.zeros((0, width(n))), *found[n]]) for n in nodes}
+
+
 def batch_of(model: Model) -> int:
     """Images at a time; of a monolithic baseline its recipe's number, for its maps are large."""
     return model.recipe.eval_batch_size if model.recipe.baseline is not None else BATCH

@@ -1,0 +1,145 @@
+"""Checks of early stopping: where each image stops, which branches it visits, and its answer."""
+
+import copy
+
+import numpy as np
+
+from data.images.datasets import load
+from data.inference import curve
+from data.inference.model import Model, distribution, predictions
+from data.inference.stopping import Stopping
+from data.recipes import recipe as recipes
+from data.tree import hierarchy
+from data.tree.hierarchy import ROOT, Node
+from parity.checks import tolerance
+from parity.checks.tolerance import Check
+from parity.pairs.conversion import to_torch
+from parity.pairs.families import Family, build
+from trunk_jax.inference import route
+from trunk_jax.inference.model import Model as JaxModel
+from trunk_torch_ref.inference import route as torch_route
+from trunk_torch_ref.inference.model import Model as TorchModel
+from trunk_torch_ref.training import grow as torch_grow
+
+_SAFETY = 2  # times the measured error within which a decision is too close to call
+
+
+def check_stopping(
+    name: str, ours: Model, theirs: Model, images: np.ndarray, labels: np.ndarray
+) -> list[Check]:
+    """Both frameworks' ways and answers against those that float64 scores give, and each other.
+
+    They must be identical but for images that are too close to call: at some node on the way a
+    probability is nearer to what it is compared with than twice the error measured on the node's
+    scores can move it. Those are counted.
+    """
+    exact = {node: copy.deepcopy(net).double() for node, net in theirs.networks.items()}
+    scores = torch_route.scores(TorchModel(theirs.recipe, theirs.tree, exact), images)
+    singles = (route.scores(ours, images), torch_route.scores(theirs, images))
+    error = {
+        node: np.max([np.abs(each[node] - scores[node]).max(1) for each in singles], axis=0)
+        for node in scores
+    }
+    tree, rule, count = theirs.tree, theirs.stopping, len(images)
+    truth = predictions(tree, curve.visits(tree, scores, rule), count)
+    close = too_close(theirs, scores, error, truth.met)
+    found = {"JAX": route.predict(ours, images), "PyTorch": torch_route.predict(theirs, images)}
+    note = f"{int(close.sum())} of {count} images are closer than the measured error"
+    checks = []
+    for which, mine in found.items():
+        for what, left, right in (
+            ("predictions", mine.labels, truth.labels),
+            ("nodes visited", mine.met, truth.met),
+        ):
+            hidden = close if left.ndim == 1 else close[:, None]
+            same = np.where(hidden, right, left)
+            title = f"{what} with early stopping, {which} against truth"
+            checks.append(tolerance.equal(name, title, same, right, "float32", note))
+    right = [int((each.labels == labels).sum()) for each in found.values()]
+    met = [each.met[~close].sum(1).mean() if not close.all() else 0.0 for each in found.values()]
+    detail = f"right: JAX {right[0]}, PyTorch {right[1]}; nodes an image: {met[0]:.3f}"
+    ways = [np.where(close[:, None], 0, each.met) for each in found.values()]
+    title = "nodes visited with early stopping, JAX against PyTorch"
+    return [*checks, tolerance.equal(name, title, ways[0], ways[1], "float32", detail)]
+
+
+def too_close(
+    model: Model, scores: curve.Scores, error: dict[Node, np.ndarray], met: np.ndarray
+) -> np.ndarray:
+    """Whether an image's way or answer may be another within the error of its scores.
+
+    An error e of scores at temperature t changes a probability by at most the factor exp(2e / t).
+    """
+    tree, rule = model.tree, model.stopping
+    close = np.zeros(len(met), bool)
+    slack = np.zeros(len(met))  # of logarithms of products along the way
+    for place, node in enumerate(tree.nodes):
+        mine, name = met[:, place], tree.names[node]
+        heat = rule.temperature(name)
+        logits = scores[node] / heat
+        shares = np.exp(logits - logits.max(1, keepdims=True))
+        shares /= shares.sum(1, keepdims=True)
+        factor = _SAFETY * 2 * error[node] / heat
+        slack += np.where(mine, factor, 0)
+        branches = shares
+        if tree.exits:
+            columns = tree.columns(node)
+            branches = np.stack([shares[:, np.array(each)].sum(1) for each in columns], axis=1)
+            if name in rule.thresholds:
+                close |= mine & _near(shares.max(1), rule.threshold(name), factor)
+        order = np.sort(branches, axis=1)
+        if branches.shape[1] > 1:
+            close |= mine & _near(order[:, -2], order[:, -1], 2 * factor)
+            if rule.second is not None:
+                close |= mine & _near(order[:, -2], rule.second, factor)
+        if rule.second is not None and branches.shape[1] > 2:
+            close |= mine & _near(order[:, -3], order[:, -2], 2 * factor)
+    if tree.exits:
+        found = curve.visits(tree, scores, rule)
+        answers = np.sort(distribution(tree, found, len(met)), axis=1)
+        close |= _near(answers[:, -2], answers[:, -1], 2 * slack)
+    return close
+
+
+def _near(one: np.ndarray, other: np.ndarray | float, factor: np.ndarray) -> np.ndarray:
+    """Whether probabilities are within a factor, given as its logarithm."""
+    least = np.finfo(np.float64).tiny
+    apart = np.abs(np.log(np.maximum(one, least)) - np.log(np.maximum(other, least)))
+    return np.asarray(apart <= factor)
+
+
+def check_exits(seed: int) -> list[Check]:
+    """An untrained tree with exits on digits: to the end, with thresholds, with two branches."""
+    recipe = recipes.load("efficient", "digits", "resnet")
+    tree = hierarchy.regroup(
+        hierarchy.bare(10, exits=True), ROOT, ((0, 1, 2, 3), (4, 5, 6, 7, 8), (9,))
+    )
+    ours: dict = {}
+    theirs: dict = {}
+    for node in tree.nodes:
+        shape = (8, 8, 1) if node == ROOT else (4, 4, 32)
+        family = Family("digits", "resnet", tree.names[node], shape, tree.width(node))
+        both = build(family, seed + len(ours))
+        ours[node] = both.jax
+        template = torch_grow.initial_network(recipe, tree, node, "class", theirs, (1, 8, 8))
+        theirs[node] = to_torch(both.jax, template)
+    test = load("digits").test
+    plain = TorchModel(recipe, tree, theirs)
+    first = torch_route.scores(plain, test.images)[ROOT]
+    heat = float(first.std(1).mean()) / 2  # so that probabilities are neither all alike nor 0 or 1
+    shares = np.exp(curve.log_softmax(first / heat))
+    sure = shares.max(1)
+    ways = np.sort([shares[:, np.array(each)].sum(1) for each in tree.columns(ROOT)], axis=0)
+    share, low = float(np.median(sure)), float(np.median(ways[-2]))  # about half go both ways
+    heats = dict.fromkeys(tree.names.values(), heat)
+    checks = []
+    for what, rule in {
+        "to the end": Stopping(),
+        "half stop": Stopping(heats, {"root": share}),
+        "two branches": Stopping(heats, {"root": share}, second=low),
+    }.items():
+        mine = JaxModel(recipe, tree, ours, stopping=rule)
+        other = TorchModel(recipe, tree, theirs, stopping=rule)
+        title = f"digits, untrained tree with exits, {what}"
+        checks += check_stopping(title, mine, other, test.images, test.labels)
+    return checks
