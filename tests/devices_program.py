@@ -1,4 +1,4 @@
-"""Trainings on one device and on many, for `test_devices.py`: run it with the file to write.
+"""Trainings on one device and on many, for `test_training_devices.py`: run with the file to write.
 
 It needs a process of its own: how many devices there are is fixed when JAX starts.
 """

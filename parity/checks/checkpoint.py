@@ -31,8 +31,8 @@ def check_checkpoint(
     recipe = runfolder.read_recipe(folder)
     if recipe.backbone == "resnet50_qat":
         raise UserError(
-            f"{folder} is a resnet50_qat, which cannot be computed in float64; tests/test_qat.py "
-            "holds both frameworks against PyTorch's own"
+            f"{folder} is a resnet50_qat, which cannot be computed in float64; "
+            "tests/test_shrink_qat.py holds both frameworks against PyTorch's own"
         )
     ours = trunk_jax.inference.load.load(folder)
     theirs = trunk_torch_ref.inference.load.load(folder)

@@ -8,7 +8,7 @@ The published trees' stand in `test_recipe`. Here are those of the published bas
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from test_recipe import ALL
+from test_recipes_recipe import ALL
 
 from data.images.augmentation import Augmentation
 from data.recipes import recipe

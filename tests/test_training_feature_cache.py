@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_training_fit import COUNT, RECIPE, SHORT, node, run, source
 
 from data.images.augmentation import Augmentation
-from tests.test_jax_fit import COUNT, RECIPE, SHORT, node, run, source
 from trunk_jax.machine import memory
 from trunk_jax.network.exchange import to_state_dict
 from trunk_jax.network.network import features

@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 import pytest
+import test_training_fit as jax_fit
 
 from data.base import machine
 from data.base.errors import UserError
@@ -20,7 +21,6 @@ from data.images.splits import split
 from data.training import placement
 from data.training.placement import Free
 from data.tree import grouping
-from tests import test_jax_fit as jax_fit
 from trunk_jax.training import feature_cache, fit, windows
 
 
@@ -100,7 +100,8 @@ def test_kept_inputs_are_computed_from_disk_to_the_same_bits(monkeypatch):
 
 
 def test_a_node_trains_to_the_same_bits_in_pytorch():
-    from tests import test_torch_port as port
+    import test_training_torch as port
+
     from trunk_torch_ref.training import pixels
 
     def trained(train, check):

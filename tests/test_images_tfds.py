@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
-from test_datasets import (
+from test_images_datasets import (
     _idx,
     _pixels,
     _point_builders_at,

@@ -5,7 +5,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from test_pictures import BROWSER, FRAMES
+from test_pictures_report import BROWSER, FRAMES
 
 from parity.checks import report, tolerance
 from parity.pages import dots

@@ -7,10 +7,10 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from test_training_fit import CHECKED, COUNT, RECIPE, SHORT, node, same, source
 
 from data.base.errors import UserError
 from data.training import growth
-from tests.test_jax_fit import CHECKED, COUNT, RECIPE, SHORT, node, same, source
 from trunk_jax.machine import memory
 from trunk_jax.network.exchange import to_state_dict
 from trunk_jax.training import fit, siblings

@@ -4,8 +4,8 @@ import shutil
 
 import numpy as np
 import pytest
-from test_from import TRAIN, contents
-from test_runfolder import one_line
+from test_run_folder import one_line
+from test_training_from import TRAIN, contents
 
 from data.base import writing
 from data.base.errors import UserError

@@ -45,14 +45,14 @@ def test_one_that_breaks_is_a_failed_check_and_the_others_go_on(jobs, fresh, cap
     checks = check.run(work, jobs, fresh=fresh)
     assert [(c.name, c.passed) for c in checks] == [(name, name not in BAD) for name in names]
     why = {c.name: c.detail for c in checks if not c.passed}
-    assert why["exception"].startswith("KeyError: 'avgpool' at test_processes.py:")
+    assert why["exception"].startswith("KeyError: 'avgpool' at test_parity_processes.py:")
     assert "its process died" in why["kill"]
     assert all(c.max_rel == math.inf for c in checks if not c.passed)
     said = capsys.readouterr().err.splitlines()
     assert len(said) == len(why), "one line each"
     assert any(line.startswith("exception: the check broke: KeyError") for line in said)
     if not fresh:
-        assert why["odd exception"].startswith("Unsendable: a b at test_processes.py:")
+        assert why["odd exception"].startswith("Unsendable: a b at test_parity_processes.py:")
         assert "its process died" in why["exit"]
 
 

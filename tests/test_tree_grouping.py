@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.special import expit
-from test_hierarchy import CIFAR10_GROUPS, CIFAR10_NAMES, CIFAR10_PATHS
+from test_tree_hierarchy import CIFAR10_GROUPS, CIFAR10_NAMES, CIFAR10_PATHS
 
 from data.training import growth
 from data.tree import grouping, hierarchy

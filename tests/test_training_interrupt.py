@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_bad_input import torch_state
-from test_jax_train import network, state
+from test_base_bad_input import torch_state
+from test_training_command import network, state
 
 from data.base import interrupts, locking, writing
 from data.base.errors import UserError, run_command

@@ -31,8 +31,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import save
-from test_hierarchy import anything
 from test_parity_published import svhn_tree, write_folder
+from test_tree_hierarchy import anything
 
 from data.base import reading, writing
 from data.base.errors import UserError, run_command

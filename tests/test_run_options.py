@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_runfolder import contents, one_line
+from test_run_folder import contents, one_line
 
 from data.base import writing
 from data.base.errors import UserError, run_command

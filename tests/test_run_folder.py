@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_hierarchy import anything
+from test_tree_hierarchy import anything
 
 from data.base import writing
 from data.base.errors import UserError, run_command

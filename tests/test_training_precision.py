@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_training_fit import RECIPE, SHORT, one_step
 
 from data.base.errors import UserError
 from data.recipes import recipe
 from data.run import options, runfolder
-from tests.test_jax_fit import RECIPE, SHORT, one_step
 from trunk_jax import nodes, train
 from trunk_jax.layers.basic import BatchNorm, LogSoftmax, Mode
 from trunk_jax.network.exchange import to_state_dict

@@ -4,7 +4,7 @@ import hashlib
 import shutil
 
 import pytest
-from test_runfolder import one_line
+from test_run_folder import one_line
 
 import trunk_jax.train
 import trunk_torch_ref.train

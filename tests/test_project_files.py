@@ -48,7 +48,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_the_readmes_commands_exist():
-    """Its table has them without `python -m`; tests/test_documented.py has whole command lines."""
+    """Its table has them without `python -m`; whole lines are tested where they are documented."""
     names = set(re.findall(r"`((?:data|parity|benchmarks|trunk_\w+)\.\w+)`", README))
     assert len(names) >= 20, "the pattern has gone stale"
     for name in names:

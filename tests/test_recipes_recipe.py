@@ -8,7 +8,7 @@ import tomllib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_hierarchy import anything
+from test_tree_hierarchy import anything
 
 from data.base.errors import UserError
 from data.images import specs
