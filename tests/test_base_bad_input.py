@@ -715,7 +715,7 @@ def try_but_missing(kind, file, contents, action, trap):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_training_state_of_jax(tmp_path):
-    from test_jax_train import network, state
+    from test_training_command import network, state
 
     from trunk_jax.training import checkpoint
     from trunk_jax.training.checkpoint import Checkpoints
@@ -958,7 +958,7 @@ def test_images_at_the_bound_stay_within_memory(tmp_path):
 def svhn(tmp_path_factory):
     """A folder such as stock TFDS leaves, of 12 and 10 images."""
     import tensorflow_datasets as tfds
-    from test_datasets import _example, _write_tfrecord
+    from test_images_datasets import _example, _write_tfrecord
 
     root = tmp_path_factory.mktemp("tfds")
     builder = tfds.builder("svhn_cropped", data_dir=str(root))
@@ -990,7 +990,7 @@ def svhn(tmp_path_factory):
 
 
 def test_prepared_folders(svhn, tmp_path):
-    from test_datasets import _example, _write_tfrecord
+    from test_images_datasets import _example, _write_tfrecord
 
     root = tmp_path / "data"
     shutil.copytree(svhn[0], root)

@@ -87,7 +87,7 @@ def models(run):
 
 
 def test_60_digits_in_every_bad_form_are_classified_as_the_plain_ones_are(models, tmp_path):
-    from test_image_files import forms
+    from test_images_files import forms
 
     from trunk_jax.framework import predict
 

@@ -47,9 +47,9 @@ def test_a_step_in_bfloat16_is_near_to_one_in_float32():
     assert abs(half["loss"] - wide["loss"]) < 0.05 * wide["loss"]
 
 
-def test_the_flag_is_kept_only_where_it_is_given():
+def test_the_flag_is_the_recipes_where_it_is_not_given():
     plain = options.train_options("jax", [])
-    assert "precision" not in plain.flags
+    assert plain.flags["precision"] is None
     chosen = options.train_options("jax", ["--precision", "bfloat16"])
     assert chosen.flags["precision"] == "bfloat16"
     for row in (chosen.recipe.root, chosen.recipe.others):

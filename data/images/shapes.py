@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image
 
 from data.base.errors import UserError
 from data.images.specs import Spec
@@ -57,6 +56,8 @@ def of_file(content: bytes | Path) -> Size | None:
     A camera that was held upright notes so in the file and stores the image lying: its sides are
     exchanged.
     """
+    from PIL import ExifTags, Image  # what is cached is read without it
+
     source = io.BytesIO(content) if isinstance(content, bytes) else content
     try:
         with Image.open(source) as image:
