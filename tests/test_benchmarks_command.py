@@ -1,6 +1,7 @@
 """The benchmark command without its clocks: rows, bars, and files that are gone on with."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -109,3 +110,22 @@ def test_reading_counts_images_of_both_ways_in_both_frameworks(tmp_path, monkeyp
     assert [file.name for file in tmp_path.iterdir()] == ["r.json"]
     with pytest.raises(UserError, match="--images must be 256 or more"):
         reading.main(["--images", "255"])
+
+
+def test_the_table_of_switches_is_what_was_measured():
+    """docs/speed.md against benchmarks/sweep-cpu.json; a variant without a row crashed."""
+    root = Path(__file__).parents[1]
+    measured = json.loads((root / "benchmarks" / "sweep-cpu.json").read_text())["results"]
+    found = {}
+    for each in measured:
+        (row,) = each["rows"]
+        key = (each["variant"], each["pair"])
+        found.setdefault(key, []).append((each["turn"], f"{1e6 * row['seconds']:,.0f}"))
+    text = (root / "docs" / "speed.md").read_text().split("<!-- sweep -->")[1].split("<!--")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.strip().splitlines()]
+    pairs = ("cifar10-vgg", "svhn-vgg", "emnist-vgg")
+    assert {row[0].strip("`") for row in rows[2:]} == {variant for variant, _ in found}
+    for variant, *cells in rows[2:]:
+        for pair, cell in zip(pairs, cells, strict=True):
+            turns = sorted(found.get((variant.strip("`"), pair), []))
+            assert cell == (" and ".join(value for _, value in turns) or "crashes"), (variant, pair)

@@ -287,6 +287,7 @@ def suspected(folder, monkeypatch, *more):
     return code, runfolder.read_json(folder / "study.json")
 
 
+@pytest.mark.slow
 def test_float64_clears_every_step_of_a_training_without_a_fault(tmp_path, monkeypatch):
     code, value = suspected(tmp_path, monkeypatch)
     (stage,) = value["coupled"][0]["stages"]

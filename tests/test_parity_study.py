@@ -399,6 +399,7 @@ def test_every_fault_that_is_offered_can_be_planted():
         assert callable(plants.find(name))
 
 
+@pytest.mark.slow
 def test_a_whole_tree_is_followed(tmp_path, monkeypatch):
     monkeypatch.setattr(grouping, "group", fixed_groups)
     more = ["--design", "coupled", "--dtype", "float64", "--nodes", "tree", "--volatility", "1"]

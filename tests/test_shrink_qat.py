@@ -132,6 +132,7 @@ def trained():
     return train(0)
 
 
+@pytest.mark.slow
 def test_training_passes_are_torch_aos():
     """Scores: exactly on the same points of the grid but where rounding decides a tie.
 
