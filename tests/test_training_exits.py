@@ -8,16 +8,20 @@ import numpy as np
 import pytest
 import torch
 
+from data.base import writing
 from data.base.errors import UserError
 from data.inference import curve, stopping
 from data.inference.model import Visit, answer, predictions
 from data.inference.stopping import Stopping
 from data.recipes import recipe as recipes
 from data.recipes.recipe import DISTIL_TEMPERATURE, Exits
+from data.run import runfolder
+from data.run.compression import Compression
 from data.training import growth, joint
 from data.training.stages import stages_of
 from data.tree import grouping, hierarchy
 from data.tree.hierarchy import ROOT, Tree
+from trunk_jax import compress
 from trunk_jax import nodes as jax_nodes
 from trunk_jax.inference import route as jax_route
 from trunk_jax.inference.model import Model as JaxModel
@@ -427,3 +431,16 @@ def test_a_tree_is_trained_and_stops_for_a_wanted_cost(framework, tmp_path, caps
     capsys.readouterr()
     evaluate([str(run), "--split", "validation"])
     assert "ended at root" in capsys.readouterr().out
+
+
+def test_what_does_not_know_exits_says_so(tmp_path):
+    """`compress` measures and shrinks whole paths, and would leave out where images stop."""
+    recipe, run = recipes.load("exits", "digits", "resnet"), tmp_path / "run"
+    run.mkdir()
+    config = {"format": runfolder.FORMAT, "framework": "jax", "recipe": recipes.to_json(recipe)}
+    writing.write_json(run / "config.json", config)
+    writing.write_json(run / "summary.json", {})
+    runfolder.write_tree(run, hierarchy.bare(10, exits=True))
+    with pytest.raises(UserError, match="compress does not take trees with exits"):
+        compress.compress(run, Compression("int8"), tmp_path / "out", None)
+    assert not (tmp_path / "out").exists()

@@ -17,6 +17,7 @@ from data.base.parser import Parser, target
 from data.base.progress import Reporter
 from data.base.writing import new_folder, save_json
 from data.images.splits import Splits, split
+from data.inference import stopping
 from data.run import compression, derived, results, runfolder
 from data.run.compression import Compression
 from data.run.dataset import load_of_run
@@ -63,7 +64,8 @@ def compress(folder: Path, how: Compression, out: Path, data_dir: str | None) ->
         raise UserError(f"{out} exists; remove it, or choose another --out")
     if not (folder / "summary.json").exists():
         raise UserError(f"{folder} is not finished (go on with train --resume)")
-    recipe = runfolder.read_recipe_of_tree(folder)
+    recipe, tree = runfolder.read_recipe_of_tree(folder), runfolder.read_tree(folder)
+    stopping.need_none(tree, stopping.read(folder, tree), "compress")
     dataset = load_of_run(folder, recipe, data_dir)
     splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit, on_disk=True)
     parts = {name: getattr(splits, name) for name in ("validation", "test")}
