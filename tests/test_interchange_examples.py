@@ -16,6 +16,7 @@ from PIL import Image
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
+import headless  # noqa: E402
 import random_trees  # noqa: E402
 
 from data.run import runfolder  # noqa: E402
@@ -23,9 +24,6 @@ from trunk_jax import export  # noqa: E402
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 LIBRARY = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"), None)
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
 
 
 @pytest.fixture(scope="module")
@@ -155,14 +153,12 @@ def in_the_browser(folder, tmp_path):
     server.handle_error = lambda *_: None  # a page that is left breaks off what it was fetching
     threading.Thread(target=server.serve_forever, daemon=True).start()
     flags = [
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
+        *headless.FLAGS,
         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
         f"--user-data-dir={tmp_path / 'profile'}",
     ]
     browser = subprocess.Popen(
-        [BROWSER, *flags, f"http://127.0.0.1:{server.server_port}/driver.html"],
+        [headless.BROWSER, *flags, f"http://127.0.0.1:{server.server_port}/driver.html"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=os.environ | {"HOME": str(tmp_path)},
@@ -178,7 +174,7 @@ def in_the_browser(folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not BROWSER, reason="no Chromium is installed")
+@headless.needed
 def test_the_page_says_what_python_says_and_lights_the_path(tree, installed, tmp_path):
     folder, of = tree
     images = random_trees.test_images().images

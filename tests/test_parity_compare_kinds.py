@@ -132,7 +132,12 @@ KINDS = {
     "transposed conv": lambda: (
         torch.nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1),
         nnx.ConvTranspose(
-            3, 4, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)), transpose_kernel=True,
+            3,
+            4,
+            (3, 3),
+            strides=(2, 2),
+            padding=((1, 1), (1, 1)),
+            transpose_kernel=True,
             rngs=rngs(),
         ),
         normal(2, 3, 5, 6),
@@ -150,7 +155,7 @@ KINDS = {
     "attention": lambda: (TorchAttention(), Attention(), normal(2, 5, 16)),
     "einsum": lambda: (TorchEinsum(), Einsum(), normal(2, 3, 6)),
     "GRU": lambda: (TorchGru(), Gru(), normal(2, 4, 5)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,11 +1,10 @@
 """Charts of errors as dots, and the pages that have them."""
 
 import re
-import subprocess
 
+import headless
 import numpy as np
 import pytest
-from test_pictures_report import BROWSER, FRAMES
 
 from parity.checks import report, tolerance
 from parity.pages import dots
@@ -37,8 +36,9 @@ def test_a_row_is_drawn_with_its_dots_bounds_and_mark():
         r'<div class="dot-row(?! dot-axis)[^"]*" title.*?</div>', text, re.DOTALL
     )
     assert re.findall(r'class="dot (\w+)" style="left:([\d.]+)%', first) == [
-        ("jax", "0.0"), ("torch", "25.0"),
-    ]  # fmt: skip
+        ("jax", "0.0"),
+        ("torch", "25.0"),
+    ]
     assert re.findall(r'class="bound" style="left:([\d.]+)%', first) == ["50.0"]
     assert re.findall(r'class="dot (\w+)"', second) == ["torch"]
     assert 'class="dot-row first over"' in second
@@ -83,32 +83,9 @@ def test_the_page_says_it_in_words_and_marks_the_first(checks):
     assert again[1]["errors"][1] > 98
 
 
-@pytest.mark.skipif(not BROWSER, reason="no Chromium is installed")
-@pytest.mark.parametrize(("scheme", "back"), [(1, "255, 255, 255"), (0, "18, 21, 26")])
+@headless.needed
+@headless.schemes
 def test_the_page_fits_a_phone_and_the_night(checks, tmp_path, scheme, back):
     page = tmp_path / "report.html"
     page.write_text(report.as_html(checks, 0))
-    frames = tmp_path / "frames.html"
-    frames.write_text(FRAMES.replace("PAGE", page.as_uri()))
-    ran = subprocess.run(
-        [
-            BROWSER,
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--enable-logging=stderr",
-            "--allow-file-access-from-files",
-            f"--blink-settings=preferredColorScheme={scheme}",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--virtual-time-budget=5000",
-            "--dump-dom",
-            frames.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
-    assert "CONSOLE" not in ran.stderr
-    found = re.findall(r"\[(\d+) (\d+) (\d+) (\d+) rgb\((.*?)\)\]", ran.stdout)
-    assert found == [(width, "0", "0", "0", back) for width in ("1280", "390")]
+    headless.assert_fits(page, tmp_path, scheme, back)

@@ -52,8 +52,12 @@ def tried(images, compiled, folder, dtypes=("float64",), **more):
 def test_every_step_has_its_place_in_a_segment():
     whole = lead.segments(0, [5, 3], every=1, most=2)
     assert [(one.epoch, one.start, one.count, one.first) for one in whole] == [
-        (1, 0, 2, 1), (1, 2, 2, 3), (1, 4, 1, 5), (2, 0, 2, 6), (2, 2, 1, 8),
-    ]  # fmt: skip
+        (1, 0, 2, 1),
+        (1, 2, 2, 3),
+        (1, 4, 1, 5),
+        (2, 0, 2, 6),
+        (2, 2, 1, 8),
+    ]
     third = lead.segments(0, [5, 3], every=3)
     assert [(one.epoch, one.start, one.first) for one in third] == [(1, 0, 1), (1, 3, 4), (2, 1, 7)]
     assert all(one.count == 1 for one in third)

@@ -2,12 +2,11 @@
 
 import itertools
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import headless
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -309,53 +308,13 @@ def test_what_is_missing_is_named(finished, tmp_path):
 
 # --- the page in a real browser
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
-# The page at both widths, each beside a script that asks what sticks out of it.
-FRAMES = """<!doctype html><body><script>
-onload = () => { for (const frame of document.querySelectorAll("iframe")) {
-  const page = frame.contentDocument, root = page.documentElement
-  const beside = [...page.querySelectorAll("body *")].filter(e => !e.closest(".scroll, pre, svg")
-    && e.getBoundingClientRect().right > root.clientWidth + 1)
-  const colour = frame.contentWindow.getComputedStyle(page.body).backgroundColor
-  const fetched = frame.contentWindow.performance.getEntriesByType("resource").length
-  const over = root.scrollWidth - root.clientWidth
-  document.body.append(`[${frame.width} ${over} ${beside.length} ${fetched} ${colour}]`) } }
-</script>
-<iframe width="1280" height="900" frameborder="0" src="PAGE"></iframe>
-<iframe width="390" height="800" frameborder="0" src="PAGE"></iframe>"""
 
-
-@pytest.mark.skipif(not BROWSER, reason="no Chromium is installed")
-@pytest.mark.parametrize(("scheme", "back"), [(1, "255, 255, 255"), (0, "18, 21, 26")])
+@headless.needed
+@headless.schemes
 def test_the_page_fits_and_is_silent(finished, tmp_path, scheme, back):
     page = tmp_path / "report.html"
     report.main([str(finished), "--out", str(page)])
-    frames = tmp_path / "frames.html"
-    frames.write_text(FRAMES.replace("PAGE", page.as_uri()))
-    ran = subprocess.run(
-        [
-            BROWSER,
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--enable-logging=stderr",
-            "--allow-file-access-from-files",
-            f"--blink-settings=preferredColorScheme={scheme}",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--virtual-time-budget=5000",
-            "--dump-dom",
-            frames.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert "CONSOLE" not in ran.stderr
-    found = re.findall(r"\[(\d+) (\d+) (\d+) (\d+) rgb\((.*?)\)\]", ran.stdout)
-    assert found == [(width, "0", "0", "0", back) for width in ("1280", "390")]
+    headless.assert_fits(page, tmp_path, scheme, back)
 
 
 # --- accuracy against cost, with what others have published

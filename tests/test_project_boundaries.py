@@ -85,6 +85,19 @@ def modules(package):
         yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def said_by(code):
+    """The words that a program prints, which must end well."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
 @pytest.mark.parametrize(
     ("package", "absent"),
     [
@@ -100,15 +113,7 @@ def test_nothing_loads_the_other_framework_by_a_detour(package, absent):
         f"for name in {list(modules(package))}: importlib.import_module(name)\n"
         f"print(*[name for name in {absent} if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == []
+    assert said_by(code) == []
 
 
 def test_no_command_needs_an_optional_package_to_start():
@@ -128,20 +133,14 @@ def test_no_command_needs_an_optional_package_to_start():
         "transformers",
         "beartype",
         "hypothesis",
+        "datasets",
     )
     code = (
         "import importlib, sys\n"
         f"sys.modules.update(dict.fromkeys({extras}))\n"
         f"for name in {commands}: importlib.import_module(name)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )
-    assert done.returncode == 0, done.stderr
+    said_by(code)
 
 
 # --- the house: no circle of imports, and none that runs back up

@@ -14,6 +14,8 @@ def row(epoch, node="root", phase="class", seconds=10.0):
 
 def test_the_epochs_of_each_kind_count():
     assert estimate.epochs_to_come(EFFICIENT, 2) == 2 + 4 + 4 + 4 + 30
+    single = recipes.load("efficient", "digits", "monolith")  # has one node, and no groups
+    assert estimate.epochs_to_come(single, 2) == 2 + 30
     exits = recipes.load("exits", "digits", "resnet")  # no node is trained on groups
     assert estimate.epochs_to_come(exits, 2) == 2 + 4 + 30
     alone = dataclasses.replace(EFFICIENT, joint=None)

@@ -396,11 +396,11 @@ def test_rules_are_calibrated_and_of_group_trees_have_second_branches_alone(scor
     tried = curve.rules(curve.Asked(TREE, scores, labels), both_ways=True)
     assert set(tried[0].temperatures) == {"root", "a", "b", "c"}
     assert {frozenset(rule.thresholds) for rule in tried} == {frozenset({"root", "b"})}
-    assert {rule.second for rule in tried} == {None, *curve.SECONDS}
+    assert {rule.second for rule in tried} == {None, *curve._BOTH_FROM}
     assert max(t for rule in tried for t in rule.thresholds.values()) == stopping.NEVER
     plain = curve.Asked(replace(TREE, exits=False), scores, labels)
     assert curve.rules(plain, both_ways=False) == [Stopping()]
-    assert [rule.second for rule in curve.rules(plain, both_ways=True)] == [None, *curve.SECONDS]
+    assert [rule.second for rule in curve.rules(plain, both_ways=True)] == [None, *curve._BOTH_FROM]
 
 
 @pytest.mark.slow

@@ -21,19 +21,8 @@ from data.tree.hierarchy import ROOT, Node, Tree
 Scores = Mapping[Node, Float[np.ndarray, "n outputs"]]
 Costs = Mapping[str, Mapping[str, int]]
 
-SECONDS = (
-    0.45,
-    0.4,
-    0.35,
-    0.3,
-    0.25,
-    0.2,
-    0.15,
-    0.1,
-    0.07,
-    0.05,
-    0.03,
-)  # from which to go both ways
+# Probabilities of the second branch from which both are visited, as they are tried.
+_BOTH_FROM = (0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03)
 _SUREST = 0.9999  # the highest threshold: beyond it float32 tells probabilities apart no more
 _STEPS = 60  # thresholds that are tried
 _HOTTEST = 5.0  # a temperature, and its inverse the coldest
@@ -177,12 +166,12 @@ def rules(asked: Asked, both_ways: bool) -> list[Stopping]:
     second branches are tried.
     """
     tree = asked.tree
-    seconds: tuple[float | None, ...] = (None, *SECONDS) if both_ways else (None,)
+    seconds: tuple[float | None, ...] = (None, *_BOTH_FROM) if both_ways else (None,)
     if not tree.exits:
         return [Stopping(second=second) for second in seconds]
     calibrated = temperatures(asked)
     inner = [tree.names[node] for node in tree.nodes if tree.children(node)]
-    sure = np.exp(log_softmax(asked.scores[ROOT] / calibrated["root"])).max(1)
+    sure = np.exp(log_softmax(asked.scores[ROOT] / calibrated[tree.names[ROOT]])).max(1)
     tried = np.quantile(sure, np.linspace(0, 1, _STEPS, endpoint=False))
     tried = np.unique(np.minimum(tried, _SUREST))
     return [

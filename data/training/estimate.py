@@ -17,12 +17,11 @@ def epochs_to_come(recipe: Recipe, done: int) -> int:
 
     Example: with 4 and 2 epochs a node and 60 together, after 2: 2 + 2 + 4 + 2 + 60 = 70.
     """
-    if recipe.baseline is not None:
-        return recipe.root.class_phase.epochs - done
-    rows = (recipe.root, recipe.others)
-    alone = sum(row.class_phase.epochs for row in rows)
-    if recipe.exits is None:  # whose nodes keep one output a class
-        alone += sum(row.group_phase.epochs for row in rows)
+    alone = recipe.root.class_phase.epochs
+    if recipe.baseline is None and recipe.backbone != "monolith":  # which have no other node
+        alone += recipe.others.class_phase.epochs
+        if recipe.exits is None:  # whose nodes keep one output a class
+            alone += recipe.root.group_phase.epochs + recipe.others.group_phase.epochs
     joint = recipe.joint.epochs if recipe.joint is not None else 0
     return alone + joint - done
 
@@ -30,7 +29,8 @@ def epochs_to_come(recipe: Recipe, done: int) -> int:
 def telling(recipe: Recipe, note: Callable[[str], None]) -> Callable[[dict[str, Any]], None]:
     """A listener to the rows of `metrics.jsonl` that notes the estimate once, or never.
 
-    A resumed run that is past the root's first epochs has none: what is left of it is not known.
+    It is of a tree that is grown from nothing. A resumed run that is past the root's first epochs
+    has none: what is left of it is not known.
     """
     after = min(_KNOWN_AFTER, recipe.root.class_phase.epochs)
 

@@ -161,7 +161,8 @@ def _grow(
     with ExitStack() as opened:
         report = opened.enter_context(Reporter())
         listeners = [] if on_epoch is None else [on_epoch]
-        listeners.append(estimate.telling(recipe, report.note))
+        if initial is None:
+            listeners.append(estimate.telling(recipe, report.note))
         if options.tensorboard:
             listeners.append(opened.enter_context(scalars.writing(options.out)))
         report.note(f"{dataset.spec.name}: {dataset.source}")

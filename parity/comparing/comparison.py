@@ -1,6 +1,6 @@
 """`compare`: the questions in their order."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import permutations
 from typing import Any
@@ -17,21 +17,17 @@ from parity.comparing import (
     causes,
     diagnosis,
     jax_side,
-    optimisers,
     single,
     torch_side,
+    training,
     values,
 )
 from parity.comparing.carrying import Carried, Names
-from parity.comparing.diagnosis import Finding, Search, Trial
+from parity.comparing.diagnosis import Finding, Search, Standing, Trial
+from parity.comparing.pair import Loss, Pair, model_of
 from parity.comparing.report import Layer, Report, Section
-from parity.comparing.values import SAME
 
-Loss = tuple[Callable[[Any], Any], Callable[[Any], Any]]
 LAYOUTS = ("found", "nchw to nhwc", "same")
-# A gradient that is nought in exact arithmetic, as a bias before a batch norm has, is rounding of
-# the size of others: what is smaller than this share of the largest gradient has that for a scale.
-FLOOR = 1e-4
 
 
 def compare(
@@ -100,7 +96,7 @@ def _compared(
         raise UserError(f"the PyTorch model fails on this input: {_line(error)}") from error
     if not first.outputs:
         raise UserError("the PyTorch model gives no tensor")
-    ours = _model(jax_model)
+    ours = model_of(jax_model)
     program, turned, arrays = _program(ours, given, layout)
     carried = carrying.matched(
         carrying.torch_owners(theirs, first.used), carrying.jax_owners(ours, program.used), names
@@ -113,23 +109,10 @@ def _compared(
         report.notes.append("Inputs were turned from NCHW to NHWC for JAX.")
     if not carry:
         _weights(report, carried, state, ours.weights)
-    trial = _evaluate(report, theirs, given, jax_model, ours, program, arrays, weights, turned)
+    pair = Pair(theirs, given, first, jax_model, ours, arrays, turned, carried, weights)
+    trial = _evaluate(report, pair, program)
     if train:
-        _train(
-            report,
-            theirs,
-            given,
-            jax_model,
-            ours,
-            arrays,
-            weights,
-            turned,
-            trial,
-            loss,
-            carried,
-            optimizer,
-            first,
-        )
+        training.compared(report, pair, trial, loss, optimizer)
     return report
 
 
@@ -148,17 +131,6 @@ def _inputs(inputs: Any) -> list[torch.Tensor]:
 
 def _tensors(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [*module.named_parameters(), *module.named_buffers()]
-
-
-def _model(given: Any, *, dropout: bool = True, half: bool = True) -> jax_side.Model:
-    if isinstance(given, nnx.Module):
-        return jax_side.from_nnx(given, dropout=dropout, half=half)
-    if isinstance(given, tuple) and len(given) == 2 and callable(given[0]):
-        return jax_side.from_function(*given)
-    raise UserError(
-        f"the JAX model is a {type(given).__name__}; give a Flax NNX module (a Linen one through "
-        "nnx.bridge.ToNNX, initialised) or (function, parameters)"
-    )
 
 
 def _program(
@@ -281,36 +253,13 @@ def _weight_cause(
     return "", "", None, [name]
 
 
-def _aligned(turned: bool) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Puts a JAX output's axes in PyTorch's order."""
-
-    def align(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-        if turned and ours.ndim > 2:
-            first = np.moveaxis(ours, -1, 1)
-            if first.shape == theirs.shape:
-                return first
-        return ours
-
-    return align
-
-
-def _epsilon(model: jax_side.Model) -> Callable[[str], float | None]:
-    return lambda path: getattr(model.layers.get(path), "epsilon", None)
-
-
-def _evaluate(report, theirs, given, jax_model, ours, program, arrays, weights, turned) -> Trial:
-    run = program.run(weights, arrays)
-
-    def run_torch(trial: Trial) -> torch_side.Run:
-        return torch_side.run(theirs, given, changes=trial.changes, buffers=trial.buffers)
-
-    def search(run: jax_side.Run) -> Search:
-        return Search(run_torch, run, _aligned(turned), _epsilon(ours))
-
-    look = search(run)
+def _evaluate(report: Report, pair: Pair, program: jax_side.Program) -> Trial:
+    """Evaluation mode; the trial with which PyTorch's model does what JAX's does."""
+    run = pair.run_jax(program)
+    look = pair.search(run)
     trial = Trial()
     start = look.standing(trial)
-    _shapes(start, run, turned)
+    _shapes(start, run)
     for candidate in causes.constants(start.run):
         then = look.standing(trial.with_(candidate))
         if then.difference < start.difference / 10 or then.first > start.first:
@@ -326,9 +275,9 @@ def _evaluate(report, theirs, given, jax_model, ours, program, arrays, weights, 
     ):
         if not wanted or start.agree:
             continue
-        model = _model(jax_model, dropout=cause != "dropout", half=cause != "bfloat16")
-        exact = jax_side.Program(model, arrays, exact=cause == "bfloat16")
-        other = search(exact.run(weights, arrays))
+        model = model_of(pair.jax_model, dropout=cause != "dropout", half=cause != "bfloat16")
+        exact = jax_side.Program(model, pair.arrays, exact=cause == "bfloat16")
+        other = pair.search(pair.run_jax(exact))
         then = other.standing(trial)
         if then.agree or then.first > start.first:
             origin = start.run.values[start.origins[0]]
@@ -366,33 +315,23 @@ def _evaluate(report, theirs, given, jax_model, ours, program, arrays, weights, 
     )
     report.findings += diagnosis.merged(findings)
     if not findings and not run.half:
-        _float32(report, theirs, given, jax_model, ours, arrays, weights, look, trial)
+        _float32(report, pair, look, trial)
     return trial
 
 
-def _float32(
-    report: Report,
-    theirs: torch.nn.Module,
-    given: Sequence[torch.Tensor],
-    jax_model: Any,
-    ours: jax_side.Model,
-    arrays: Sequence[np.ndarray],
-    weights: Mapping[str, np.ndarray],
-    look: Search,
-    trial: Trial,
-) -> None:
+def _float32(report: Report, pair: Pair, look: Search, trial: Trial) -> None:
     """Where float64 agrees: is either's float32 further from it than rounding takes it?"""
     matched = look.standing(trial).matched
 
     def judged(model: jax_side.Model) -> list[single.Errors] | None:
-        exact = jax_side.Program(model, arrays).run(weights, arrays)
-        narrow = jax_side.Program(model, arrays, single=True).run(weights, arrays)
-        known = matched if model is ours else Search(
-            look.run, exact, look.aligned, _epsilon(model)
-        ).standing(trial).matched  # fmt: skip
-        return single.errors(theirs, given, trial, known, exact, narrow)
+        exact = pair.run_jax(jax_side.Program(model, pair.arrays))
+        narrow = pair.run_jax(jax_side.Program(model, pair.arrays, single=True))
+        known = matched
+        if model is not pair.ours:
+            known = replace(pair, ours=model).search(exact).standing(trial).matched
+        return single.errors(pair.theirs, pair.given, trial, known, exact, narrow)
 
-    found = judged(ours)
+    found = judged(pair.ours)
     if found is None:
         report.notes.append("float32 was not judged: it makes other calls than float64.")
         return
@@ -419,9 +358,9 @@ def _float32(
         f"allows {one.allowed:.2g}"
     )
     cause, after = "", None
-    model = single.without_fast_variance(jax_model) if who == "JAX" else None
+    model = single.without_fast_variance(pair.jax_model) if who == "JAX" else None
     if model is not None:
-        other = judged(_model(model)) or []
+        other = judged(model_of(model)) or []
         now = next((e for e in other if e.index == one.index), None)
         if now and now.jax is not None and now.jax <= now.allowed:
             cause, after = "fast variance", now.jax / now.allowed
@@ -444,7 +383,7 @@ def _float32(
     )
 
 
-def _shapes(standing, run, turned) -> None:
+def _shapes(standing: Standing, run: jax_side.Run) -> None:
     theirs = [standing.run.values[k].array.shape for k in standing.run.outputs]
     ours = [run.values[k].array.shape for k in run.outputs if k >= 0]
     if len(theirs) != len(ours):
@@ -456,7 +395,7 @@ def _shapes(standing, run, turned) -> None:
             raise UserError(f"outputs of different shapes: {a} in PyTorch, {b} in JAX")
 
 
-def _layers(look: Search, standing) -> list[Layer]:
+def _layers(look: Search, standing: Standing) -> list[Layer]:
     result = []
     for call in standing.run.calls:
         if call.output < 0:
@@ -476,218 +415,12 @@ def _layers(look: Search, standing) -> list[Layer]:
     return result
 
 
-def _default_loss(first: torch_side.Run, turned: bool) -> Loss:
-    rng = np.random.default_rng(0)
-    arrays = [rng.normal(size=first.values[k].array.shape) for k in first.outputs]
-
-    def of_torch(outputs: Any) -> Any:
-        return sum(
-            (torch.tensor(w) * y + 0.1 * y**2).sum() for w, y in zip(arrays, outputs, strict=True)
-        )
-
-    def of_jax(outputs: Any) -> Any:
-        total = 0.0
-        for w, y in zip(arrays, outputs, strict=True):
-            y = y.astype(jnp.promote_types(y.dtype, jnp.float32))
-            if turned and w.ndim > 2 and jnp.moveaxis(y, -1, 1).shape == w.shape:
-                y = jnp.moveaxis(y, -1, 1)
-            total = total + (w * y.reshape(w.shape) + 0.1 * y.reshape(w.shape) ** 2).sum()
-        return total
-
-    return of_torch, of_jax
-
-
-def _train(
-    report,
-    theirs,
-    given,
-    jax_model,
-    ours,
-    arrays,
-    weights,
-    turned,
-    trial,
-    loss,
-    carried,
-    optimizer,
-    first,
-) -> None:
-    if loss is None:
-        of_torch, of_jax = _default_loss(first, turned)
-    else:
-        pick = _only if len(first.outputs) == 1 else list
-        of_torch, of_jax = (lambda y, f=f: f(pick(y)) for f in loss)
-    program = jax_side.Program(ours, arrays, train=True, loss=of_jax)
-    run = program.run(weights, arrays)
-
-    def run_torch(trial: Trial) -> torch_side.Run:
-        return torch_side.run(
-            theirs, given, train=True, loss=of_torch, changes=trial.changes, buffers=trial.buffers
-        )
-
-    look = Search(run_torch, run, _aligned(turned), _epsilon(ours), train=True)
-    known = {
-        (found.path, found.operation)
-        for found in report.findings
-        if found.cause != "batch statistics in evaluation"
-    }
-    evaluated = [f for f in report.findings if f.cause == "batch statistics in evaluation"]
-    start = Trial({} if evaluated else trial.changes, trial.buffers)
-    before = look.standing(Trial({}, trial.buffers))
-    if any(found.cause == "bfloat16" for found in report.findings):
-        ours = _model(jax_model, half=False)
-        program = jax_side.Program(ours, arrays, train=True, loss=of_jax, exact=True)
-        run = program.run(weights, arrays)
-        look = Search(run_torch, run, _aligned(turned), _epsilon(ours), train=True)
-    findings = []
-    if any(not found.cause for found in report.findings):
-        report.notes.append("Train mode was not searched: evaluation differs without a cause.")
-        report.sections.append(
-            Section("forward, training", "outputs", before.difference, before.agree)
-        )
-        return
-    for finding, better in look.causes(start):
-        if (finding.path, finding.operation) not in known:
-            findings.append(finding)
-        start = better
-    report.sections.append(
-        Section("forward, training", "outputs, dropout off", before.difference, before.agree)
-    )
-    report.findings += diagnosis.merged(findings)
-    if any(not found.cause for found in findings):
-        return
-    _statistics(report, run_torch, start, run, carried, ours)
-    _gradients(report, run_torch, start, run, carried, turned, given)
-    if optimizer is not None:
-        _optimiser(report, theirs, run_torch(start), optimizer)
-
-
-def _only(outputs: Sequence[Any]) -> Any:
-    return outputs[0]
-
-
-def _statistics(report, run_torch, trial, run, carried, ours) -> None:
-    names = [name for name in run.state if name not in ours.trained]
-    if not names:
-        return
-
-    def apart(theirs: torch_side.Run) -> dict[str, float]:
-        right = carried.to_jax(theirs.state)  # in the order of the layers
-        return {
-            name: values.distance(np.asarray(run.state[name]), x)
-            for name, x in right.items()
-            if name in names
-        }
-
-    sizes = apart(run_torch(trial))
-    worst = max(sizes.values(), default=0.0)
-    report.sections.append(
-        Section("batch statistics", f"{len(sizes)} arrays", worst, worst <= SAME)
-    )
-    if worst <= SAME:
-        return
-    frozen = any(f.cause == "running statistics in training" for f in report.findings)
-    if frozen:
-        return
-    momentum = [layer.momentum for layer in ours.layers.values() if hasattr(layer, "momentum")]
-    found = diagnosis.statistics(run_torch, trial, apart, list(dict.fromkeys(momentum)))
-    for cause, words, name, before, after, _ in found:
-        path = carried.torch_name(name).rpartition(".")[0]
-        places = sum(size > SAME for size in sizes.values())
-        report.findings.append(
-            Finding(
-                "statistics",
-                path,
-                "batch_norm",
-                "",
-                name,
-                "",
-                before,
-                cause,
-                words,
-                after if cause else None,
-                places,
-            )
-        )
-
-
-def _gradients(report, run_torch, trial, run, carried, turned, given) -> None:
-    def apart(theirs: torch_side.Run) -> dict[str, float]:
-        right = carried.to_jax(theirs.gradients, gradients=True)
-        for place in range(len(given)):
-            name = f"input {place}"
-            if name in run.gradients and name in theirs.gradients:
-                x = theirs.gradients[name]
-                right[name] = np.moveaxis(x, 1, -1) if turned and x.ndim > 2 else x
-        most = max((float(np.abs(x).max(initial=0.0)) for x in right.values()), default=1.0)
-        return {
-            name: float(np.abs(np.asarray(run.gradients[name]) - x).max(initial=0.0))
-            / (max(float(np.abs(x).max(initial=0.0)), FLOOR * most) or 1.0)
-            for name, x in right.items()
-            if name in run.gradients
-        }
-
-    theirs = run_torch(trial)
-    sizes = apart(theirs)
-    worst = max(sizes.values(), default=0.0)
-    scale = max(abs(theirs.loss), 1e-300)
-    same = abs(run.loss - theirs.loss) <= SAME * max(scale, 1.0)
-    report.sections.append(Section("loss", "", abs(run.loss - theirs.loss) / scale, same))
-    report.sections.append(Section("gradients", f"{len(sizes)} arrays", worst, worst <= SAME))
-    if worst <= SAME:
-        return
-    name = max(sizes, key=lambda key: sizes[key])
-    found = diagnosis.stopped(run_torch, trial, lambda r: max(apart(r).values(), default=0.0))
-    places = sum(size > SAME for size in sizes.values())
-    if found is None:
-        report.findings.append(
-            Finding(
-                "gradients",
-                carried.torch_name(name) or name,
-                "",
-                "",
-                name,
-                "",
-                sizes[name],
-                places=places,
-            )
-        )
-        return
-    call, left = found
-    report.findings.append(
-        Finding(
-            "gradients",
-            call.path,
-            call.name,
-            call.line,
-            name,
-            "",
-            sizes[name],
-            "gradient stopped",
-            "JAX passes no gradient on from here (stop_gradient)",
-            left,
-        )
-    )
-
-
-def _optimiser(report, theirs, run, optimizer) -> None:
-    start = {name: p.detach().numpy().copy() for name, p in theirs.named_parameters()}
-    one, most, cause, words, after = optimisers.diagnosed(optimizer, start, run.gradients)
-    report.sections.append(
-        Section("optimiser", f"1 and {optimisers.STEPS} steps", most, most <= SAME)
-    )
-    if most > SAME:
-        report.findings.append(
-            Finding("optimiser", "", "", "", "", "", one or most, cause, words, after)
-        )
-
-
 def carry_weights(torch_module: torch.nn.Module, nnx_module: nnx.Module, inputs: Any) -> None:
     """Give an NNX module the weights of a PyTorch module, in the types of its own.
 
     UserError if they cannot be told apart or run.
     """
-    theirs, ours, given = torch_side.prepared(torch_module), _model(nnx_module), _inputs(inputs)
+    theirs, ours, given = torch_side.prepared(torch_module), model_of(nnx_module), _inputs(inputs)
     first = torch_side.run(theirs, given)
     program, _, _ = _program(ours, given, "found")
     carried = carrying.matched(

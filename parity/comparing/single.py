@@ -24,10 +24,24 @@ from parity.comparing.torch_side import Call
 
 SAMPLES = 4  # runs with random errors; of each call's many values the largest error is taken
 _SUMS = {
-    "mean", "sum", "softmax", "log_softmax", "layer_norm", "batch_norm", "group_norm", "var",
-    "rms_norm", "avg_pool2d", "adaptive_avg_pool2d", "avg_pool1d", "cumsum", "norm", "logsumexp",
-    "adaptive_avg_pool1d", "instance_norm",
-}  # fmt: skip
+    "mean",
+    "sum",
+    "softmax",
+    "log_softmax",
+    "layer_norm",
+    "batch_norm",
+    "group_norm",
+    "var",
+    "rms_norm",
+    "avg_pool2d",
+    "adaptive_avg_pool2d",
+    "avg_pool1d",
+    "cumsum",
+    "norm",
+    "logsumexp",
+    "adaptive_avg_pool1d",
+    "instance_norm",
+}
 
 
 @dataclass(frozen=True)
@@ -173,11 +187,43 @@ def without_fast_variance(model: Any) -> nnx.Module | None:
 
 # What only moves values is exact.
 _MOVES = {
-    "view", "reshape", "transpose", "permute", "flatten", "contiguous", "getitem", "__getitem__",
-    "unsqueeze", "squeeze", "expand", "chunk", "split", "cat", "stack", "clone", "double", "float",
-    "to", "type_as", "t", "T", "narrow", "select", "unbind", "repeat_interleave", "expand_as",
-    "masked_fill", "tril", "triu", "ones", "zeros", "movedim", "swapaxes", "repeat", "pad",
-}  # fmt: skip
+    "view",
+    "reshape",
+    "transpose",
+    "permute",
+    "flatten",
+    "contiguous",
+    "getitem",
+    "__getitem__",
+    "unsqueeze",
+    "squeeze",
+    "expand",
+    "chunk",
+    "split",
+    "cat",
+    "stack",
+    "clone",
+    "double",
+    "float",
+    "to",
+    "type_as",
+    "t",
+    "T",
+    "narrow",
+    "select",
+    "unbind",
+    "repeat_interleave",
+    "expand_as",
+    "masked_fill",
+    "tril",
+    "triu",
+    "ones",
+    "zeros",
+    "movedim",
+    "swapaxes",
+    "repeat",
+    "pad",
+}
 
 
 def _scale(x: np.ndarray) -> float:

@@ -50,9 +50,11 @@ def headline(values: list[dict[str, Any]]) -> str:
     first = first_beyond(values)
     if first:
         who = NAMES.get(first["framework"], "")
-        what = f"{who}'s float32 is further from float64 than rounding allows" if who else (
-            "The frameworks differ"
-        )  # fmt: skip
+        what = (
+            f"{who}'s float32 is further from float64 than rounding allows"
+            if who
+            else ("The frameworks differ")
+        )
         return (
             f"{what}: {place(first)}. {count['beyond']:,} of {count['judged']:,} steps are beyond "
             "rounding."
