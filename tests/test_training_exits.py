@@ -21,6 +21,7 @@ from data.training import growth, joint
 from data.training.stages import stages_of
 from data.tree import grouping, hierarchy
 from data.tree.hierarchy import ROOT, Tree
+from parity.checks.stopping import check_stopping
 from trunk_jax import compress
 from trunk_jax import nodes as jax_nodes
 from trunk_jax.inference import route as jax_route
@@ -444,3 +445,20 @@ def test_what_does_not_know_exits_says_so(tmp_path):
     with pytest.raises(UserError, match="compress does not take trees with exits"):
         compress.compress(run, Compression("int8"), tmp_path / "out", None)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_error_of_scores_is_no_excuse(networks):
+    """Images too close to call are left out, so what makes all of them so has to fail itself."""
+    recipe, rule = replace(RECIPE, exits=Exits()), RULES["two branches"]
+    theirs = TorchModel(recipe, TREE, networks[1], stopping=rule)
+    labels = np.zeros(COUNT, np.int64)
+
+    def failed(ours):
+        model = JaxModel(recipe, TREE, ours, stopping=rule)
+        found = check_stopping("a tree", model, theirs, images(), labels)
+        return {check.what for check in found if not check.passed}
+
+    assert failed(networks[0]) == set()
+    root = networks[0][ROOT]
+    off = replace(root, params=jax.tree.map(lambda x: 1.5 * x, root.params))
+    assert "error of scores, larger of both" in failed(networks[0] | {ROOT: off})

@@ -17,7 +17,8 @@ from data.images.augmentation import Augmentation
 from data.inference.model import Model
 from data.tree.hierarchy import ROOT, Node, Tree
 from parity.checks import tolerance
-from parity.checks.routing import BATCH, growth_of
+from parity.checks.growth import error_of_scores
+from parity.checks.routing import BATCH
 from parity.checks.tolerance import Check
 from trunk_jax.interchange import parts, runtime
 from trunk_torch_ref.network.augment import prepare
@@ -69,7 +70,6 @@ def check_exported(
             ("paths", found["path"], truth.paths, close[:, None], note),
         )
     ]
-    bound = tolerance.CONSTANT * tolerance.UNIT * growth_of(theirs)
     # dlog p = ds - sum p ds: at most twice the largest error of a score, at each node of the path
     allowed = 2 * truth.error[0] * theirs.tree.depth + PROBABILITY * tolerance.UNIT
     away = np.abs(found["probabilities"] - truth.probabilities)[~close].max(initial=0.0)
@@ -77,16 +77,7 @@ def check_exported(
     away = max(float(away), float(np.abs(found["probability"] - taken)[~close].max(initial=0.0)))
     return [
         *decisions,
-        Check(
-            name,
-            "error of scores, onnxruntime",
-            "float32",
-            truth.error[0],
-            truth.error[1],
-            f"{bound:.0e} of scale",
-            truth.error[1] <= bound,
-            share=truth.error[1] / bound * tolerance.CONSTANT,
-        ),
+        error_of_scores(name, truth.error, theirs, "onnxruntime"),
         Check(
             name,
             "normalised pixels, onnxruntime",

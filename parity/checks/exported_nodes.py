@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 
 from parity.checks import tolerance
+from parity.checks.growth import growth
 from parity.checks.nodes import inputs
-from parity.checks.routing import growth
 from parity.checks.tolerance import Check
 from parity.pairs.families import Family, build
 from trunk_jax.interchange import runtime

@@ -9,8 +9,9 @@ import torch
 
 from data.images.augmentation import Augmentation
 from data.inference.model import Model
-from data.tree.hierarchy import ROOT, Node, ancestors
+from data.tree.hierarchy import ROOT, Node
 from parity.checks import tolerance
+from parity.checks.growth import error_of_scores
 from parity.checks.stopping import check_stopping
 from parity.checks.tolerance import Check
 from trunk_jax.inference import route
@@ -63,33 +64,7 @@ def check_routing(
         "float32",
         detail,
     )
-    bound = tolerance.CONSTANT * tolerance.UNIT * growth_of(theirs)
-    return [
-        *checks,
-        same,
-        Check(
-            name,
-            "error of scores, larger of both",
-            "float32",
-            error[0],
-            error[1],
-            f"{bound:.0e} of scale",
-            error[1] <= bound,
-            share=error[1] / bound * tolerance.CONSTANT,
-        ),
-    ]
-
-
-def growth_of(model: Model) -> float:
-    """`growth` summed over the nodes of the deepest path of a model in PyTorch."""
-    of = {node: growth(network) for node, network in model.networks.items()}
-    return max(sum(of[above] for above in (*ancestors(node), node)) for node in of)
-
-
-def growth(network: torch.nn.Module) -> float:
-    """The root of the accumulation length, summed over the layers of a network."""
-    layers = [module for module in network.modules() if not list(module.children())]
-    return sum(float(np.sqrt(m.weight[0].numel())) if hasattr(m, "weight") else 1.0 for m in layers)
+    return [*checks, same, error_of_scores(name, error, theirs)]
 
 
 @jax.jit

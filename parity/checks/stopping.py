@@ -12,6 +12,7 @@ from data.recipes import recipe as recipes
 from data.tree import hierarchy
 from data.tree.hierarchy import ROOT, Node
 from parity.checks import tolerance
+from parity.checks.growth import error_of_scores
 from parity.checks.tolerance import Check
 from parity.pairs.conversion import to_torch
 from parity.pairs.families import Family, build
@@ -31,7 +32,7 @@ def check_stopping(
 
     They must be identical but for images that are too close to call: at some node on the way a
     probability is nearer to what it is compared with than twice the error measured on the node's
-    scores can move it. Those are counted.
+    scores can move it. Those are counted, and the error itself must be one of rounding.
     """
     exact = {node: copy.deepcopy(net).double() for node, net in theirs.networks.items()}
     scores = torch_route.scores(TorchModel(theirs.recipe, theirs.tree, exact), images)
@@ -60,7 +61,10 @@ def check_stopping(
     detail = f"right: JAX {right[0]}, PyTorch {right[1]}; nodes an image: {met[0]:.3f}"
     ways = [np.where(close[:, None], 0, each.met) for each in found.values()]
     title = "nodes visited with early stopping, JAX against PyTorch"
-    return [*checks, tolerance.equal(name, title, ways[0], ways[1], "float32", detail)]
+    same = tolerance.equal(name, title, ways[0], ways[1], "float32", detail)
+    absolute = max(float(each.max()) for each in error.values())
+    share = max(float(each.max() / np.abs(scores[node]).max()) for node, each in error.items())
+    return [*checks, same, error_of_scores(name, (absolute, share), theirs)]
 
 
 def too_close(
