@@ -428,7 +428,7 @@ def faults() -> list[Fault]:
         Fault("softmax of ASL over images", _replace(grow, "metrics", _NoSoftmax()), likelihood),
         Fault(
             "children in the wrong order",
-            _words(route, "walk", "visit(child, ", "visit((*node, 1 - child[-1]), "),
+            _words(route, "walk", "branches[0], ", "branches[0] if node else 1 - branches[0], "),
             routing,
         ),
         Fault(
