@@ -14,9 +14,11 @@ from data.images.arrays import as_images
 from data.images.augmentation import Augmentation
 from data.images.splits import Splits
 from data.recipes.recipe import Recipe
-from data.training.framework import Framework
+from data.run.results import Costs
+from data.training.framework import Framework, Images
 from data.training.placement import Free
 from data.tree import hierarchy
+from data.tree.hierarchy import Node
 from trunk_torch_ref.baselines import qat
 from trunk_torch_ref.inference import route
 from trunk_torch_ref.inference.load import channel_first, load
@@ -25,6 +27,7 @@ from trunk_torch_ref.machine.devices import where
 from trunk_torch_ref.measure.costs import cost
 from trunk_torch_ref.network.augment import prepare
 from trunk_torch_ref.network.network import input_shape
+from trunk_torch_ref.nodes import Shape
 from trunk_torch_ref.training import grow
 
 
@@ -61,7 +64,9 @@ def exact() -> Iterator[None]:
 
     On a GPU `machine.settings.apply` must have been called before.
     """
-    backends = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    # PyTorch puts an object in the place of this module, which the types do not know.
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    backends = (convolutions, torch.backends.cuda.matmul)
     before = [backend.fp32_precision for backend in backends]
     dtype, deterministic = torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
     torch.set_default_dtype(torch.float32)
@@ -78,10 +83,12 @@ def exact() -> Iterator[None]:
 
 
 @torch.no_grad()
-def as_int8(model: Model, images: np.ndarray) -> tuple[np.ndarray, int]:
+def as_int8(model: Model, images: Images) -> tuple[np.ndarray, int]:
     """(labels that the int8 form of a quantisation-aware baseline predicts, its bytes on disk)."""
     images, recipe = as_images(images, model.image_shape), model.recipe
-    small = qat.convert(model.networks[hierarchy.ROOT])
+    network = model.networks[hierarchy.ROOT]
+    assert isinstance(network, qat.QuantResNetModel)  # only such runs are asked for it
+    small = qat.convert(network)
     labels = []
     for start in range(0, len(images), recipe.eval_batch_size):
         part = grow.as_images(images[start : start + recipe.eval_batch_size])
@@ -92,9 +99,10 @@ def as_int8(model: Model, images: np.ndarray) -> tuple[np.ndarray, int]:
     return np.concatenate(labels), len(file.getvalue())
 
 
-def costs(model: Model) -> dict[str, dict[str, int]]:
+def costs(model: Model) -> Costs:
     """Parameters and multiply-adds of each node, by name."""
-    result, shapes = {}, {}
+    result: Costs = {}
+    shapes: dict[Node, Shape] = {}
     for node, network in model.networks.items():
         shape = input_shape(model.networks, node, channel_first(model.image_shape), shapes)
         result[model.tree.names[node]] = cost(network, shape)
@@ -122,7 +130,7 @@ def out_of_memory(error: RuntimeError) -> bool:
     return any(words in str(error) for words in _NO_MEMORY)
 
 
-FRAMEWORK = Framework(
+FRAMEWORK = Framework[Model](
     name="torch",
     device=device,
     free=free,

@@ -12,10 +12,10 @@ from data.run import derived, results, runfolder
 from data.run.dataset import load_of_run
 from data.run.options import EvaluateOptions
 from data.training import exits
-from data.training.framework import Framework, within_memory
+from data.training.framework import Framework, M, within_memory
 
 
-def evaluate(framework: Framework, options: EvaluateOptions) -> None:
+def evaluate(framework: Framework[M], options: EvaluateOptions) -> None:
     """Recompute a finished run's accuracy from its weights, print it, and write predictions.
 
     A folder that is handed on as it is (`derived.is_shipped`) is not written to: predictions that
@@ -29,7 +29,7 @@ def evaluate(framework: Framework, options: EvaluateOptions) -> None:
         _evaluate(framework, options, shipped)
 
 
-def _evaluate(framework: Framework, options: EvaluateOptions, shipped: bool) -> None:
+def _evaluate(framework: Framework[M], options: EvaluateOptions, shipped: bool) -> None:
     folder, part = options.run, options.split
     recipe = runfolder.read_recipe(folder)
     dataset = load_of_run(folder, recipe, options.data_dir)

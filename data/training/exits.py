@@ -10,10 +10,9 @@ from data.base.errors import UserError
 from data.images.datasets import Examples
 from data.inference import curve, stopping
 from data.inference.curve import Asked, Point
-from data.inference.model import Model
 from data.run.options import EvaluateOptions
 from data.run.results import Costs
-from data.training.framework import Framework
+from data.training.framework import Framework, M
 from data.tree.hierarchy import Tree
 
 _ROWS = 16  # of a printed curve
@@ -45,7 +44,7 @@ def need_use(folder: Path, tree: Tree, options: EvaluateOptions) -> None:
 
 
 def known(
-    framework: Framework, model: Model, validation: Examples, options: EvaluateOptions
+    framework: Framework[M], model: M, validation: Examples, options: EvaluateOptions
 ) -> Known | None:
     """What validation images say of all rules, if anything is to be set or drawn."""
     if options.stop_at is None and options.beam is None and not options.curve:
@@ -57,8 +56,8 @@ def known(
 
 
 def with_rule(
-    folder: Path, model: Model, found: Known | None, options: EvaluateOptions, *, keep: bool
-) -> Model:
+    folder: Path, model: M, found: Known | None, options: EvaluateOptions, *, keep: bool
+) -> M:
     """The model with the rule that the flags ask for, which is stored in its run folder."""
     if found is None or (options.stop_at is None and options.beam is None):
         return model
@@ -71,8 +70,8 @@ def with_rule(
 
 
 def drawn(
-    framework: Framework,
-    model: Model,
+    framework: Framework[M],
+    model: M,
     found: Known | None,
     examples: Examples,
     options: EvaluateOptions,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -19,9 +19,12 @@ from data.tree.hierarchy import Node
 Images = UInt8[np.ndarray, "n h w c"] | OnDisk
 
 
+M = TypeVar("M", bound=Model)
+
+
 @dataclass(frozen=True)
-class Framework:
-    """A framework's part in the commands.
+class Framework(Generic[M]):
+    """A framework's part in the commands; `M` is its kind of model.
 
     Attributes:
       name: `jax` or `torch`.
@@ -44,19 +47,19 @@ class Framework:
     name: str
     device: Callable[[], dict[str, Any]]
     free: Callable[[], Free]
-    grow: Callable[..., Model]
-    load: Callable[[Path], Model]
-    predict: Callable[[Model, Images], Predictions]
-    scores: Callable[[Model, Images], dict[Node, np.ndarray]]
-    costs: Callable[[Model], Costs]
+    grow: Callable[..., M]
+    load: Callable[[Path], M]
+    predict: Callable[[M, Images], Predictions]
+    scores: Callable[[M, Images], dict[Node, np.ndarray]]
+    costs: Callable[[M], Costs]
     out_of_memory: Callable[[RuntimeError], bool]
     settings: Callable[[], dict[str, Any]]
-    int8: Callable[[Model, Images], tuple[np.ndarray, int]]
+    int8: Callable[[M, Images], tuple[np.ndarray, int]]
     exact: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @contextmanager
-def within_memory(framework: Framework, advice: str) -> Iterator[None]:
+def within_memory(framework: Framework[Any], advice: str) -> Iterator[None]:
     """UserError, with the advice, if memory runs out in the block."""
     try:
         yield

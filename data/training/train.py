@@ -14,14 +14,13 @@ from data.base.progress import Reporter, working
 from data.base.writing import save_json
 from data.images.datasets import Dataset
 from data.images.splits import Splits, split
-from data.inference.model import Model
 from data.recipes.recipe import Recipe, to_json
 from data.run import results, runfolder
 from data.run.derived import digest
 from data.run.manifest import changes, manifest
 from data.run.options import TrainOptions
 from data.training import estimate, placement, scalars, sharing
-from data.training.framework import Framework, within_memory
+from data.training.framework import Framework, M, within_memory
 from data.training.initial import carry, need_fit, need_whole
 from data.tree import drawing
 
@@ -29,7 +28,7 @@ OnEpoch = Callable[[dict[str, Any]], None]
 
 
 def train(
-    framework: Framework,
+    framework: Framework[M],
     options: TrainOptions,
     on_epoch: OnEpoch | None = None,
     show: bool = True,
@@ -103,12 +102,12 @@ def _config(
 
 
 def _grow_and_evaluate(
-    framework: Framework,
+    framework: Framework[M],
     options: TrainOptions,
     dataset: Dataset,
     splits: Splits,
     on_epoch: OnEpoch | None,
-    initial: Model | None,
+    initial: M | None,
 ) -> None:
     folder, recipe = options.out, options.recipe
     began = time.monotonic()
@@ -149,14 +148,14 @@ def _continued(file: Path, about: dict[str, Any]) -> tuple[dict[str, Any], list[
 
 
 def _grow(
-    framework: Framework,
+    framework: Framework[M],
     options: TrainOptions,
     dataset: Dataset,
     splits: Splits,
     on_epoch: OnEpoch | None,
-    initial: Model | None,
+    initial: M | None,
     placed: str,
-) -> Model:
+) -> M:
     recipe, classes = options.recipe, len(dataset.spec.class_names)
     with ExitStack() as opened:
         report = opened.enter_context(Reporter())
@@ -196,7 +195,7 @@ def _telling(report: Callable[..., None], listeners: Sequence[OnEpoch]) -> Calla
 
 
 def _evaluate(
-    framework: Framework, options: TrainOptions, dataset: Dataset, splits: Splits, model: Model
+    framework: Framework[M], options: TrainOptions, dataset: Dataset, splits: Splits, model: M
 ) -> dict[str, Any]:
     """The run's summary. Predictions for the test split are left in its folder."""
     recipe = options.recipe

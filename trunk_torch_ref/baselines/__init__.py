@@ -1,6 +1,6 @@
 """The monolithic baselines, one file a family; each returns (features, scores) as nodes do."""
 
-from torch import nn
+from collections.abc import Callable
 
 from data.recipes.baselines.architectures import (
     Architecture,
@@ -20,8 +20,9 @@ from trunk_torch_ref.baselines.qat import QuantResNetModel
 from trunk_torch_ref.baselines.resnet import ResNetModel
 from trunk_torch_ref.baselines.vgg import VggModel
 from trunk_torch_ref.baselines.vit import VitModel
+from trunk_torch_ref.nodes.node import NodeNetwork
 
-_FAMILIES: dict[type, type[nn.Module]] = {
+_FAMILIES: dict[type, Callable[..., NodeNetwork]] = {
     ResNet: ResNetModel,
     QuantResNet: QuantResNetModel,
     Vgg: VggModel,
@@ -35,7 +36,7 @@ _FAMILIES: dict[type, type[nn.Module]] = {
 
 def build(
     spec: Architecture, channels: int = 3, outputs: int = 1000, *, size: int = 0
-) -> nn.Module:
+) -> NodeNetwork:
     """The model of an architecture, initialised from PyTorch's global generator.
 
     Args:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from data.recipes.baselines.architectures import ConvNext
 from trunk_torch_ref.baselines.layers import LayerNorm2d, Permute, Resize, StochasticDepth
+from trunk_torch_ref.nodes.node import NodeNetwork
 
 EPS = 1e-6
 
@@ -30,7 +31,7 @@ class _Block(nn.Module):
         return x + self.stochastic_depth(self.layer_scale * self.block(x))
 
 
-class ConvNextModel(nn.Module):
+class ConvNextModel(NodeNetwork):
     """Scores; the features are the last stage's map."""
 
     def __init__(self, spec: ConvNext, channels: int, outputs: int, *, size: int = 0):
@@ -58,6 +59,7 @@ class ConvNextModel(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.normal_(layer.weight, 0, 0.02)
+                assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from data.recipes.baselines.architectures import Deit, Dinov2, Vit
 from trunk_torch_ref.baselines.layers import LayerScale, Resize, ScaledDotProduct
+from trunk_torch_ref.nodes.node import NodeNetwork
 
 EPS = 1e-6
 
@@ -59,7 +60,7 @@ class _Patches(nn.Module):
         return self.proj(x)
 
 
-class DeitModel(nn.Module):
+class DeitModel(NodeNetwork):
     """Scores; the features are all tokens after the last layer norm, the class token first."""
 
     def __init__(self, spec: Deit | Dinov2, channels: int, outputs: int, *, size: int = 0):
@@ -72,7 +73,7 @@ class DeitModel(nn.Module):
         self.patch_embed = _Patches(spec, channels)
         self.blocks = nn.Sequential(*(_Block(spec) for _ in range(spec.depth)))
         self.norm = nn.LayerNorm(spec.width, eps=EPS)
-        self.head = nn.Linear(spec.width, outputs)
+        self.head: nn.Module = nn.Linear(spec.width, outputs)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)

@@ -68,7 +68,8 @@ class SelfAttention(nn.MultiheadAttention):
     def __init__(self, width: int, heads: int):
         super().__init__(width, heads, batch_first=True)
 
-    def forward(self, x: Tensor) -> Tensor:
+    # PyTorch's takes queries, keys and values; here the three are one, as a layer has one input.
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x, x, x, need_weights=False)[0]
 
 

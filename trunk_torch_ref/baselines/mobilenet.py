@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from data.recipes.baselines.architectures import MobileNetV2
 from trunk_torch_ref.baselines.layers import Resize
+from trunk_torch_ref.nodes.node import NodeNetwork
 
 
 def _block(channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -21,7 +22,7 @@ class _InvertedResidual(nn.Module):
     def __init__(self, channels: int, out: int, expansion: int, stride: int):
         super().__init__()
         wide = expansion * channels
-        layers = [_block(channels, wide, 1)] if expansion != 1 else []
+        layers: list[nn.Module] = [_block(channels, wide, 1)] if expansion != 1 else []
         layers += [
             _block(wide, wide, 3, stride, wide),
             nn.Conv2d(wide, out, 1, bias=False),
@@ -35,7 +36,7 @@ class _InvertedResidual(nn.Module):
         return x + y if self.shortcut else y
 
 
-class MobileNetV2Model(nn.Module):
+class MobileNetV2Model(NodeNetwork):
     """Scores; the features are the map before the average pool."""
 
     def __init__(self, spec: MobileNetV2, channels: int, outputs: int, *, size: int = 0):

@@ -9,11 +9,13 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.ao import quantization
 from torch.ao.nn.quantized import FloatFunctional
+from torch.ao.quantization.fake_quantize import FusedMovingAvgObsFakeQuantize as Rounding
 
 from data.recipes.baselines.architectures import QuantResNet
 from trunk_torch_ref.baselines.resnet import Bottleneck, ResNetModel
@@ -65,9 +67,11 @@ class QuantResNetModel(ResNetModel):
             quantization.prepare_qat(self, inplace=True)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
-                _give_shape(layer.weight_fake_quant, len(layer.weight))
+                rounding = layer.weight_fake_quant
+                assert isinstance(rounding, Rounding)  # what the backend's settings put there
+                _give_shape(rounding, len(layer.weight))
 
-    def train(self, mode: bool = True) -> nn.Module:
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         switch = quantization.enable_observer if mode else quantization.disable_observer
         return self.apply(switch)
@@ -86,7 +90,7 @@ class QuantResNetModel(ResNetModel):
         return features, scores
 
 
-def _give_shape(rounding: nn.Module, channels: int) -> None:
+def _give_shape(rounding: Rounding, channels: int) -> None:
     """The tensors of a weight's observer as they are once it has seen something.
 
     torch.ao makes them empty at first; a state_dict could not be loaded into them.

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from data.recipes.baselines.architectures import ResNet
 from trunk_torch_ref.baselines.layers import Resize
+from trunk_torch_ref.nodes.node import NodeNetwork
 
 EXPANSION = 4
 
@@ -37,7 +38,7 @@ class Bottleneck(nn.Module):
         return self.relu3(y + (x if self.downsample is None else self.downsample(x)))
 
 
-class ResNetModel(nn.Module):
+class ResNetModel(NodeNetwork):
     """Scores; the features are the last stage's map."""
 
     block = Bottleneck

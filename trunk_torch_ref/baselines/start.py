@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from torch import nn
 
 from data.base.streams import integer
 from data.recipes.baselines import models as recipes
@@ -11,18 +10,19 @@ from data.recipes.recipe import Recipe
 from trunk_torch_ref.baselines import build
 from trunk_torch_ref.network.exchange import from_state_dict, to_state_dict
 from trunk_torch_ref.network.network import initial
+from trunk_torch_ref.nodes.node import NodeNetwork, Shape
 
-Shape = tuple[int, int, int]
 
-
-def empty(recipe: Recipe, in_shape: Shape, outputs: int) -> nn.Module:
+def empty(recipe: Recipe, in_shape: Shape, outputs: int) -> NodeNetwork:
     """The network of the recipe's model for images of `in_shape` (channels, height, width)."""
+    assert recipe.baseline is not None  # or it would be a tree
     channels, side, _ = in_shape
+    size = recipe.baseline.size
     spec = recipes.spec_of(recipe, side)
-    return initial(lambda: build(spec, channels, outputs, size=recipe.baseline.size), 0)
+    return initial(lambda: build(spec, channels, outputs, size=size), 0)
 
 
-def start(recipe: Recipe, in_shape: Shape, outputs: int) -> nn.Module:
+def start(recipe: Recipe, in_shape: Shape, outputs: int) -> NodeNetwork:
     """As `empty`, with the weights that training starts from. UserError if they do not fit."""
     channels, side, _ = in_shape
 

@@ -4,9 +4,10 @@ from torch import Tensor, nn
 
 from data.recipes.baselines.architectures import Vgg
 from trunk_torch_ref.baselines.layers import AdaptiveAvgPool, Resize
+from trunk_torch_ref.nodes.node import NodeNetwork
 
 
-class VggModel(nn.Module):
+class VggModel(NodeNetwork):
     """Scores; the features are the map before the Linear layers' own pool."""
 
     def __init__(self, spec: Vgg, channels: int, outputs: int, *, size: int = 0):
@@ -33,6 +34,7 @@ class VggModel(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
             elif isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, 0, 0.01)

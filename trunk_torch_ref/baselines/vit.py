@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from data.recipes.baselines.architectures import Vit
 from trunk_torch_ref.baselines.layers import Resize, SelfAttention
+from trunk_torch_ref.nodes.node import NodeNetwork
 
 EPS = 1e-6
 
@@ -20,16 +21,17 @@ class _Block(nn.Module):
         self.ln_1 = nn.LayerNorm(spec.width, eps=EPS)
         self.self_attention = SelfAttention(spec.width, spec.heads)
         self.ln_2 = nn.LayerNorm(spec.width, eps=EPS)
+        widen, narrow = nn.Linear(spec.width, spec.hidden), nn.Linear(spec.hidden, spec.width)
         self.mlp = nn.Sequential(
-            nn.Linear(spec.width, spec.hidden),
+            widen,
             nn.GELU(),
             nn.Identity(),  # torchvision's dropout, of rate 0
-            nn.Linear(spec.hidden, spec.width),
+            narrow,
             nn.Identity(),
         )
-        for place in (0, 3):
-            nn.init.xavier_uniform_(self.mlp[place].weight)
-            nn.init.normal_(self.mlp[place].bias, std=1e-6)
+        for layer in (widen, narrow):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.normal_(layer.bias, std=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.self_attention(self.ln_1(x))
@@ -49,7 +51,7 @@ class _Encoder(nn.Module):
         return self.ln(self.layers(x + self.pos_embedding))
 
 
-class VitModel(nn.Module):
+class VitModel(NodeNetwork):
     """Scores; the features are all tokens after the last layer norm, the class token first."""
 
     def __init__(self, spec: Vit, channels: int, outputs: int, *, size: int = 0):
@@ -58,11 +60,13 @@ class VitModel(nn.Module):
         self.class_token = nn.Parameter(torch.zeros(1, 1, spec.width))
         self.conv_proj = nn.Conv2d(channels, spec.width, spec.patch, stride=spec.patch)
         self.encoder = _Encoder(spec)
-        self.heads = nn.Sequential(OrderedDict(head=nn.Linear(spec.width, outputs)))
+        head = nn.Linear(spec.width, outputs)
+        self.heads = nn.Sequential(OrderedDict(head=head))
         nn.init.normal_(self.conv_proj.weight, std=math.sqrt(1 / (channels * spec.patch**2)))
-        for layer in (self.conv_proj, self.heads.head):
-            nn.init.zeros_(layer.bias)
-        nn.init.zeros_(self.heads.head.weight)
+        for bias in (self.conv_proj.bias, head.bias):
+            assert bias is not None
+            nn.init.zeros_(bias)
+        nn.init.zeros_(head.weight)
 
     def features(self, x: Tensor) -> Tensor:
         """All tokens after the last layer norm, [B, N, D]."""

@@ -15,8 +15,8 @@ from data.inference.stopping import Stopping
 from data.tree import hierarchy
 from data.tree.hierarchy import ROOT, Node, Tree
 from trunk_torch_ref.network.augment import prepare
+from trunk_torch_ref.network.network import feature_shape, input_shape, location
 from trunk_torch_ref.network.network import features as features_of
-from trunk_torch_ref.network.network import input_shape, location
 
 BATCH = 256
 
@@ -94,7 +94,8 @@ def features(
         found.append(np.moveaxis(x.cpu().numpy(), 1, -1))
     if not found:
         height, width, channels = model.image_shape
-        deep, *sides = input_shape(model.networks, (*node, 0), (channels, height, width))
+        shape = input_shape(model.networks, node, (channels, height, width))
+        deep, *sides = feature_shape(model.networks[node], shape)
         return np.zeros((0, *sides, deep), np.float32)
     return np.concatenate(found)
 

@@ -21,6 +21,7 @@ def cost(network: NodeNetwork, in_shape: Shape) -> dict[str, int]:
     def count(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         nonlocal multiply_adds
         if not isinstance(layer, attention):
+            assert isinstance(layer.weight, Tensor)
             multiply_adds += output.numel() * layer.weight[0].numel()
         else:  # scores and weighted values; PyTorch's own attention has its projections inside
             multiply_adds += 2 * output.numel() * output.shape[1]

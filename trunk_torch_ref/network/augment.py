@@ -43,8 +43,8 @@ def prepare(
     exact = torch.promote_types(dtype, torch.float32)
     inputs = images.to(exact) / 255
     if mean:
-        mean, std = (torch.tensor(m, dtype=exact, device=images.device) for m in (mean, std))
-        inputs = (inputs - mean[:, None, None]) / std[:, None, None]
+        centre, scale = (torch.tensor(m, dtype=exact, device=images.device) for m in (mean, std))
+        inputs = (inputs - centre[:, None, None]) / scale[:, None, None]
     if policy.cutout:
         inputs = cutout(inputs, draws["holes"], policy.cutout[1])
     return inputs.to(dtype)

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from data.tree.hierarchy import ROOT, Node
 from trunk_torch_ref.nodes import NodeNetwork, Shape
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @contextmanager
@@ -37,8 +40,8 @@ def features(network: NodeNetwork, x: Tensor) -> Tensor:
     return network.eval().features(x)
 
 
-def feature_shape(network: NodeNetwork, in_shape: Shape) -> Shape:
-    """Channels, height and width of what the children are given."""
+def feature_shape(network: NodeNetwork, in_shape: Shape) -> tuple[int, ...]:
+    """Channels, height and width of what the children are given; of a transformer (N, D)."""
     return tuple(features(network, blank(network, in_shape)).shape[1:])
 
 
@@ -59,8 +62,18 @@ def input_shape(
         if node != ROOT:
             above = node[:-1]
             shape = input_shape(networks, above, image_shape, known)
-            known[node] = feature_shape(networks[above], shape)
+            channels, height, width = feature_shape(networks[above], shape)
+            known[node] = channels, height, width
     return known[node]
+
+
+def channels_last(module: M, yes: bool = True) -> M:
+    """The module, its arrays in the layout in which PyTorch's CPU convolutions are fast.
+
+    `yes`: False turns them back into PyTorch's usual layout.
+    """
+    layout = torch.channels_last if yes else torch.contiguous_format
+    return module.to(memory_format=layout)  # type: ignore[call-overload]  # documented, untyped
 
 
 def blank(network: NodeNetwork, shape: Shape) -> Tensor:

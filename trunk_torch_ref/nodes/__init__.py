@@ -4,11 +4,9 @@ import torch
 
 from data.recipes.networks import MobileNet, Network, ResNet, network
 from trunk_torch_ref.nodes.mobilenet import MobileNetNode
+from trunk_torch_ref.nodes.node import NodeNetwork, Shape
 from trunk_torch_ref.nodes.resnet import ResNetNode
 from trunk_torch_ref.nodes.vgg import VggNode
-
-NodeNetwork = MobileNetNode | VggNode | ResNetNode
-Shape = tuple[int, int, int]
 
 
 def build(
@@ -39,6 +37,7 @@ def make(
     faults: tuple[str, ...] = (),
 ) -> NodeNetwork:
     """A node of these layers; otherwise as `build`."""
+    node: NodeNetwork
     if isinstance(spec, MobileNet):
         padding = 1 if "pointwise_padding" in faults else 0
         node = MobileNetNode(spec, in_shape, outputs, pointwise_padding=padding)

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from data.recipes.networks import MobileNet, Residual
+from trunk_torch_ref.nodes.node import NodeNetwork, Shape
 
 
 class _Pointwise(nn.Module):
@@ -48,7 +49,7 @@ class _InvertedResidual(nn.Module):
         return x + y if x.shape == y.shape else y
 
 
-class MobileNetNode(nn.Module):
+class MobileNetNode(NodeNetwork):
     """`features`: stem (root only) and inverted residuals; `classifier`: 1x1, pool, log-softmax.
 
     With `pointwise_padding` 1, as published, every 1x1 convolution grows the map by 2 and no
@@ -58,7 +59,7 @@ class MobileNetNode(nn.Module):
     def __init__(
         self,
         spec: MobileNet,
-        in_shape: tuple[int, int, int],
+        in_shape: Shape,
         outputs: int,
         *,
         pointwise_padding: int,

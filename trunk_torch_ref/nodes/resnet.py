@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from data.recipes.networks import Block, ResNet
+from trunk_torch_ref.nodes.node import NodeNetwork, Shape
 
 
 class _BasicBlock(nn.Module):
@@ -18,11 +19,10 @@ class _BasicBlock(nn.Module):
             nn.Conv2d(out, out, 3, padding=1, bias=False),
             nn.BatchNorm2d(out),
         )
+        self.shortcut: nn.Sequential | None = None
         if stride != 1 or in_channels != out:
             project = nn.Conv2d(in_channels, out, 1, stride=stride, bias=False)
             self.shortcut = nn.Sequential(project, nn.BatchNorm2d(out))
-        else:
-            self.shortcut = None
         self.activation = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,10 +30,10 @@ class _BasicBlock(nn.Module):
         return self.activation(self.residual(x) + shortcut)
 
 
-class ResNetNode(nn.Module):
+class ResNetNode(NodeNetwork):
     """`features`: stem (root only) and basic blocks; `classifier`: pool, one Linear, raw scores."""
 
-    def __init__(self, spec: ResNet, in_shape: tuple[int, int, int], outputs: int):
+    def __init__(self, spec: ResNet, in_shape: Shape, outputs: int):
         super().__init__()
         channels = in_shape[0]
         layers: list[nn.Module] = []

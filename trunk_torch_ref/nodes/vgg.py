@@ -3,12 +3,13 @@
 from torch import Tensor, nn
 
 from data.recipes.networks import Vgg
+from trunk_torch_ref.nodes.node import NodeNetwork, Shape
 
 
-class VggNode(nn.Module):
+class VggNode(NodeNetwork):
     """`features`: 3x3 convolutions, batch norm, ReLU; `classifier`: one Linear, raw scores."""
 
-    def __init__(self, spec: Vgg, in_shape: tuple[int, int, int], outputs: int):
+    def __init__(self, spec: Vgg, in_shape: Shape, outputs: int):
         super().__init__()
         channels, height, width = in_shape
         layers: list[nn.Module] = []

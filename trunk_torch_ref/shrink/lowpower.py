@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from data.run.lowpower import CHANNELS, IMAGE, OUTPUTS, SHARE
+from trunk_torch_ref.nodes import NodeNetwork
 from trunk_torch_ref.shrink import prune
 from trunk_torch_ref.shrink.quantized import quantize
 
 
-class Background(nn.Module):
+class Background(NodeNetwork):
     """`features` and `classifier`, as the nodes of a tree have them."""
 
     def __init__(self, features: Sequence[nn.Module], classifier: Sequence[nn.Module]):
@@ -61,21 +62,24 @@ def compressed() -> Background:
 @torch.no_grad()
 def removed(start: Background, share: float) -> Background:
     """A `base` network without the weakest rows of its convolutions, and without what read them."""
-    one, _, two, _ = start.features
-    linear = start.classifier[1]
-    first, second = (prune.strongest(layer.weight, share) for layer in (one, two))
+    weights = start.state_dict()
+    kernels = weights["features.0.weight"], weights["features.2.weight"]
+    first, second = (prune.strongest(kernel, share) for kernel in kernels)
+    by_channel = weights["classifier.1.weight"].unflatten(1, (len(kernels[1]), -1))
     small = base((len(first), len(second)))
-    small.features[0].weight.copy_(one.weight[first])
-    small.features[0].bias.copy_(one.bias[first])
-    small.features[2].weight.copy_(two.weight[second][:, first])
-    small.features[2].bias.copy_(two.bias[second])
-    by_channel = linear.weight.unflatten(1, (len(two.weight), -1))
-    small.classifier[1].weight.copy_(by_channel[:, second].flatten(1))
-    small.classifier[1].bias.copy_(linear.bias)
+    left = {
+        "features.0.weight": kernels[0][first],
+        "features.0.bias": weights["features.0.bias"][first],
+        "features.2.weight": kernels[1][second][:, first],
+        "features.2.bias": weights["features.2.bias"][second],
+        "classifier.1.weight": by_channel[:, second].flatten(1),
+        "classifier.1.bias": weights["classifier.1.bias"],
+    }
+    small.load_state_dict(left)
     return small
 
 
-def forms(start: Background, other: Background) -> dict[str, nn.Module]:
+def forms(start: Background, other: Background) -> dict[str, Background]:
     """All of `data.run.lowpower.FORMS`, from a `base` and a `compressed` network, in eval mode."""
     return {
         "base": start.eval(),

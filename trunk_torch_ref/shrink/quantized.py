@@ -4,13 +4,20 @@ A weight w of output channel o is q * s[o] with q = round(w / s[o]), -127 to 127
 s[o] = max |w| / 127 over the channel.
 """
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+M = TypeVar("M", bound=nn.Module)
+
 
 class QuantizedConv2d(nn.Module):
     """A convolution whose kernel is int8; it is computed in the type of its input."""
+
+    weight: Tensor
+    scale: Tensor
 
     def __init__(self, layer: nn.Conv2d):
         super().__init__()
@@ -34,6 +41,9 @@ class QuantizedLinear(nn.Module):
     `dynamic`: its input is made int8 too, with one scale a row of the batch that is found
     anew in each call, and products are summed as whole numbers.
     """
+
+    weight: Tensor
+    scale: Tensor
 
     def __init__(self, layer: nn.Linear, dynamic: bool):
         super().__init__()
@@ -62,7 +72,7 @@ def quantize_array(x: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tenso
     return torch.round(x / scale).to(torch.int8), scale
 
 
-def quantize(module: nn.Module, *, convolutions: bool = True, dynamic: bool = False) -> nn.Module:
+def quantize(module: M, *, convolutions: bool = True, dynamic: bool = False) -> M:
     """The module, its linear layers replaced by int8 ones, and if wished its convolutions."""
     for name, layer in module.named_children():
         if isinstance(layer, nn.Linear):

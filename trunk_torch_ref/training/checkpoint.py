@@ -10,13 +10,12 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.base import interrupts, reading, writing
 from data.base.errors import UserError
 from data.training.epochs import Position, position_from_json
-from trunk_torch_ref.nodes import NodeNetwork
-from trunk_torch_ref.training.fit import State
+from trunk_torch_ref.training.state import TrainingState
 
 SECONDS_BETWEEN = 10.0  # short epochs share a checkpoint
 
@@ -41,7 +40,7 @@ class Checkpoints:
         if isinstance(value, interrupts.STOPPED) and self._unsaved is not None:
             self._write(self._unsaved)
 
-    def save(self, last: State, best: NodeNetwork, position: Position, final: bool) -> None:
+    def save(self, last: TrainingState, best: nn.Module, position: Position, final: bool) -> None:
         """Store a stage's state after an epoch; skipped when the previous save is recent."""
         content = {
             "last": last.state_dict(),
@@ -60,7 +59,7 @@ class Checkpoints:
             writing.write_bytes(self.file, buffer.getvalue())
             self._saved, self._unsaved = time.monotonic(), None
 
-    def restore(self, last: State, best: NodeNetwork) -> Position | None:
+    def restore(self, last: TrainingState, best: nn.Module) -> Position | None:
         """Load what was saved into `last` and `best`; the position, or None if none was saved.
 
         UserError if the file is damaged or of another network.
@@ -109,7 +108,7 @@ def _need_like(value: Any, wanted: Any, at: str, skip: tuple[str, ...] = ()) -> 
             raise ValueError(f"{at} is {value!r:.80}, not like {wanted!r:.80}")
 
 
-def _need_moments(optimizer: Mapping[str, Any], last: State) -> None:
+def _need_moments(optimizer: Mapping[str, Any], last: TrainingState) -> None:
     """ValueError where the optimiser's state is not of tensors of its parameters' shapes."""
     parameters = [p for group in last.optimizer.param_groups for p in group["params"]]
     state = optimizer["state"]

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +17,11 @@ from data.training.course import epochs_left, finish
 from data.training.epochs import Pass, Position
 from data.tree import metrics
 from trunk_torch_ref.network.augment import prepare
-from trunk_torch_ref.network.network import features, location, seeded
+from trunk_torch_ref.network.network import channels_last, features, location, seeded
 from trunk_torch_ref.nodes import NodeNetwork
 from trunk_torch_ref.training.objective import each_step, loss, optimizer, scheduler
-from trunk_torch_ref.training.pixels import Pixels, batches, with_images
+from trunk_torch_ref.training.pixels import Pixels, batches, size_of, with_images
+from trunk_torch_ref.training.state import TrainingState
 
 Draws = dict[str, np.ndarray]
 
@@ -41,21 +41,12 @@ class Source:
 
 
 @dataclass(frozen=True)
-class State:
+class State(TrainingState):
     """What training changes, in place."""
 
     network: NodeNetwork
     optimizer: Optimizer
     scheduler: LRScheduler
-
-    def state_dict(self) -> dict[str, Any]:
-        """All of it as plain values and tensors."""
-        return {name: getattr(self, name).state_dict() for name in vars(self)}
-
-    def load_state_dict(self, values: dict[str, Any]) -> None:
-        """Overwrite it with `state_dict`'s values."""
-        for name in vars(self):
-            getattr(self, name).load_state_dict(values[name])
 
 
 @dataclass(frozen=True)
@@ -157,17 +148,17 @@ def fit(
 
     """
     targets, check_targets = train.targets.cpu().numpy(), validation.targets.cpu().numpy()
-    size = tuple(train.images.shape[2:])
+    size = size_of(train.images)
     plans = epochs.training_batches(recipe, stage, phase.epochs, targets)
     checks = epochs.validation_batches(recipe, stage, check_targets)
 
-    network = network.to(memory_format=torch.channels_last)
+    network = channels_last(network)
     moments = optimizer(phase, network.parameters())
     schedule = scheduler(phase, moments, max(len(batches.index) for batches in plans))
     state, best = State(network, moments, schedule), copy.deepcopy(network)
     position = restore(state, best) or Position()
     for epoch in epochs_left(position, phase.epochs, report):
-        rate, batches = state.scheduler.get_last_lr()[0], plans[epoch.number - 1]
+        rate, batches = float(state.scheduler.get_last_lr()[0]), plans[epoch.number - 1]
         run = epochs.training(recipe, stage, epoch.number, batches, len(targets), size)
         trained = _train_epoch(recipe, phase, state, train, run, epoch.report)
         run = epochs.validation(recipe, stage, epoch.number, checks, len(check_targets), size)

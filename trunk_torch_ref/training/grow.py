@@ -29,7 +29,7 @@ from trunk_torch_ref.nodes import NodeNetwork
 from trunk_torch_ref.training import joint
 from trunk_torch_ref.training.checkpoint import Checkpoints
 from trunk_torch_ref.training.fit import Source, evaluate, fit
-from trunk_torch_ref.training.pixels import FromDisk, Pixels, as_images
+from trunk_torch_ref.training.pixels import FromDisk, Pixels, as_images, size_of
 
 
 def initial_network(
@@ -83,7 +83,8 @@ def grow(
     networks: dict[Node, NodeNetwork] = {}
     train = _pixels(splits.train.images, device)
     validation = _pixels(splits.validation.images, device)
-    image_shape = tuple(train.shape[1:])
+    _, channels, height, width = train.shape
+    image_shape = channels, height, width
 
     def source(images: Pixels, labels: np.ndarray, stage: Stage) -> Source:
         targets = torch.tensor(stage.targets(labels), dtype=torch.int64, device=device)
@@ -164,7 +165,7 @@ def average_likelihood(
     The network itself stays as it is.
     """
     targets = source.targets.cpu().numpy()
-    asl = epochs.likelihood(recipe, name, targets, tuple(source.images.shape[2:]))
+    asl = epochs.likelihood(recipe, name, targets, size_of(source.images))
     if asl.train:
         network = copy.deepcopy(network)  # its running statistics will move
     scores, truth = evaluate(recipe, network, source, asl)
@@ -174,7 +175,7 @@ def average_likelihood(
 def held_out(recipe: Recipe, network: NodeNetwork, source: Source, name: str) -> HeldOut:
     """What a node, one output a class, says of the images of `source` that are its own."""
     targets = source.targets.cpu().numpy()
-    run = epochs.held_out(recipe, name, targets, tuple(source.images.shape[2:]))
+    run = epochs.held_out(recipe, name, targets, size_of(source.images))
     scores, truth = evaluate(recipe, network, source, run)
     return HeldOut(metrics.softmax(scores), truth)
 

@@ -4,7 +4,6 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,28 +24,20 @@ from data.tree.hierarchy import Node, Tree
 from trunk_torch_ref.inference import route
 from trunk_torch_ref.inference.model import Model
 from trunk_torch_ref.network.augment import prepare
-from trunk_torch_ref.network.network import location, seeded
+from trunk_torch_ref.network.network import channels_last, location, seeded
 from trunk_torch_ref.nodes import NodeNetwork
 from trunk_torch_ref.training.objective import each_step, loss, optimizer, scheduler
-from trunk_torch_ref.training.pixels import Pixels, with_images
+from trunk_torch_ref.training.pixels import Pixels, size_of, with_images
+from trunk_torch_ref.training.state import TrainingState
 
 
 @dataclass(frozen=True)
-class State:
+class State(TrainingState):
     """What training changes, in place; `networks` by node name."""
 
     networks: nn.ModuleDict
     optimizer: Optimizer
     scheduler: LRScheduler
-
-    def state_dict(self) -> dict[str, Any]:
-        """All of it as plain values and tensors."""
-        return {name: getattr(self, name).state_dict() for name in vars(self)}
-
-    def load_state_dict(self, values: dict[str, Any]) -> None:
-        """Overwrite it with `state_dict`'s values."""
-        for name in vars(self):
-            getattr(self, name).load_state_dict(values[name])
 
 
 def objective(
@@ -64,7 +55,9 @@ def objective(
     learn from their children besides (`data.recipes.recipe.Exits`), and an image is right if the
     last node on its true path is. `x`: [B, C, H, W]; `labels`: int64 [B], in the order of `layout`.
     """
-    total, seen, answers = x.new_zeros(()), [], []
+    total = x.new_zeros(())
+    seen: list[Tensor] = []
+    answers: list[Tensor] = []
     right = torch.ones(len(labels), dtype=torch.bool, device=x.device)
     for share in layout.shares:
         if share.parent >= 0:
@@ -136,8 +129,7 @@ def fit_tree(
     """
     names = {tree.names[node]: node for node in networks}
     modules = nn.ModuleDict({name: networks[node] for name, node in names.items()})
-    # the layout in which PyTorch's CPU convolutions are fast
-    modules = modules.to(memory_format=torch.channels_last)
+    modules = channels_last(modules)
     labels = splits.train.labels
     layout = plans.layout(tree, labels, recipe.batch_size, recipe.balanced, recipe.exits)
     steps = max(1, len(labels) // layout.width)
@@ -146,9 +138,9 @@ def fit_tree(
     state = State(modules, moments, scheduler(phase, moments, steps))
     best = copy.deepcopy(modules)
     position = restore(state, best) or Position()
-    size = tuple(images.shape[2:])
+    size = size_of(images)
     for epoch in epochs_left(position, phase.epochs, report):
-        rate = state.scheduler.get_last_lr()[0]
+        rate = float(state.scheduler.get_last_lr()[0])
         batches = plans.batches(recipe, stage, epoch.number, tree, layout, labels)
         run = epochs.training(recipe, stage, epoch.number, batches, len(labels), size)
         trained = _train_epoch(recipe, phase, layout, state, images, labels, run, epoch.report)
@@ -159,12 +151,15 @@ def fit_tree(
         if not each_step(phase):
             state.scheduler.step()
         save(state, best, position, epoch.last)
-    best = best.to(memory_format=torch.contiguous_format)
-    return _by_path(best.eval(), names)
+    return _by_path(channels_last(best, False).eval(), names)
 
 
 def _by_path(modules: nn.ModuleDict, names: dict[str, Node]) -> dict[Node, NodeNetwork]:
-    return {names[name]: module for name, module in modules.items()}
+    found = {}
+    for name, module in modules.items():
+        assert isinstance(module, NodeNetwork)  # a ModuleDict's types do not say of what it is
+        found[names[name]] = module
+    return found
 
 
 def _train_epoch(

@@ -29,6 +29,12 @@ class FromDisk:
 Pixels = Tensor | FromDisk
 
 
+def size_of(images: Pixels) -> tuple[int, int]:
+    """Their height and width."""
+    _, _, height, width = images.shape
+    return height, width
+
+
 def as_images(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """uint8 [N, H, W, C] to a tensor [N, C, H, W] of its own memory, in that order."""
     return torch.tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), device=device)
