@@ -378,7 +378,8 @@ def _problem(kind: str, code: int, said: str, listens: bool) -> str | None:
     if "Traceback" in said:
         return "a traceback"
     if kind in _CODES:
-        good = code == _CODES[kind] and last == {"term": "terminated", "int": "interrupted"}[kind]
+        word = {"term": "terminated", "int": "interrupted"}[kind]
+        good = code == _CODES[kind] and last.partition("; go on with: ")[0] == word
         return None if good else f"exit code {code}"
     start = "error: cannot write" if kind == "disk" else "error: "
     return None if code == 2 and last.startswith(start) else f"exit code {code}"

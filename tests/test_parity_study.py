@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -310,7 +311,8 @@ def test_ctrl_c_leaves_no_worker_and_one_word(tmp_path):
             said = process.stderr.readline()
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()  # until the last process that holds it has ended
-    assert (process.returncode, rest.split()[-1]) == (130, "interrupted")
+    told = f"interrupted; go on with: python -m parity.study {shlex.join(words)}"
+    assert (process.returncode, rest.splitlines()[-1]) == (130, told)
 
 
 def test_a_study_that_was_cut_off_goes_on(plain, tmp_path, monkeypatch):

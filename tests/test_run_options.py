@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from test_run_folder import contents, one_line
 
-from data.base import writing
+from data.base import interrupts, writing
 from data.base.errors import UserError, run_command
 from data.images import specs
 from data.recipes import recipe
@@ -317,6 +317,21 @@ def test_exit_codes(capsys):
     assert outcome(capsys, lambda: None) == (0, "", "")
     assert outcome(capsys, lambda: 1) == (1, "", "")
     assert outcome(capsys, raising(UserError("what"))) == (2, "before\n", "error: what\n")
+    assert outcome(capsys, raising(KeyboardInterrupt())) == (130, "before\n", "interrupted\n")
+
+
+def test_what_is_stopped_says_how_to_go_on(capsys):
+    def main(arguments):
+        interrupts.resumable("python -m x.y", arguments, "--resume")
+        raise KeyboardInterrupt
+
+    for arguments, command in (
+        (["--out", "a b"], "python -m x.y --out 'a b' --resume"),
+        (["--resume", "--out=c"], "python -m x.y --resume --out=c"),
+    ):
+        said = outcome(capsys, lambda words=arguments: main(words))
+        assert said == (130, "", f"interrupted; go on with: {command}\n")
+    # the next command of this process is another one
     assert outcome(capsys, raising(KeyboardInterrupt())) == (130, "before\n", "interrupted\n")
 
 

@@ -306,6 +306,7 @@ def test_flags_of_training_after_pruning(finished, tmp_path):
         (["--prune", "0.2", "--epochs", "-1"], "--epochs must be 0 or more, and goes with --prune"),
         (["--quantize", "int8", "--epochs", "2"], "--epochs must be 0 or more, and goes with"),
         (["--prune", "0.2", "0.2"], "--prune has a share twice"),
+        (["--prune", "0.2", "--resume"], "--resume goes with --epochs or several shares"),
         (["--prune", "0.2", "1.5"], "--prune is 1.5; it must be above 0 and below 1"),
     ):
         with pytest.raises(UserError, match=text):
@@ -323,7 +324,8 @@ def test_a_curve_of_shares_with_training_after_pruning(finished, tmp_path, capsy
     compress.main([str(finished), *words])
     value = json.loads(file.read_text())
     before = runfolder.read_json(finished / "summary.json")
-    assert value["before"]["accuracy"] == before["accuracy"]
+    for part, share in value["before"]["accuracy"].items():
+        assert share == before["accuracy"][part]
     names = ["prune20-3epochs", "prune50-3epochs"]
     assert [row["share"] for row in value["curve"]] == [0.2, 0.5]
     assert [row["run"] for row in value["curve"]] == [str(out / name) for name in names]
@@ -331,7 +333,9 @@ def test_a_curve_of_shares_with_training_after_pruning(finished, tmp_path, capsy
         # this tree had 3 epochs in all, so that 3 more must help more than a fifth of it did
         right = [row[when]["accuracy"]["test"]["correct"] for when in ("untrained", "after")]
         assert right[0] < right[1]
-        assert row["untrained"]["nodes"] == row["after"]["nodes"]
+        for name, node in row["untrained"]["nodes"].items():
+            for cost in ("parameters", "multiply_adds"):
+                assert node[cost] == row["after"]["nodes"][name][cost]
         evaluate.main([row["run"], "--json", str(file)])
         assert json.loads(file.read_text())["correct"] == right[1]
         trunk_torch_ref.evaluate.main([row["run"], "--json", str(file)])
@@ -343,6 +347,46 @@ def test_a_curve_of_shares_with_training_after_pruning(finished, tmp_path, capsy
     shown = capsys.readouterr()
     assert f"{names[1]}, not trained" in " ".join(shown.out.split())
     assert "tree/recovery" in shown.err
+
+
+@pytest.mark.slow
+def test_training_after_pruning_that_is_stopped_goes_on_to_the_same_bits(
+    finished, tmp_path, monkeypatch
+):
+    """Stopped in the second share's second epoch: the first is not done again, no epoch is lost."""
+    words = [str(finished), "--prune", "0.2", "0.5", "--epochs", "3", "--out"]
+    compress.main([*words, str(tmp_path / "whole")])
+    trained, kept = [], recover.recover
+
+    def stopped(model, epochs, splits, folder, report):
+        def tell(row=None, **progress):
+            report(row=row, **progress)
+            if row is not None:
+                trained.append(row["epoch"])
+                if len(trained) == 5:  # what Ctrl-C raises
+                    raise KeyboardInterrupt
+
+        return kept(model, epochs, splits, folder, tell)
+
+    out, state = tmp_path / "out", tmp_path / "out.unfinished"
+    monkeypatch.setattr(recover, "recover", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        compress.main([*words, str(out)])
+    assert not out.exists()
+    with pytest.raises(UserError, match=r"out\.unfinished exists; add --resume to go on with it"):
+        compress.main([*words, str(out)])
+    with pytest.raises(UserError, match="is of another run or other flags"):
+        compress.main([*words[:3], "0.3", *words[4:], str(out), "--resume"])
+    assert state.is_dir()
+    compress.main([*words, str(out), "--resume"])
+    assert trained == [1, 2, 3, 1, 2, 2, 3]  # the epoch that was cut off has not been saved
+    for name in ("prune20-3epochs", "prune50-3epochs"):
+        files = sorted(file.name for file in (out / name / "weights").iterdir())
+        assert files
+        for file in files:
+            one, other = (tmp_path / each / name / "weights" / file for each in ("whole", "out"))
+            assert one.read_bytes() == other.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
 
 @pytest.mark.slow

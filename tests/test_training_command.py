@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -119,14 +120,18 @@ def exists(*names):
 
 def stop(folder, how, reached):
     """Start or go on with a run, and stop it by a signal once it has got so far."""
-    with started(*FLAGS, "--out", str(folder), "--resume") as process:
+    words = [*FLAGS, "--out", str(folder), "--resume"]
+    with started(*words) as process:
         while not reached(folder):
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.002)
         process.send_signal(how)
         _, err = process.communicate(timeout=60)
     if how == signal.SIGINT:
-        assert (process.returncode, err.splitlines()[-1]) == (130, "interrupted")
+        assert (process.returncode, err.splitlines()[-1]) == (
+            130,
+            f"interrupted; go on with: python -m trunk_jax.train {shlex.join(words)}",
+        )
         assert "Traceback" not in err
     else:
         assert process.returncode == -signal.SIGKILL

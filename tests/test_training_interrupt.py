@@ -351,6 +351,8 @@ def test_a_run_that_ends_otherwise_is_exit_code_1(tmp_path, monkeypatch):
         ("term", 143, "Traceback\nterminated", False),
         ("term", -11, "terminated", False),
         ("int", 130, "interrupted", True),
+        ("int", 130, "interrupted; go on with: python -m x --resume", True),
+        ("int", 130, "interrupted; error: x", False),
         ("int", 143, "terminated", False),
         ("disk", 2, "error: cannot write x: full", True),
         ("disk", 2, "error: x", False),

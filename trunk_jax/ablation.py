@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.base import tables, writing
+from data.base import interrupts, tables, writing
 from data.base.errors import UserError, run_command
 from data.base.locking import hold
 from data.base.parser import Parser, target
@@ -203,6 +203,7 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Grow all trees. UserError for anything a user can put right."""
     options = options_of(arguments)
+    interrupts.resumable("python -m trunk_jax.ablation", arguments, "--resume")
     from trunk_jax.machine import backend
 
     backend.start()

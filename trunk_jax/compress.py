@@ -1,18 +1,22 @@
 """`python -m trunk_jax.compress RUN --quantize int8 | --prune 0.2`: a smaller run of a tree.
 
 The new run folder evaluates like any other, in either framework. `--epochs` trains a pruned tree
-further before it is written, to win back what pruning cost; afterwards it cannot be trained.
+further before it is written, to win back what pruning cost; afterwards it cannot be trained. What
+is under way lies in `<out>.unfinished`, from where `--resume` goes on.
 """
 
 import os
+import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from data.base import tables, writing
+from data.base import interrupts, tables, writing
 from data.base.errors import UserError, run_command
+from data.base.locking import hold
 from data.base.parser import Parser, target
 from data.base.progress import Reporter
 from data.base.writing import new_folder, save_json
@@ -45,12 +49,41 @@ def smaller_weights(folder: Path, how: Compression) -> dict[str, Any]:
     return result
 
 
-def compress(folder: Path, how: Compression, out: Path, data_dir: str | None) -> dict[str, Any]:
+@contextmanager
+def unfinished(out: Path, of: dict[str, Any], resume: bool) -> Iterator[Path]:
+    """`<out>.unfinished`, for what training has to keep; removed when the block is done.
+
+    If the block is left in another way it stays, unless it is empty. `of`: what it belongs to, as
+    JSON. UserError if one is there and `resume` is off, if it belongs to something else, or if
+    another process is at work in it.
+    """
+    state = out.with_name(f"{out.name}.unfinished")
+    file = state / "of.json"
+    if os.path.lexists(state) and not resume:
+        raise UserError(f"{state} exists; add --resume to go on with it, or remove it")
+    if os.path.lexists(state) and (not file.exists() or runfolder.read_json(file) != of):
+        raise UserError(
+            f"{state} is of another run or other flags; remove it, or choose another --out"
+        )
+    writing.write_json(file, of)
+    done = False
+    try:
+        with hold(state):
+            yield state
+        done = True
+    finally:
+        if done or not any(entry.is_dir() for entry in state.iterdir()):
+            shutil.rmtree(state)
+
+
+def compress(
+    folder: Path, how: Compression, out: Path, data_dir: str | None, resume: bool = False
+) -> dict[str, Any]:
     """Write the compressed run to `out`, whole or not at all, and evaluate both.
 
-    Returns `before` and `after`, and where it was trained after it was pruned `untrained`, what it
-    was until then. UserError for a run that is not finished, is compressed already or is a
-    baseline's, and if `out` exists.
+    `resume`: go on with a training that was stopped. Returns `before` and `after`, and where it was
+    trained after it was pruned `untrained`, what it was until then. UserError for a run that is not
+    finished, is compressed already or is a baseline's, and if `out` exists.
     """
     from trunk_jax.machine import backend
 
@@ -78,10 +111,12 @@ def compress(folder: Path, how: Compression, out: Path, data_dir: str | None) ->
         value = results.summary(config["framework"], recipe, dataset, model.tree, costs, predicted)
         return value, found
 
-    before, _ = summary_of(folder)
     untrained: dict[str, Any] = {}
-    with new_folder(out) as aside:
-        entry = compression.to_json(how)
+    entry = compression.to_json(how)
+    of = {"weights_sha256": derived.digest(folder), "compression": entry}
+    kept = unfinished(out, of, resume) if how.epochs else nullcontext(out)
+    with kept as state, new_folder(out) as aside:
+        before, _ = summary_of(folder)
         writing.write_json(aside / "config.json", config | {"compression": entry})
         for name, weights in smaller_weights(folder, how).items():
             runfolder.write_weights(aside, name, weights)
@@ -91,7 +126,7 @@ def compress(folder: Path, how: Compression, out: Path, data_dir: str | None) ->
         after, found = summary_of(aside)
         if how.epochs:
             untrained = after | _size(aside)
-            _train(aside, how.epochs, splits)
+            _train(aside, how.epochs, splits, state / "checkpoints")
             after, found = summary_of(aside)
         results.write_predictions(
             aside, "test", dataset, parts["test"], found["test"].labels, found["test"].confidence
@@ -105,14 +140,14 @@ def compress(folder: Path, how: Compression, out: Path, data_dir: str | None) ->
     return result | ({"untrained": untrained} if untrained else {})
 
 
-def _train(folder: Path, epochs: int, splits: Splits) -> None:
+def _train(folder: Path, epochs: int, splits: Splits, checkpoints: Path) -> None:
     """Train a pruned tree further, in its folder."""
     from trunk_jax.network.exchange import to_state_dict
     from trunk_jax.training.recover import recover
 
     model = load(folder)
     with Reporter() as report:
-        trained = recover(model, epochs, splits, report)
+        trained = recover(model, epochs, splits, checkpoints, report)
     for node, network in trained.items():
         runfolder.write_weights(folder, model.tree.names[node], to_state_dict(network))
 
@@ -127,24 +162,40 @@ def _size(folder: Path) -> dict[str, int]:
 
 
 def compress_each(
-    folder: Path, shares: Sequence[float], epochs: int, out: Path, data_dir: str | None
+    folder: Path,
+    shares: Sequence[float],
+    epochs: int,
+    out: Path,
+    data_dir: str | None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Prune by each share, into `out`/prune10 and so on; what that costs and what training saves.
 
-    Returns `before`, and `curve`: of each share what `compress` returns but for `before`. `out` is
-    written whole or not at all.
+    `resume`: as in `compress`; what is finished is not done again. Returns `before`, and `curve`:
+    of each share what `compress` returns but for `before`. `out` is written whole or not at all.
     """
     if os.path.lexists(out):
         raise UserError(f"{out} exists; remove it, or choose another --out")
-    before: dict[str, Any] = {}
-    curve = []
-    with new_folder(out) as aside:
-        for share in shares:
-            how = Compression("prune", share, epochs)
-            found = compress(folder, how, aside / str(how), data_dir)
-            before = found.pop("before")
-            curve.append({"share": share, "run": str(out / str(how)), **found})
-    return {"before": before, "curve": curve}
+    hows = [Compression("prune", share, epochs) for share in shares]
+    of = {
+        "weights_sha256": derived.digest(folder),
+        "compression": [compression.to_json(how) for how in hows],
+    }
+    rows = []
+    with unfinished(out, of, resume) as state, new_folder(out) as aside:
+        for how in hows:
+            file = state / f"{how}.json"
+            if not file.exists():
+                shutil.rmtree(state / str(how), ignore_errors=True)  # killed before it was told
+                found = compress(folder, how, state / str(how), data_dir, resume)
+                writing.write_json(file, found)
+            rows.append(
+                {"share": how.share, "run": str(out / str(how)), **runfolder.read_json(file)}
+            )
+        for how in hows:
+            (state / str(how)).rename(aside / str(how))
+    before = [row.pop("before") for row in rows]
+    return {"before": before[0], "curve": rows}
 
 
 def show(rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
@@ -208,6 +259,11 @@ def main(arguments: list[str] | None = None) -> None:
         help="train a pruned tree for so many epochs, all nodes together, before it is written "
         "(default: %(default)s)",
     )
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with what was stopped, of --epochs or several shares (default: off)",
+    )
     add("--data-dir", help="folder of prepared TFDS datasets (default: the run's own)")
     add(
         "--out",
@@ -231,11 +287,15 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError("--prune has a share twice")
     name = f"-{hows[0]}" if len(hows) == 1 else "-pruned"
     out = Path(options.out) if options.out else derived.named(folder, name)
+    if options.epochs or len(hows) > 1:
+        interrupts.resumable("python -m trunk_jax.compress", arguments, "--resume")
+    elif options.resume:
+        raise UserError("--resume goes with --epochs or several shares")
     if len(hows) == 1:
-        value = compress(folder, hows[0], out, options.data_dir)
+        value = compress(folder, hows[0], out, options.data_dir, options.resume)
         show([(str(folder), value["before"]), *_rows(str(out), value)])
     else:
-        value = compress_each(folder, shares, options.epochs, out, options.data_dir)
+        value = compress_each(folder, shares, options.epochs, out, options.data_dir, options.resume)
         rows = [row for found in value["curve"] for row in _rows(found["run"], found)]
         show([(str(folder), value["before"]), *rows])
     if options.json:

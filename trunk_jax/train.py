@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data.base import interrupts
 from data.base.errors import run_command
 from data.run import seeds
 from data.run.options import TrainOptions
@@ -18,9 +19,9 @@ T = TypeVar("T")
 
 def main(arguments: list[str] | None = None) -> None:
     """Train as the flags say. UserError for anything a user can put right."""
-    seeds.train_all(
-        seeds.runs("jax", arguments), lambda one: carry_out(one, then=lambda folder: None)
-    )
+    runs = seeds.runs("jax", arguments)
+    interrupts.resumable("python -m trunk_jax.train", arguments, "--resume")
+    seeds.train_all(runs, lambda one: carry_out(one, then=lambda folder: None))
 
 
 def carry_out(

@@ -43,10 +43,10 @@ def run_command(main: Callable[[], int | None]) -> None:
             code = main() or 0
             sys.stdout.flush()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(f"interrupted{interrupts.advice()}", file=sys.stderr)
         code = 130
     except interrupts.Terminated:
-        print("terminated", file=sys.stderr)
+        print(f"terminated{interrupts.advice()}", file=sys.stderr)
         code = 143
     except BrokenPipeError:  # the reader of our output (head, less) went away
         _drop_output()

@@ -4,10 +4,11 @@ The first signal raises in the main thread, and what was not yet saved is saved 
 The second ends the process where it stands, which is safe as well: files are whole or absent.
 """
 
+import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -23,6 +24,28 @@ _RAISED: dict[int, type[BaseException]] = {
 }
 _received: int | None = None
 _held = 0
+_command: str | None = None
+
+
+def resumable(program: str, arguments: Sequence[str] | None, flag: str = "") -> None:
+    """Say, if this command is stopped, by which command it goes on: its own, with `flag`.
+
+    Args:
+      program: as in the parser, e.g. `python -m trunk_jax.train`.
+      arguments: of `main`; None are those of the process.
+      flag: what is added where it was not given.
+
+    """
+    global _command
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if flag and flag not in words:
+        words.append(flag)
+    _command = f"{program} {shlex.join(words)}".strip()
+
+
+def advice() -> str:
+    """`; go on with: COMMAND` of a command that is `resumable`, else nothing."""
+    return f"; go on with: {_command}" if _command else ""
 
 
 @contextmanager
@@ -31,11 +54,12 @@ def listening() -> Iterator[list[int]]:
 
     A signal that our parent has switched off (nohup, a shell's background job) stays off.
     """
-    global _received
+    global _received, _command
     if threading.current_thread() is not threading.main_thread():
         yield []  # Python handles signals in the main thread alone
         return
     came: list[int] = []
+    _command = None
     before = {number: signal.getsignal(number) for number in _RAISED}
     mine = [number for number, how in before.items() if how not in (signal.SIG_IGN, None)]
 

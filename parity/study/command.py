@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import torch
 
-from data.base import writing
+from data.base import interrupts, writing
 from data.base.writing import save_json
 from data.images.datasets import Dataset
 from data.images.splits import split
@@ -30,6 +30,7 @@ def main(arguments: list[str], inline: bool = False) -> int:
     `inline`: without worker processes. UserError for anything a user can put right.
     """
     options = options_of(arguments)
+    interrupts.resumable("python -m parity.study", arguments)
     backend.start()
     torch_settings.apply()
     settings, out = options.settings, options.out

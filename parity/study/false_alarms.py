@@ -15,7 +15,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from data.base import writing
+from data.base import interrupts, writing
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
 from data.images import datasets
@@ -106,6 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
         for backbone in options.backbones
         for dtype in options.dtypes
     ]
+    interrupts.resumable("python -m parity.study.false_alarms", arguments)
     with runfolder.lock(out):
         runfolder.create(out, {"format": runfolder.FORMAT, "study": settings}, resume=True)
         # as the study's: results depend on no number of cores
