@@ -69,6 +69,8 @@ def test_a_combination_of_values_is_a_job_and_the_trees_are_those_of_their_file(
     trees.write_text(
         '[[tree]]\nrecipe = "efficient"\ndataset = "svhn"\nbackbones = ["resnet", "monolith"]\n'
         "seeds = [3, 4]\nneeds = 5\n"
+        '[[tree]]\nrecipe = "of/single.toml"\ndataset = "svhn"\nbackbones = ["resnet"]\n'
+        'grouping = "one"\nseeds = [3]\nneeds = 5\n'
     )
     first, second = plan.stages(file, trees)
     assert [job.name for job in first.jobs] == ["n-1-p", "n-1-q", "n-2-p", "n-2-q"]
@@ -77,10 +79,19 @@ def test_a_combination_of_values_is_a_job_and_the_trees_are_those_of_their_file(
     assert [job.name for job in second.jobs] == [
         "svhn-efficient-resnet-seed3",
         "svhn-efficient-monolith-seed3",
+        "svhn-single-resnet-one-seed3",
         "svhn-efficient-resnet-seed4",
         "svhn-efficient-monolith-seed4",
     ]
-    assert second.jobs[3].command[6:10] == ("monolith", "--seed", "4", "--data-dir")
+    assert second.jobs[4].command[6:10] == ("monolith", "--seed", "4", "--data-dir")
+    assert second.jobs[2].command[4:10] == (
+        "of/single.toml",
+        "--backbone",
+        "resnet",
+        "--grouping",
+        "one",
+        "--seed",
+    )
     file.write_text(stage + f"[[stage.job]]\n{row}\n[[stage.job]]\n{row}")
     with pytest.raises(UserError, match="two jobs are called n-<a>-<b>"):
         plan.stages(file, trees)

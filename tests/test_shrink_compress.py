@@ -334,8 +334,8 @@ def test_a_curve_of_shares_with_training_after_pruning(finished, tmp_path, capsy
         right = [row[when]["accuracy"]["test"]["correct"] for when in ("untrained", "after")]
         assert right[0] < right[1]
         for name, node in row["untrained"]["nodes"].items():
-            for cost in ("parameters", "multiply_adds"):
-                assert node[cost] == row["after"]["nodes"][name][cost]
+            for count in ("parameters", "multiply_adds"):
+                assert node[count] == row["after"]["nodes"][name][count]
         evaluate.main([row["run"], "--json", str(file)])
         assert json.loads(file.read_text())["correct"] == right[1]
         trunk_torch_ref.evaluate.main([row["run"], "--json", str(file)])

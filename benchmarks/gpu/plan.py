@@ -29,6 +29,7 @@ _TREE: reading.Form = {
     "backbones": [str],
     "seeds": [int],
     "needs": float,
+    "grouping?": str,
 }
 
 
@@ -125,11 +126,23 @@ def _filled(values: list[tuple[str, str]], text: str) -> str:
 
 
 def _trees(file: Path) -> Iterator[Job]:
-    """Trainings of whole trees, and of the networks that they are compared with."""
+    """Trainings of whole trees, and of the networks that they are compared with.
+
+    Each with its first seed, then each with its second: a comparison needs one of all of them.
+    """
     first = True
-    for row in _read(file, {"tree": [_TREE]})["tree"]:
-        for seed, backbone in itertools.product(row["seeds"], row["backbones"]):
-            name = f"{row['dataset']}-{row['recipe']}-{backbone}-seed{seed}"
+    rows = _read(file, {"tree": [_TREE]})["tree"]
+    for place in range(max(len(row["seeds"]) for row in rows)):
+        for row, backbone in [
+            (each, backbone)
+            for each in rows
+            for backbone in each["backbones"]
+            if place < len(each["seeds"])
+        ]:
+            seed = row["seeds"][place]
+            grouping = ("--grouping", row["grouping"]) if "grouping" in row else ()
+            kind = "-".join([Path(row["recipe"]).stem, backbone, *grouping[1:]])
+            name = f"{row['dataset']}-{kind}-seed{seed}"
             command = (
                 "trunk_jax.train",
                 "--dataset",
@@ -138,6 +151,7 @@ def _trees(file: Path) -> Iterator[Job]:
                 row["recipe"],
                 "--backbone",
                 backbone,
+                *grouping,
                 "--seed",
                 str(seed),
                 "--data-dir",
@@ -146,7 +160,11 @@ def _trees(file: Path) -> Iterator[Job]:
                 "{runs}/" + name,
                 "--resume",
             )
-            what = f"{row['dataset']}, recipe {row['recipe']}, {backbone}, seed {seed}"
+            what = ", ".join(
+                [row["dataset"], f"recipe {row['recipe']}", backbone]
+                + ([f"grouping {row['grouping']}"] if grouping else [])
+                + [f"seed {seed}"]
+            )
             # digits in their place, which need no data
             rehearsed = ("--dataset", "digits", "--epochs", "1", "--limit", "64")
             dry = rehearsed if first else None
