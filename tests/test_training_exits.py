@@ -26,6 +26,7 @@ from trunk_jax import compress
 from trunk_jax import nodes as jax_nodes
 from trunk_jax.inference import route as jax_route
 from trunk_jax.inference.model import Model as JaxModel
+from trunk_jax.inference.single import program_of
 from trunk_jax.layers.basic import EVAL
 from trunk_jax.network import exchange as jax_exchange
 from trunk_jax.network.network import apply, split
@@ -295,6 +296,20 @@ def test_images_stop_where_the_rule_says(networks, scores, framework, name):
     assert lengths[2] >= few[0]
     assert lengths[1] >= few[1]
     assert name != "two branches" or (lengths[3:] > 0).any()
+
+
+@pytest.mark.parametrize("name", ["to the end", "thresholds"])
+def test_the_program_for_one_image_stops_where_the_rule_says(networks, scores, name):
+    rule = RULES[name]
+    model = JaxModel(replace(RECIPE, exits=Exits()), TREE, networks[0], stopping=rule)
+    program = jax.jit(program_of(model))
+    wanted, met = walked(scores, rule)
+    for image, shares, nodes in zip(images()[:30], wanted, met, strict=False):
+        label, probability, path = map(np.asarray, program(image))
+        assert label == shares.argmax()
+        np.testing.assert_allclose(probability, shares.max(), rtol=2e-4)  # as above
+        deepest = max(nodes, key=len)
+        assert path.tolist() == [*deepest, *[-1] * (TREE.depth - len(deepest))]
 
 
 def test_a_second_branch_where_nodes_score_groups():

@@ -54,8 +54,13 @@ def need_none(tree: Tree, rule: Stopping, what: str) -> None:
     if tree.exits:
         raise UserError(
             f"{what} does not take trees with exits yet, whose nodes score classes; evaluate, "
-            "predict and load do"
+            "predict, export and load do"
         )
+    need_one_branch(rule, what)
+
+
+def need_one_branch(rule: Stopping, what: str) -> None:
+    """UserError if by the rule images may visit two branches, which `what` does not know."""
     if rule.second is not None:
         raise UserError(
             f"{what} knows no second branch; take {FILE} out of the run folder, or make it anew "

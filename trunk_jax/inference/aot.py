@@ -19,6 +19,7 @@ import numpy as np
 from data.base import writing
 from data.base.errors import UserError
 from data.images.cache import optional_root
+from data.inference import stopping
 from data.run import runfolder
 from trunk_jax.machine.memory import compile_for_one_image
 
@@ -91,7 +92,8 @@ def _digest(*parts: bytes) -> str:
 def _key(run: Path) -> str:
     """A hash of the run, the sources, the versions and the device."""
     runfolder.read_config(run)  # a clear word if it is none
-    files = [run / "config.json", run / "tree.json", *sorted((run / "weights").glob("*"))]
+    files = [run / name for name in ("config.json", "tree.json", stopping.FILE)]
+    files += sorted((run / "weights").glob("*"))
     house = Path(__file__).parents[2]
     for package in PACKAGES:
         files += sorted((house / package).rglob("*.py"))

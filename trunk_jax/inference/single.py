@@ -5,12 +5,14 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, UInt8
 
 from data.images.augmentation import Augmentation
 from data.inference import stopping
 from data.inference.model import Model
+from data.inference.stopping import Stopping
 from data.tree.hierarchy import ROOT, Node, Tree
 from trunk_jax.machine.memory import compile_for_one_image
 from trunk_jax.network.augment import prepare
@@ -23,8 +25,9 @@ def compile_single(model: Model) -> Callable[[UInt8[Array, "h w c"]], Answer]:
     """A function of one image, uint8 [h, w, c], compiled ahead of its first call.
 
     It returns (label, probability, path): the class, the product of the probabilities of the
-    decisions that led to it, and the decision at each depth, -1 below the leaf. The weights
-    are a part of the program. With JAX's persistent compilation cache switched on
+    decisions that led to it, and the decision at each depth, -1 below the leaf. In a tree with
+    exits the probability is the class's, and the path the branches that the image went on to, -1
+    from where it stopped. The weights are a part of the program. With JAX's persistent compilation cache switched on
     (`jax_compilation_cache_dir`) a later process loads the program instead of compiling it.
     """
     image = jax.ShapeDtypeStruct(model.image_shape, jnp.uint8)
@@ -38,9 +41,11 @@ def program_of(model: Model) -> Callable[[UInt8[Array, "h w c"]], Answer]:
     call, which takes a tenth of a mobilenet tree's time for an image.
     """
     recipe, tree, networks = model.recipe, model.tree, model.networks
-    stopping.need_none(tree, model.stopping, "a program for one image")
+    stopping.need_one_branch(model.stopping, "a program for one image")
     weights = {tree.names[node]: networks[node] for node in tree.nodes}
     dtype = str(dtype_of(networks[ROOT]))
+    if tree.exits:
+        return partial(_stop_early, model.stopping, tree, recipe.mean, recipe.std, dtype, weights)
     return partial(_follow, tree, recipe.mean, recipe.std, dtype, weights)
 
 
@@ -75,3 +80,42 @@ def _follow(
 
     x = prepare(image[None], {}, Augmentation(), mean, std, dtype)
     return visit(ROOT, jnp.zeros((), x.dtype), jnp.full(depth, -1, jnp.int32), x)
+
+
+def _stop_early(
+    rule: Stopping,
+    tree: Tree,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    dtype: str,
+    networks: dict[str, Network],
+    image: UInt8[Array, "h w c"],
+) -> Answer:
+    """As `_follow`, of a tree with exits: `data.inference.model.distribution` in a program."""
+
+    def visit(node: Node, shares: Array, path: Array, x: Array) -> tuple[Array, Array]:
+        """(Probability of each class, path) once the image has met `node` and those below it."""
+        name, members = tree.names[node], np.array(tree.members(node))
+        (features, scores), _ = apply(networks[name], x)
+        mine = jax.nn.softmax(scores[0] / rule.temperature(name))
+        reached = shares[members].sum()
+        shares = shares.at[members].set(mine * reached)
+        branches = jnp.stack([mine[np.array(each)].sum() for each in tree.columns(node)])
+        best, unsure = branches.argmax(), mine.max() < rule.threshold(name)
+
+        def stop(shares: Array, path: Array, features: Array) -> tuple[Array, Array]:
+            return shares, path
+
+        children = {child[-1]: partial(visit, child) for child in tree.children(node)}
+        ways = [stop, *children.values()]
+        way_of = np.zeros(len(branches), np.int32)  # of a branch, 0 for a single class
+        way_of[list(children)] = np.arange(1, len(ways))
+        way = jnp.where(unsure, jnp.asarray(way_of)[best], 0)
+        went = jnp.where(way > 0, best, -1).astype(jnp.int32)
+        return jax.lax.switch(way, ways, shares, path.at[len(node)].set(went), features)
+
+    x = prepare(image[None], {}, Augmentation(), mean, std, dtype)
+    start = jnp.zeros(len(tree.paths), x.dtype).at[0].set(1)  # the root's classes have 1 together
+    shares, path = visit(ROOT, start, jnp.full(tree.depth, -1, jnp.int32), x)
+    label = shares.argmax().astype(jnp.int32)
+    return label, shares[label], path
