@@ -16,11 +16,15 @@ from data.base import writing
 from data.images.augmentation import Augmentation
 from data.images.datasets import load
 from data.images.splits import split
+from data.inference import curve, stopping
+from data.inference.stopping import Stopping
 from data.recipes import recipe as recipes
+from data.recipes.recipe import Exits
 from data.run import results, runfolder
-from data.tree import hierarchy
+from data.tree import hierarchy, metrics
 from data.tree.hierarchy import ROOT
 from trunk_jax import framework, nodes
+from trunk_jax.inference import route
 from trunk_jax.inference.model import Model
 from trunk_jax.layers.basic import BatchNorm
 from trunk_jax.network.augment import prepare
@@ -29,6 +33,7 @@ from trunk_jax.network.network import Network, apply, merge
 from trunk_jax.network.network import split as as_value
 
 TREE = hierarchy.regroup(hierarchy.bare(10), ROOT, fixed_groups(range(10)))
+WITH_EXITS = replace(TREE, exits=True)
 
 
 def recipe_of(backbone):
@@ -64,8 +69,9 @@ def networks(recipe, tree, images, seed=0):
         network = as_value(module)
         (features, scores), _ = jax.jit(apply)(network, x)
         found[node] = _centred(network, np.asarray(scores))
-        chosen = np.asarray(scores - scores.mean(0)).argmax(1)
-        for output in range(tree.width(node)):
+        centred = metrics.softmax(np.asarray(scores - scores.mean(0)))
+        chosen = curve.branch_shares(tree, node, centred).argmax(1)
+        for output in range(len(tree.branches(node))):
             child, mine = (*node, output), np.flatnonzero(chosen == output)
             inputs[child], places[child] = features[mine], places[node][mine]
             if child in tree.paths:
@@ -91,12 +97,35 @@ def test_images():
     return split(load("digits"), recipe.protocol, recipe.seed, recipe.limit).test
 
 
-def write_run(folder, backbone, flat=False):
-    """A finished run in `folder`, as `train` leaves it but for what only a training has."""
+def stopping_half(model, images):
+    """A rule by which about half of the images stop at the root of a tree with exits.
+
+    Scores are divided by so much that probabilities are neither all alike nor 0 or 1.
+    """
+    scores = route.scores(model, images)[ROOT]
+    heat = float(scores.std(1).mean()) / 2
+    sure = metrics.softmax(scores / heat).max(1)
+    return Stopping(
+        dict.fromkeys((model.tree.names[n] for n in model.tree.nodes), heat),
+        {"root": float(np.sort(sure)[len(sure) // 2 :][:2].mean())},  # no image's own
+    )
+
+
+def write_run(folder, backbone, flat=False, exits=False):
+    """A finished run in `folder`, as `train` leaves it but for what only a training has.
+
+    With `exits` its nodes score classes, and half of the images stop at the root.
+    """
     recipe, tree = recipe_of(backbone), hierarchy.bare(10) if flat else TREE
+    if exits:
+        recipe, tree = replace(recipe, exits=Exits()), WITH_EXITS
     dataset = load("digits")
     parts = split(dataset, recipe.protocol, recipe.seed, recipe.limit)
     found, labels = networks(recipe, tree, parts.test.images)
+    if exits:
+        model = Model(recipe, tree, found)
+        labels = route.predict(model, parts.test.images).labels
+        stopping.write(folder, stopping_half(model, parts.test.images), {"for": "tests"})
     config = {"format": runfolder.FORMAT, "framework": "jax", "recipe": recipes.to_json(recipe)}
     writing.write_json(folder / "config.json", config)
     runfolder.write_tree(folder, tree)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import random_trees
 from conftest import fixed_groups
 from PIL import Image
 
@@ -22,6 +23,7 @@ import data.tree.drawing
 from data.base.errors import UserError
 from data.images import datasets
 from data.images.splits import split
+from data.inference import stopping
 from data.inference.model import Model, Visit, answer, predictions
 from data.recipes import recipe
 from data.run import runfolder
@@ -212,6 +214,17 @@ def test_nodes_are_named(model):
     with pytest.raises(UserError, match="no node 'sg7'; the nodes: root, sg1, sg4"):
         model.features(np.zeros((1, 8, 8, 1), np.uint8), "sg7")
     assert model._node("sg4") == model._node((2,)) == (2,)
+
+
+def test_a_loaded_tree_stops_where_its_folder_says(tmp_path):
+    run = random_trees.write_run(tmp_path / "run", "resnet", exits=True)
+    images, found = random_trees.test_images().images, []
+    for package in ("trunk_jax", "trunk_torch_ref"):
+        loaded = importlib.import_module(package).load(run)
+        assert loaded.stopping == stopping.read(run, loaded.tree) != stopping.Stopping()
+        found.append(loaded.predict(images).paths.tolist())
+    assert found[0] == found[1]
+    assert {len(path) for path in found[0]} == {1, 2}
 
 
 def test_a_shipped_tree_is_found_by_name(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 import headless  # noqa: E402
 import random_trees  # noqa: E402
 
+import trunk_jax  # noqa: E402
 from data.run import runfolder  # noqa: E402
 from trunk_jax import export  # noqa: E402
 
@@ -184,6 +185,13 @@ def test_the_page_says_what_python_says_and_lights_the_path(tree, installed, tmp
     model = onnx.load(folder / "tree.onnx")
     next(entry for entry in model.metadata_props if entry.key == "turned").value = "yes"
     onnx.save(model, installed / "turned.onnx")
+    run = random_trees.write_run(tmp_path / "exits", "resnet", exits=True)
+    export.main([str(run), "--format", "onnx", "--out", str(installed / "exits.onnx")])
+    early = trunk_jax.load(run).predict(images)
+    lengths = np.array([len(path) for path in early.paths])
+    places = {name: int(np.flatnonzero(lengths == k)[0]) for name, k in (("stops", 1), ("goes", 2))}
+    for name, place in places.items():
+        Image.fromarray(images[place, ..., 0]).save(installed / f"{name}.png")
     shutil.copy(Path(__file__).parent / "browser_driver.html", installed / "driver.html")
     results, asked = in_the_browser(installed, tmp_path)
     assert "error" not in results, results["error"]
@@ -208,13 +216,21 @@ def test_the_page_says_what_python_says_and_lights_the_path(tree, installed, tmp
     turned = pixels.transpose(1, 0, 2)
     assert results["turned"]["pixels"] == turned.ravel().tolist()
     check(results["turned"], turned)
+    for name, place in places.items():  # its nodes are lit, and its class
+        share = f"{100 * early.confidence[place]:.1f} %"
+        way = " > ".join(early.paths[place])
+        assert results[name]["answer"] == f"{early.names[place]} {share} ({way})"
+        leaf = ",".join(map(str, of.paths[early.labels[place]]))
+        nodes = {"", leaf.split(",")[0]} if name == "goes" else {""}
+        assert set(results[name]["lit"]) == nodes | {leaf}
     assert results["text"]["answer"] == "x.txt is no image that this browser can read"
     assert results["model"]["answer"] == "this file is no exported tree"
     told = "there is no none.onnx beside this page; choose a tree below"
     assert results["none"]["answer"] == told
-    pages = {"driver.html", "index.html", "favicon.ico", "x.png", "node_modules"}
+    pages = {"driver.html", "index.html", "favicon.ico", "node_modules"}
+    pages |= {"x.png", "stops.png", "goes.png"}
     modules = {file.name for file in EXAMPLES.glob("browser/*.mjs")}
-    models = {"tree.onnx", "turned.onnx", "none.onnx"}
+    models = {"tree.onnx", "turned.onnx", "exits.onnx", "none.onnx"}
     asked_for = {path.split("?")[0].split("/")[1] for path in asked}
     assert asked_for <= pages | modules | models
     assert modules <= asked_for

@@ -14,6 +14,8 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("huggingface_hub")
 
+import jax
+import jax.export
 import numpy as np
 import random_trees
 import yaml
@@ -32,6 +34,12 @@ HOUSE = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return random_trees.write_run(tmp_path_factory.mktemp("run") / "run", "vgg")
+
+
+@pytest.fixture(scope="module")
+def with_exits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exits") / "run"
+    return random_trees.write_run(folder, "resnet", exits=True)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +81,35 @@ def test_examples_run_with_numpy_and_onnxruntime_alone(run, expected, tmp_path):
     names = runfolder.read_tree(run).names
     loaded = [f"{names[tuple(path[:depth])]}.onnx" for depth in range(len(path))]
     assert words == f"{label} loaded {' '.join(loaded)}\n"
+
+
+def test_a_tree_with_exits_is_followed_from_file_to_file(with_exits, tmp_path):
+    """Of images that stop at the root, and such as go on, what is loaded and said."""
+    export.main([str(with_exits), "--format", "onnx", "--per-node", "--out", str(tmp_path / "t")])
+    assert json.loads((tmp_path / "t" / "tree.json").read_text())["format"] == 2
+    images, found = random_trees.test_images().images, trunk_jax.load(with_exits)
+    told = found.predict(images)
+    lengths = np.array([len(path) for path in told.paths])
+    for place in (int(np.flatnonzero(lengths == length)[0]) for length in (1, 2)):
+        np.save(tmp_path / "x.npy", images[place])
+        words = printed(HOUSE / "examples" / "on_demand.py", tmp_path / "t", tmp_path / "x.npy")
+        files = " ".join(f"{name}.onnx" for name in told.paths[place])
+        assert words == f"{told.names[place]} loaded {files}\n"
+
+
+def test_stablehlo_of_a_tree_with_exits(with_exits, tmp_path):
+    export.main([str(with_exits), "--format", "stablehlo", "--out", str(tmp_path / "p")])
+    images = random_trees.test_images().images[:40]
+    told = trunk_jax.load(with_exits).predict(images)
+    exported = jax.export.deserialize(
+        bytearray((tmp_path / "p" / "program.stablehlo").read_bytes())
+    )
+    for image, label, share, nodes in zip(
+        images, told.labels, told.confidence, told.paths, strict=True
+    ):
+        mine = exported.call(image)
+        assert (int(mine[0]), len(nodes)) == (label, 1 + int((np.asarray(mine[2]) >= 0).sum()))
+        assert float(mine[1]) == pytest.approx(share, abs=1e-5)
 
 
 def test_stablehlo_runs_with_jax_alone(run, expected, tmp_path):

@@ -16,10 +16,13 @@ from flax import nnx  # noqa: E402
 from data.base.errors import UserError  # noqa: E402
 from data.run import runfolder  # noqa: E402
 from data.tree.hierarchy import ROOT, ancestors  # noqa: E402
+from data.tree.metrics import softmax  # noqa: E402
 from trunk_jax import export  # noqa: E402
 from trunk_jax.inference import route  # noqa: E402
+from trunk_jax.inference.single import compile_single  # noqa: E402
 from trunk_jax.interchange import (  # noqa: E402
     decisions,
+    exits,
     extra,
     onnx_export,
     onnx_model,
@@ -34,12 +37,14 @@ from trunk_jax.network.network import merge, split  # noqa: E402
 from trunk_jax.shrink.quantized import quantize as as_int8  # noqa: E402
 
 BACKBONES = ("vgg", "mobilenet")
+EXITS = "resnet with exits"
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    return {name: random_trees.write_run(folder / name, name) for name in BACKBONES}
+    made = {name: random_trees.write_run(folder / name, name) for name in BACKBONES}
+    return made | {EXITS: random_trees.write_run(folder / EXITS, "resnet", exits=True)}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +65,7 @@ def images():
     return random_trees.test_images().images
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", [*BACKBONES, EXITS])
 def test_a_tree_decides_as_ours_does_in_batches_and_alone(trained, models, images, backbone):
     """Probabilities: 2 units of the largest score's rounding a node is 1e-5 with scores of 20."""
     each, running = trained[backbone], runtime.session(models[backbone])
@@ -97,6 +102,22 @@ def test_probabilities_are_those_of_the_last_node(trained, models, images, backb
         assert np.allclose(found["probabilities"][place], expected, rtol=0, atol=1e-5)
         assert found["probabilities"][place].sum() == pytest.approx(last, abs=1e-5)
     assert seen == {1, 2}
+
+
+def test_probabilities_of_a_tree_with_exits_are_those_of_the_last_node_that_knows_a_class(
+    trained, models, images
+):
+    each = trained[EXITS]
+    found = runtime.predict(runtime.session(models[EXITS]), images)
+    ours = each.model.predict(images)
+    assert np.allclose(found["probabilities"], ours.probabilities, rtol=0, atol=1e-5)
+    assert [len(path) for path in ours.paths] == (1 + (found["path"] >= 0).sum(1)).tolist()
+    stopped = found["path"][:, 0] < 0
+    assert 150 < stopped.sum() < 330  # half, and those whose branch is a class
+    one = int(np.flatnonzero(~stopped)[0])
+    (label, share, path) = map(np.asarray, compile_single(each.model)(images[one]))
+    assert (label, path.tolist()) == (found["label"][one], found["path"][one].tolist())
+    assert np.allclose(share, found["probability"][one], rtol=0, atol=1e-5)
 
 
 def test_an_image_is_computed_by_the_nodes_on_its_path_alone(trained, models, images, tmp_path):
@@ -203,6 +224,7 @@ def test_a_file_a_node_needs_only_the_files_on_the_way(runs, trained, images, tm
                 return end["label"]
             name = end["node"]
 
+    assert about["format"] == 1
     first = int(np.flatnonzero(ours == 1)[0])
     assert follow(images[first]) == 1
     assert set(loaded) == {"root"}
@@ -275,6 +297,58 @@ def test_an_int8_run_of_ours_is_written_as_what_it_stands_for(trained, images):
 
 
 # --- what is refused
+
+
+def test_a_file_of_a_tree_with_exits_decides_as_the_run_in_float32_and_int8(runs, tmp_path):
+    words = [str(runs[EXITS]), "--format", "onnx", "--int8", "--json", str(tmp_path / "j")]
+    export.main([*words, "--out", str(tmp_path / "x.onnx")])
+    result = runfolder.read_json(tmp_path / "j")
+    assert (result["ties"], result["int8"]["left_in_float32"]) == (0, [])
+    assert result["int8"]["equal"] > 300  # as above
+
+
+@pytest.mark.parametrize("fault", ["threshold", "temperature", "branch"])
+def test_an_export_that_stops_elsewhere_is_refused(runs, tmp_path, monkeypatch, fault):
+    real = exits.at_node
+
+    def wrong(tree, rule, graph, node, *rest):
+        if fault == "branch":  # the children's classes are exchanged
+            return real(replace(tree, paths=tree.paths[::-1]), rule, graph, node, *rest)
+        change = {
+            "threshold": {"thresholds": {"root": 0.97 * rule.threshold("root")}},
+            "temperature": {"temperatures": {}},
+        }[fault]
+        return real(tree, replace(rule, **change), graph, node, *rest)
+
+    monkeypatch.setattr(exits, "at_node", wrong)
+    with pytest.raises(UserError, match=r"nothing is written: .* otherwise than the run on"):
+        export.main([str(runs[EXITS]), "--format", "onnx", "--out", str(tmp_path / "x.onnx")])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_threshold_within_rounding_is_a_tie(trained, models, images):
+    """The image's largest probability is the threshold itself: it may stop or go on."""
+    each = trained[EXITS]
+    rule = each.model.stopping
+    goes_on = runtime.predict(runtime.session(models[EXITS]), images)
+    place = int(np.flatnonzero(goes_on["path"][:, 0] >= 0)[0])
+    image, goes_on = images[place : place + 1], _rows(goes_on, place)
+
+    def with_threshold(share):
+        stops = replace(rule, thresholds={"root": share})
+        return replace(each, model=replace(each.model, stopping=stops))
+
+    always = with_threshold(0.0)
+    model = onnx_model.whole_model(always, onnx_model.node_models(always))
+    stopped = runtime.predict(runtime.session(model), image)
+    assert stopped["path"][0, 0] < 0
+    scores = route.scores(each.model, image)[ROOT]
+    sure = float(softmax(scores / rule.temperature("root")).max())
+    for found in (goes_on, stopped):  # one of them is ours
+        assert not len(decisions.compare(with_threshold(sure), image, found).different)
+    for share, found in ((0.999 * sure, goes_on), (1.001 * sure, stopped)):
+        compared = decisions.compare(with_threshold(share), image, found)
+        assert (list(compared.different), list(compared.ties)) == ([0], [])
 
 
 @pytest.mark.parametrize("fault", random_trees.FAULTS)

@@ -1,5 +1,7 @@
 """The third runtime in the proof: onnxruntime passes, and faults planted in the file are caught."""
 
+from dataclasses import replace
+
 import pytest
 
 pytest.importorskip("onnx")
@@ -14,7 +16,7 @@ from parity import check
 from parity.checks.exported import check_exported
 from parity.checks.exported_nodes import check_node
 from parity.pairs.families import FAMILIES
-from trunk_jax.interchange import layers, onnx_model
+from trunk_jax.interchange import exits, layers, onnx_model
 from trunk_jax.interchange.trained import of_run
 from trunk_torch_ref.inference import load
 
@@ -64,6 +66,21 @@ def test_the_third_runtime_is_within_rounding_of_the_truth(runs, backbone):
     assert all(check.passed for check in checks), checks
     assert 0 < checks[2].share < 4  # an error was measured, and it is within the model
     assert "0 of 96 images are closer" in checks[0].detail
+
+
+def test_a_tree_with_exits_and_a_rule_that_the_file_does_not_follow(tmp_path, monkeypatch):
+    subject = subject_of(random_trees.write_run(tmp_path / "run", "resnet", exits=True))
+    checks = checks_of(subject)
+    assert all(check.passed for check in checks), checks
+    real = exits.at_node
+
+    def later(tree, rule, *rest):
+        share = min(1.0, 1.03 * rule.threshold("root"))
+        return real(tree, replace(rule, thresholds={"root": share}), *rest)
+
+    monkeypatch.setattr(exits, "at_node", later)
+    failed = {check.what.split(",")[0] for check in checks_of(subject) if not check.passed}
+    assert failed >= {"paths", "probabilities"}
 
 
 @pytest.mark.parametrize("fault", random_trees.FAULTS)

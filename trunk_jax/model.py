@@ -89,7 +89,7 @@ def load(run: str | Path) -> Model:
 
     """
     found = load_run(run_of(run))
-    return Model(found.recipe, found.tree, found.networks, found.folder)
+    return Model(found.recipe, found.tree, found.networks, found.folder, found.stopping)
 
 
 def grow(

@@ -92,6 +92,15 @@ def log_softmax(scores: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
     return result
 
 
+def branch_shares(
+    tree: Tree, node: Node, shares: Float[np.ndarray, "n outputs"]
+) -> Float[np.ndarray, "n branches"]:
+    """The probability of each branch of a node, from those of its outputs."""
+    if not tree.exits:
+        return shares
+    return np.stack([shares[:, np.array(each)].sum(1) for each in tree.columns(node)], axis=1)
+
+
 def visits(tree: Tree, scores: Scores, rule: Stopping) -> Iterator[Visit]:
     """The visits that a rule makes of the scores of every node."""
 
@@ -99,11 +108,10 @@ def visits(tree: Tree, scores: Scores, rule: Stopping) -> Iterator[Visit]:
         name = tree.names[node]
         likelihoods = log_softmax(scores[node][places].astype(np.float64) / rule.temperature(name))
         shares = np.exp(likelihoods)
-        branches, deeper, open_ways = shares, np.ones(shares.shape[1], bool), True
+        branches = branch_shares(tree, node, shares)
+        deeper, open_ways = np.ones(branches.shape[1], bool), True
         if tree.exits:
-            columns = tree.columns(node)
-            branches = np.stack([shares[:, np.array(each)].sum(1) for each in columns], axis=1)
-            deeper = np.array([(*node, k) not in tree.paths for k in range(len(columns))])
+            deeper = np.array([(*node, k) not in tree.paths for k in range(len(deeper))])
             open_ways = shares.max(1) < rule.threshold(name)
         rows = np.arange(len(places))
         best = branches.argmax(1)

@@ -63,6 +63,18 @@ class Predictions:
     met: Bool[np.ndarray, "n nodes"]
 
 
+def paths_met(tree: Tree, met: Bool[np.ndarray, "n nodes"]) -> Int[np.ndarray, "n depth"]:
+    """In a tree with exits, the branch that each image went on to at each depth, -1 where to none.
+
+    `met`: as in `Predictions`, of images that visit one branch a node.
+    """
+    nodes = tree.nodes
+    padded = np.array([[*node, *[-1] * (tree.depth - len(node))] for node in nodes])
+    length = np.array([len(node) for node in nodes])
+    result: np.ndarray = padded[np.where(met, length, -1).argmax(1)]
+    return result
+
+
 def predictions(tree: Tree, visits: Iterable[Visit], count: int) -> Predictions:
     """What visits of `count` images come to; of an image, a node's comes before its children's."""
     met = np.zeros((count, len(tree.nodes)), bool)

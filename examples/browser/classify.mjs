@@ -8,7 +8,7 @@ import { fit, inkOf } from "./fitting.mjs"
 
 const at = (id) => document.getElementById(id)
 const sheet = at("sheet"), pen = sheet.getContext("2d", { willReadFrequently: true })
-let tree // { session, classes, paths, names, shape, options }
+let tree // { session, classes, paths, names, exits, shape, options }
 
 ort.env.wasm.numThreads = 1 // more need a server that sends headers for isolation
 
@@ -32,11 +32,11 @@ async function load(bytes) {
   const about = metadata(bytes)
   if (!about.tree) throw Error("this file is no exported tree")
   const session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] })
-  const { targets, nodes } = JSON.parse(about.tree)
+  const { targets, nodes, exits } = JSON.parse(about.tree)
   const classes = JSON.parse(about.classes)
   const [, ...shape] = session.inputMetadata[0].shape
   tree = {
-    session, classes, shape,
+    session, classes, shape, exits,
     paths: classes.map((_, label) => targets[label]),
     names: Object.fromEntries(Object.entries(nodes).map(([name, path]) => [path.join(), name])),
     options: { lightStrokes: about.light_strokes === "yes", turned: about.turned === "yes" },
@@ -54,8 +54,9 @@ async function classify(source, box) {
   const image = new ort.Tensor("uint8", pixels, [1, ...tree.shape])
   const { label, probability, path } = await tree.session.run({ image })
   const way = Array.from(path.data, Number).filter((step) => step >= 0)
-  light(at("tree"), way)
-  const met = way.map((_, depth) => tree.names[way.slice(0, depth).join()])
+  light(at("tree"), way, tree.paths[Number(label.data[0])])
+  // with exits the way is one from node to node, else it ends in the class
+  const met = (tree.exits ? [...way, 0] : way).map((_, n) => tree.names[way.slice(0, n).join()])
   say("answered", `${tree.classes[Number(label.data[0])]} ` +
     `${(100 * probability.data[0]).toFixed(1)} % (${met.join(" > ")})`)
 }
@@ -63,7 +64,7 @@ async function classify(source, box) {
 function clear() {
   pen.fillStyle = "white"
   pen.fillRect(0, 0, sheet.width, sheet.height)
-  light(at("tree"), [])
+  light(at("tree"))
   at("answer").textContent = ""
 }
 

@@ -35,11 +35,14 @@ export function draw(svg, { classes, paths, names }) {
     svg.setAttribute(name, value)
 }
 
-/** Lights up a path, step by step; an empty one puts all lights out. */
-export function light(svg, path) {
+/** Lights up a path and the class `leaf` that it led to, step by step; without them all are out. */
+export function light(svg, path, leaf) {
   for (const part of svg.children) {
     const key = part.dataset.path, depth = key ? key.split(",").length : 0
-    part.classList.toggle("lit", path.length > 0 && starts(path.join(), key ? key.split(",") : []))
+    const passed = path && starts(path.join(), key ? key.split(",") : [])
+    // an image that stopped early knows its class without the way to it
+    const answer = leaf && key === leaf.join() && part.tagName !== "path"
+    part.classList.toggle("lit", Boolean(passed || answer))
     part.style.transitionDelay = `${0.4 * depth}s`
   }
 }

@@ -14,7 +14,9 @@ import onnx
 import torch
 
 from data.images.augmentation import Augmentation
-from data.inference.model import Model
+from data.inference import curve
+from data.inference.closeness import too_close
+from data.inference.model import Model, distribution, paths_met, predictions
 from data.tree.hierarchy import ROOT, Node, Tree
 from parity.checks import tolerance
 from parity.checks.growth import error_of_scores
@@ -71,7 +73,9 @@ def check_exported(
         )
     ]
     # dlog p = ds - sum p ds: at most twice the largest error of a score, at each node of the path
-    allowed = 2 * truth.error[0] * theirs.tree.depth + PROBABILITY * tolerance.UNIT
+    tree, rule = theirs.tree, theirs.stopping
+    coldest = min(rule.temperature(tree.names[node]) for node in tree.nodes)
+    allowed = 2 * truth.error[0] / coldest * tree.depth + PROBABILITY * tolerance.UNIT
     away = np.abs(found["probabilities"] - truth.probabilities)[~close].max(initial=0.0)
     taken = truth.probabilities[np.arange(len(images)), truth.labels]
     away = max(float(away), float(np.abs(found["probability"] - taken)[~close].max(initial=0.0)))
@@ -101,6 +105,8 @@ def check_exported(
 
 def truth_of(theirs: Model, model: onnx.ModelProto, images: np.ndarray) -> Truth:
     """Follow the images in float64, and beside it in the file's own nodes, one by one."""
+    if theirs.tree.exits:
+        return _truth_with_exits(theirs, model, images)
     tree, recipe = theirs.tree, theirs.recipe
     exact = {node: copy.deepcopy(net).double().eval() for node, net in theirs.networks.items()}
     sessions = {
@@ -148,6 +154,44 @@ def truth_of(theirs: Model, model: onnx.ModelProto, images: np.ndarray) -> Truth
         away = float(np.abs(x - x64.numpy()).max()) / float(x64.abs().max())
         largest[2] = max(largest[2], away)
         visit(ROOT, x64, x, np.arange(first, first + len(part)), np.ones(len(part)))
+    return Truth(labels, paths, probabilities, close, (largest[0], largest[1]), largest[2])
+
+
+def _truth_with_exits(theirs: Model, model: onnx.ModelProto, images: np.ndarray) -> Truth:
+    """As `truth_of`; every node is asked about every image, and the rule followed on its scores."""
+    tree, recipe, rule = theirs.tree, theirs.recipe, theirs.stopping
+    exact = {node: copy.deepcopy(net).double().eval() for node, net in theirs.networks.items()}
+    sessions = {
+        node: runtime.session(parts.node_part(model, tree.names[node])) for node in tree.nodes
+    }
+    start = runtime.session(parts.preparation(model))
+    found: list[tuple[np.ndarray, ...]] = []
+    largest = [0.0, 0.0, 0.0]
+    for first in range(0, len(images), BATCH):
+        part = images[first : first + BATCH]
+        pixels = torch.tensor(np.ascontiguousarray(part.transpose(0, 3, 1, 2)))
+        x64 = prepare(pixels, {}, Augmentation(), recipe.mean, recipe.std, torch.float64)
+        (x,) = start.run(None, {"image": part})
+        away = float(np.abs(x - x64.numpy()).max()) / float(x64.abs().max())
+        largest[2] = max(largest[2], away)
+        inputs, scores, error = {ROOT: (x64, x)}, {}, {}
+        for node in tree.nodes:
+            given64, given = inputs[node]
+            with torch.no_grad():
+                features64, s64 = exact[node](given64)
+            features, mine = sessions[node].run(None, {f"{tree.names[node]}/x": given})
+            scores[node] = s64.numpy()
+            error[node] = np.abs(mine - scores[node]).max(1)
+            largest[0] = max(largest[0], float(error[node].max()))
+            share = float(error[node].max() / np.abs(scores[node]).max())
+            largest[1] = max(largest[1], share)
+            inputs |= dict.fromkeys(tree.children(node), (features64, features))
+        count = len(part)
+        met = predictions(tree, curve.visits(tree, scores, rule), count).met
+        shares = distribution(tree, curve.visits(tree, scores, rule), count)
+        close = too_close(tree, rule, scores, error, met)
+        found.append((shares.argmax(1), paths_met(tree, met), shares, close))
+    labels, paths, probabilities, close = map(np.concatenate, zip(*found, strict=True))
     return Truth(labels, paths, probabilities, close, (largest[0], largest[1]), largest[2])
 
 

@@ -6,11 +6,12 @@ import numpy as np
 
 from data.images.datasets import load
 from data.inference import curve
-from data.inference.model import Model, distribution, predictions
+from data.inference.closeness import too_close
+from data.inference.model import Model, predictions
 from data.inference.stopping import Stopping
 from data.recipes import recipe as recipes
 from data.tree import hierarchy
-from data.tree.hierarchy import ROOT, Node
+from data.tree.hierarchy import ROOT
 from parity.checks import tolerance
 from parity.checks.growth import error_of_scores
 from parity.checks.tolerance import Check
@@ -21,8 +22,6 @@ from trunk_jax.inference.model import Model as JaxModel
 from trunk_torch_ref.inference import route as torch_route
 from trunk_torch_ref.inference.model import Model as TorchModel
 from trunk_torch_ref.training import grow as torch_grow
-
-_SAFETY = 2  # times the measured error within which a decision is too close to call
 
 
 def check_stopping(
@@ -43,7 +42,7 @@ def check_stopping(
     }
     tree, rule, count = theirs.tree, theirs.stopping, len(images)
     truth = predictions(tree, curve.visits(tree, scores, rule), count)
-    close = too_close(theirs, scores, error, truth.met)
+    close = too_close(tree, rule, scores, error, truth.met)
     found = {"JAX": route.predict(ours, images), "PyTorch": torch_route.predict(theirs, images)}
     note = f"{int(close.sum())} of {count} images are closer than the measured error"
     checks = []
@@ -67,51 +66,6 @@ def check_stopping(
     return [*checks, same, error_of_scores(name, (absolute, share), theirs)]
 
 
-def too_close(
-    model: Model, scores: curve.Scores, error: dict[Node, np.ndarray], met: np.ndarray
-) -> np.ndarray:
-    """Whether an image's way or answer may be another within the error of its scores.
-
-    An error e of scores at temperature t changes a probability by at most the factor exp(2e / t).
-    """
-    tree, rule = model.tree, model.stopping
-    close = np.zeros(len(met), bool)
-    slack = np.zeros(len(met))  # of logarithms of products along the way
-    for place, node in enumerate(tree.nodes):
-        mine, name = met[:, place], tree.names[node]
-        heat = rule.temperature(name)
-        logits = scores[node] / heat
-        shares = np.exp(logits - logits.max(1, keepdims=True))
-        shares /= shares.sum(1, keepdims=True)
-        factor = _SAFETY * 2 * error[node] / heat
-        slack += np.where(mine, factor, 0)
-        branches = shares
-        if tree.exits:
-            columns = tree.columns(node)
-            branches = np.stack([shares[:, np.array(each)].sum(1) for each in columns], axis=1)
-            if name in rule.thresholds:
-                close |= mine & _near(shares.max(1), rule.threshold(name), factor)
-        order = np.sort(branches, axis=1)
-        if branches.shape[1] > 1:
-            close |= mine & _near(order[:, -2], order[:, -1], 2 * factor)
-            if rule.second is not None:
-                close |= mine & _near(order[:, -2], rule.second, factor)
-        if rule.second is not None and branches.shape[1] > 2:
-            close |= mine & _near(order[:, -3], order[:, -2], 2 * factor)
-    if tree.exits:
-        found = curve.visits(tree, scores, rule)
-        answers = np.sort(distribution(tree, found, len(met)), axis=1)
-        close |= _near(answers[:, -2], answers[:, -1], 2 * slack)
-    return close
-
-
-def _near(one: np.ndarray, other: np.ndarray | float, factor: np.ndarray) -> np.ndarray:
-    """Whether probabilities are within a factor, given as its logarithm."""
-    least = np.finfo(np.float64).tiny
-    apart = np.abs(np.log(np.maximum(one, least)) - np.log(np.maximum(other, least)))
-    return np.asarray(apart <= factor)
-
-
 def check_exits(seed: int) -> list[Check]:
     """An untrained tree with exits on digits: to the end, with thresholds, with two branches."""
     recipe = recipes.load("efficient", "digits", "resnet")
@@ -133,8 +87,8 @@ def check_exits(seed: int) -> list[Check]:
     heat = float(first.std(1).mean()) / 2  # so that probabilities are neither all alike nor 0 or 1
     shares = np.exp(curve.log_softmax(first / heat))
     sure = shares.max(1)
-    ways = np.sort([shares[:, np.array(each)].sum(1) for each in tree.columns(ROOT)], axis=0)
-    share, low = float(np.median(sure)), float(np.median(ways[-2]))  # about half go both ways
+    ways = np.sort(curve.branch_shares(tree, ROOT, shares), axis=1)
+    share, low = float(np.median(sure)), float(np.median(ways[:, -2]))  # about half go both ways
     heats = dict.fromkeys(tree.names.values(), heat)
     checks = []
     for what, rule in {

@@ -27,8 +27,9 @@ def compile_single(model: Model) -> Callable[[UInt8[Array, "h w c"]], Answer]:
     It returns (label, probability, path): the class, the product of the probabilities of the
     decisions that led to it, and the decision at each depth, -1 below the leaf. In a tree with
     exits the probability is the class's, and the path the branches that the image went on to, -1
-    from where it stopped. The weights are a part of the program. With JAX's persistent compilation cache switched on
-    (`jax_compilation_cache_dir`) a later process loads the program instead of compiling it.
+    from where it stopped. The weights are a part of the program. With JAX's persistent compilation
+    cache switched on (`jax_compilation_cache_dir`) a later process loads the program instead of
+    compiling it.
     """
     image = jax.ShapeDtypeStruct(model.image_shape, jnp.uint8)
     return compile_for_one_image(jax.jit(program_of(model)).lower(image))
@@ -107,7 +108,7 @@ def _stop_early(
             return shares, path
 
         children = {child[-1]: partial(visit, child) for child in tree.children(node)}
-        ways = [stop, *children.values()]
+        ways: list[Callable[..., tuple[Array, Array]]] = [stop, *children.values()]
         way_of = np.zeros(len(branches), np.int32)  # of a branch, 0 for a single class
         way_of[list(children)] = np.arange(1, len(ways))
         way = jnp.where(unsure, jnp.asarray(way_of)[best], 0)

@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 
 from data.base.rounding import CONSTANT, UNIT
 from data.images.augmentation import Augmentation
-from data.tree.hierarchy import ROOT
+from data.inference.closeness import too_close
+from data.inference.model import paths_met
+from data.tree.hierarchy import ROOT, ancestors
 from trunk_jax.inference import route
 from trunk_jax.interchange.trained import Trained
 from trunk_jax.layers.basic import Layer
@@ -41,12 +43,38 @@ def compare(
     trained: Trained, images: UInt8[np.ndarray, "n h w c"], found: Mapping[str, np.ndarray]
 ) -> Comparison:
     """Our decisions on the images against `label` and `path` of an exported tree's outputs."""
-    ours = route.predict(trained.model, images).labels
-    paths = np.array([_path(trained, label) for label in found["label"]])
+    told = route.predict(trained.model, images)
+    ours, tree = told.labels, trained.tree
+    if tree.exits:
+        paths = paths_met(tree, told.met)
+    else:
+        paths = np.array([_path(trained, label) for label in found["label"]])
     wrong = (found["label"] != ours) | (paths != found["path"]).any(1)
     places = np.flatnonzero(wrong)
-    tied = np.array([_is_tie(trained, images[i], found["path"][i]) for i in places], bool)
+    if tree.exits:
+        tied = _are_ties(trained, images[places], told.met[places])
+    else:
+        tied = np.array([_is_tie(trained, images[i], found["path"][i]) for i in places], bool)
     return Comparison(ours, places[~tied], places[tied])
+
+
+def _are_ties(
+    trained: Trained, images: UInt8[np.ndarray, "n h w c"], met: Bool[np.ndarray, "n nodes"]
+) -> Bool[np.ndarray, " n"]:
+    """In a tree with exits, whether images are within rounding of another way or answer."""
+    if not len(images):
+        return np.zeros(0, bool)
+    model, tree = trained.model, trained.tree
+    scores = route.scores(model, images)
+    growth = {node: accumulated(model.networks[node]) for node in tree.nodes}
+    error = {
+        node: CONSTANT
+        * UNIT
+        * sum(growth[each] for each in (*ancestors(node), node))
+        * np.abs(scores[node]).max(1)
+        for node in tree.nodes
+    }
+    return too_close(tree, model.stopping, scores, error, met)
 
 
 def _path(trained: Trained, label: int) -> list[int]:

@@ -161,15 +161,34 @@ def tree_file(trained: Trained) -> dict[str, Any]:
 
     `nodes`: of each its `file`, its `input`, and for each output the `label` that it stands for
     or the `node` to go on with, which is given this one's `<node>/features`.
+
+    In a tree with exits (`format` 2) outputs stand for labels alone; scores are divided by
+    `temperature`, and an image whose largest probability is below `threshold` goes on to the `node`
+    of the branch whose `outputs` have most together, if it has one.
     """
-    tree = trained.tree
+    tree, rule = trained.tree, trained.model.stopping
     leaves = {path: label for label, path in enumerate(tree.paths)}
 
     def end(path: Node) -> dict[str, Any]:
         return {"label": leaves[path]} if path in leaves else {"node": tree.names[path]}
 
+    def early(node: Node) -> dict[str, Any]:
+        if not tree.exits:
+            return {"outputs": [end((*node, k)) for k in range(tree.width(node))]}
+        name = tree.names[node]
+        ways = [(*node, branch) for branch in range(len(tree.branches(node)))]
+        return {
+            "outputs": [{"label": label} for label in tree.members(node)],
+            "temperature": rule.temperature(name),
+            "threshold": rule.threshold(name),
+            "branches": [
+                {"outputs": list(outputs)} | ({} if way in leaves else end(way))
+                for way, outputs in zip(ways, tree.columns(node), strict=True)
+            ],
+        }
+
     return {
-        "format": 1,
+        "format": 2 if tree.exits else 1,
         "classes": json.loads(trained.about["classes"]),
         "root": tree.names[ROOT],
         "image": {"type": "uint8", "shape": ["batch", *trained.image_shape]},
@@ -177,7 +196,7 @@ def tree_file(trained: Trained) -> dict[str, Any]:
             tree.names[node]: {
                 "file": f"{tree.names[node]}.onnx",
                 "input": "image" if node == ROOT else f"{tree.names[node]}/x",
-                "outputs": [end((*node, k)) for k in range(tree.width(node))],
+                **early(node),
             }
             for node in tree.nodes
         },

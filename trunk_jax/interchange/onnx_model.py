@@ -28,7 +28,9 @@ def node_models(trained: Trained) -> Models:
 def whole_model(trained: Trained, nodes: Mapping[str, onnx.ModelProto]) -> onnx.ModelProto:
     """The model of the whole tree from those of its nodes, with its metadata."""
     recipe = trained.recipe
-    model = tree_model(trained.tree, nodes, trained.image_shape, recipe.mean, recipe.std)
+    model = tree_model(
+        trained.tree, nodes, trained.image_shape, recipe.mean, recipe.std, trained.model.stopping
+    )
     return checked(described(model, trained.about))
 
 

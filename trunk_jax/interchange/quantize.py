@@ -17,6 +17,8 @@ import numpy as np
 import onnx
 from jaxtyping import UInt8
 
+from data.inference import curve
+from data.tree import metrics
 from data.tree.hierarchy import ROOT, Node
 from trunk_jax.interchange import parts, runtime
 from trunk_jax.interchange.onnx_model import Models, checked, whole_model
@@ -60,8 +62,10 @@ def node_inputs(
         name = tree.names[node]
         found[name] = x
         features, scores = runtime.session(nodes[name]).run(None, {f"{name}/x": x})
+        # of a tree with exits also the images that would have stopped: they are more, and no worse
+        chosen = curve.branch_shares(tree, node, metrics.softmax(scores)).argmax(1)
         for child in tree.children(node):
-            mine = scores.argmax(1) == child[-1]
+            mine = chosen == child[-1]
             if mine.any():
                 visit(child, features[mine])
 

@@ -46,7 +46,7 @@ def of_run(run: Path) -> Trained:
     """What is in a finished run's folder. UserError if it is not finished."""
     facts = _measured(run)
     model = load(run)
-    stopping.need_none(model.tree, model.stopping, "export")
+    stopping.need_one_branch(model.stopping, "export")
     return Trained(model, about(model.recipe, model.tree) | facts)
 
 

@@ -6,21 +6,26 @@ any of them go there; its branch takes these images' features out of the batch, 
 and batches.
 
 What an image is given, a row each: `floats` holds the probability of its way and then one of each
-class, `ints` the label and then the decision at each depth.
+class, `ints` the label and then the decision at each depth. (In a tree with exits:
+`interchange.exits`.)
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
+from data.inference.stopping import Stopping
 from data.tree.hierarchy import ROOT, Node, Tree
+from trunk_jax.interchange import exits
 from trunk_jax.interchange.builder import Builder, as_model, tensor
 from trunk_jax.nodes import Shape
 
 OUTPUTS = ("label", "probability", "probabilities", "path")
 PREPARE = "prepare"  # the part of the graph that turns pixels into the root's input
+Rows = tuple[str, str]  # (floats, ints)
 
 
 def tree_model(
@@ -29,8 +34,11 @@ def tree_model(
     image_shape: Shape,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    rule: Stopping | None = None,
 ) -> onnx.ModelProto:
     """The model of a tree from those of its nodes, by their names (`interchange.node.node_model`).
+
+    `rule`: where images stop in a tree with exits; None: at the end.
 
     Input `image`: uint8 [batch, height, width, channels]. Outputs:
 
@@ -41,13 +49,19 @@ def tree_model(
       even share of it; all others have 0. A row sums to the probability of having come to
       that node;
     - `path`, int64 [batch, depth]: the chosen output at each depth, -1 below the leaf.
+
+    In a tree with exits `probability` is that of the class, a row of `probabilities` sums to 1, and
+    `path` has the branch that the image went on to at each depth, -1 from where it stopped.
     """
     graph = Builder(f"{PREPARE}/")
     _normalised(graph, mean, std, len(image_shape))
     inner = Builder("root/", graph.nodes, graph.constants)
-    floats, ints = _node(inner, tree, nodes, ROOT, prior=None)
     answer = Builder("answer/", graph.nodes, graph.constants)
-    _answers(answer, tree, floats, ints)
+    if tree.exits:
+        at_node = partial(exits.at_node, tree, rule or Stopping())
+        exits.answers(answer, *_follow(inner, tree, nodes, at_node, ROOT, None))
+    else:
+        _answers(answer, tree, *_follow(inner, tree, nodes, partial(_decide, tree), ROOT, None))
     classes, deep = len(tree.paths), tree.depth
     kinds = {
         "label": (TensorProto.INT64, ["batch"]),
@@ -74,18 +88,34 @@ def _normalised(graph: Builder, mean: tuple[float, ...], std: tuple[float, ...],
     graph.add("Transpose", x, perm=[0, 3, 1, 2], result="root/x")
 
 
-def _node(
+def _follow(
     graph: Builder,
     tree: Tree,
     nodes: Mapping[str, onnx.ModelProto],
+    at_node: Callable[[Builder, Node, str, str | None], tuple[Rows, str, str]],
     node: Node,
     prior: str | None,
-) -> tuple[str, str]:
-    """The (floats, ints) of the images in `<name>/x`; `prior`: [n, 1], how probable their way."""
+) -> Rows:
+    """The rows of the images in `<name>/x` once they have met `node` and what is below it.
+
+    `at_node`: given a node, its scores and what is known of the images (`prior`, None at the root),
+    the rows as this node leaves them, which branch each image takes [n], and the `prior` of those
+    that go on.
+    """
     name = tree.names[node]
     graph.nodes.extend(nodes[name].graph.node)
     graph.constants.extend(nodes[name].graph.initializer)
-    scores, features = f"{name}/scores", f"{name}/features"
+    rows, chosen, known = at_node(graph, node, f"{name}/scores", prior)
+    for child in tree.children(node):
+        below = partial(_follow, tree=tree, nodes=nodes, at_node=at_node, node=child)
+        rows = _child(graph, tree, child, f"{name}/features", known, chosen, rows, below)
+    return rows
+
+
+def _decide(
+    tree: Tree, graph: Builder, node: Node, scores: str, prior: str | None
+) -> tuple[Rows, str, str]:
+    """`at_node` where nodes score their branches; `prior`: [n, 1], how probable their way."""
     share = graph.add("Softmax", scores, axis=1)
     joint = share if prior is None else graph.add("Mul", share, prior)
     chosen = graph.add("ArgMax", scores, axis=1, keepdims=1)
@@ -95,13 +125,20 @@ def _node(
     one = graph.constant([1], "axis", np.int64)
     flat = graph.add("Squeeze", chosen, one)
     ints = graph.add("Gather", graph.constant(_decisions(tree, node), "decisions", np.int64), flat)
-    for child in tree.children(node):
-        floats, ints = _child(graph, tree, nodes, child, features, way, flat, floats, ints)
-    return floats, ints
+    return (floats, ints), flat, way
 
 
-def _child(graph, tree, nodes, child, features, way, chosen, floats, ints) -> tuple[str, str]:
-    """`floats` and `ints` with the rows of the images that go to `child` replaced by its own."""
+def _child(
+    graph: Builder,
+    tree: Tree,
+    child: Node,
+    features: str,
+    known: str,
+    chosen: str,
+    rows: Rows,
+    below: Callable[..., Rows],
+) -> Rows:
+    """The rows, those of the images that go to `child` replaced by what is found `below`."""
     name = tree.names[child]
     outer = Builder(f"to {name}/", graph.nodes, graph.constants)
     mine = outer.add("Equal", chosen, outer.constant(child[-1], "output", np.int64))
@@ -109,17 +146,15 @@ def _child(graph, tree, nodes, child, features, way, chosen, floats, ints) -> tu
     any_mine = outer.add("Greater", outer.add("Size", places), outer.constant(0, "none", np.int64))
 
     then = Builder(f"{name}/")
-    rows = then.add("Squeeze", places, then.constant([0], "axis", np.int64))
-    then.add("Gather", features, rows, result=f"{name}/x")
-    prior = then.add("Gather", way, rows)
-    answers = _node(then, tree, nodes, child, prior)
+    which = then.add("Squeeze", places, then.constant([0], "axis", np.int64))
+    then.add("Gather", features, which, result=f"{name}/x")
+    answers = below(then, prior=then.add("Gather", known, which))
     column = then.add("Transpose", places, perm=[1, 0])
     changed = [
-        then.add("ScatterND", all_rows, column, own)
-        for all_rows, own in zip((floats, ints), answers, strict=True)
+        then.add("ScatterND", whole, column, own) for whole, own in zip(rows, answers, strict=True)
     ]
     other = Builder(f"not {name}/")
-    kept = [other.add("Identity", all_rows) for all_rows in (floats, ints)]
+    kept = [other.add("Identity", whole) for whole in rows]
     kinds = (TensorProto.FLOAT, TensorProto.INT64)
     branches = {
         branch: builder.graph(
@@ -131,7 +166,8 @@ def _child(graph, tree, nodes, child, features, way, chosen, floats, ints) -> tu
         )
     }
     outputs = (outer.name("floats"), outer.name("ints"))
-    return outer.add_many("If", (any_mine,), outputs, **branches)
+    floats, ints = outer.add_many("If", (any_mine,), outputs, **branches)
+    return floats, ints
 
 
 def _answers(graph: Builder, tree: Tree, floats: str, ints: str) -> None:
