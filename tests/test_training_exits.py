@@ -8,21 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from data.base import writing
 from data.base.errors import UserError
 from data.inference import curve, stopping
 from data.inference.model import Visit, answer, predictions
 from data.inference.stopping import Stopping
 from data.recipes import recipe as recipes
 from data.recipes.recipe import DISTIL_TEMPERATURE, Exits
-from data.run import runfolder
-from data.run.compression import Compression
 from data.training import growth, joint
 from data.training.stages import stages_of
 from data.tree import grouping, hierarchy
 from data.tree.hierarchy import ROOT, Tree
 from parity.checks.stopping import check_stopping
-from trunk_jax import compress
+from trunk_jax import compress, metrics
 from trunk_jax import nodes as jax_nodes
 from trunk_jax.inference import route as jax_route
 from trunk_jax.inference.model import Model as JaxModel
@@ -447,19 +444,39 @@ def test_a_tree_is_trained_and_stops_for_a_wanted_cost(framework, tmp_path, caps
     capsys.readouterr()
     evaluate([str(run), "--split", "validation"])
     assert "ended at root" in capsys.readouterr().out
+    evaluate([str(run), "--json", str(report)])
+    on_test = json.loads(report.read_text())
+    metrics.main([str(run), "--repeats", "0", "--out", str(tmp_path / "m"), "--json", str(report)])
+    measured = json.loads(report.read_text())
+    assert measured["accuracy"] == on_test["accuracy"]
+    assert measured["mean"]["multiply_adds"] == pytest.approx(on_test["mean"]["multiply_adds"])
+    summary = json.loads((run / "summary.json").read_text())["accuracy"]["test"]
+    small = tmp_path / "small"
+    compress.main([str(run), "--quantize", "int8", "--out", str(small), "--json", str(report)])
+    assert json.loads(report.read_text())["before"]["accuracy"]["test"] == summary
+    assert (small / stopping.FILE).read_bytes() == (run / stopping.FILE).read_bytes()
+    evaluate([str(small), "--json", str(report)])
+    # half a step of 127 in weights: few images stop elsewhere
+    costs = [each["mean"]["multiply_adds"] for each in (json.loads(report.read_text()), on_test)]
+    assert 0.9 < costs[0] / costs[1] < 1.1
 
 
-def test_what_does_not_know_exits_says_so(tmp_path):
-    """`compress` measures and shrinks whole paths, and would leave out where images stop."""
-    recipe, run = recipes.load("exits", "digits", "resnet"), tmp_path / "run"
-    run.mkdir()
-    config = {"format": runfolder.FORMAT, "framework": "jax", "recipe": recipes.to_json(recipe)}
-    writing.write_json(run / "config.json", config)
-    writing.write_json(run / "summary.json", {})
-    runfolder.write_tree(run, hierarchy.bare(10, exits=True))
-    with pytest.raises(UserError, match="compress does not take trees with exits"):
-        compress.compress(run, Compression("int8"), tmp_path / "out", None)
-    assert not (tmp_path / "out").exists()
+def test_a_second_branch_is_refused_where_it_is_not_known(networks):
+    recipe = replace(RECIPE, exits=Exits())
+    model = JaxModel(recipe, TREE, networks[0], stopping=RULES["two branches"])
+    with pytest.raises(UserError, match="a program for one image knows no second branch; take"):
+        program_of(model)
+
+
+def test_images_are_counted_on_the_way_that_they_took(networks, scores):
+    recipe = replace(RECIPE, exits=Exits())
+    model = JaxModel(recipe, TREE, networks[0], stopping=RULES["thresholds"])
+    found = jax_route.predict(model, images())
+    _, met = walked(scores, RULES["thresholds"])
+    counted = {path: mine for path, _, mine in metrics.ways(TREE, np.zeros(COUNT, int), found)}
+    assert sum(mine.sum() for mine in counted.values()) == COUNT
+    for path, mine in counted.items():
+        assert mine.tolist() == [set(path) == nodes for nodes in met]
 
 
 def test_an_error_of_scores_is_no_excuse(networks):

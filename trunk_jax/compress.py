@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from data.base.progress import Reporter
 from data.base.writing import new_folder, save_json
 from data.images.splits import Splits, split
 from data.inference import stopping
+from data.inference.stopping import Stopping
 from data.run import compression, derived, results, runfolder
 from data.run.compression import Compression
 from data.run.dataset import load_of_run
 from trunk_jax.inference.load import load
 
-_CARRIED = ("tree.json", "metrics.jsonl", "asl/*.json")
+_CARRIED = ("tree.json", "metrics.jsonl", "asl/*.json", stopping.FILE)
 
 
 def smaller_weights(folder: Path, how: Compression) -> dict[str, Any]:
@@ -97,14 +99,13 @@ def compress(
         raise UserError(f"{out} exists; remove it, or choose another --out")
     if not (folder / "summary.json").exists():
         raise UserError(f"{folder} is not finished (go on with train --resume)")
-    recipe, tree = runfolder.read_recipe_of_tree(folder), runfolder.read_tree(folder)
-    stopping.need_none(tree, stopping.read(folder, tree), "compress")
+    recipe = runfolder.read_recipe_of_tree(folder)
     dataset = load_of_run(folder, recipe, data_dir)
     splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit, on_disk=True)
     parts = {name: getattr(splits, name) for name in ("validation", "test")}
 
     def summary_of(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-        model = FRAMEWORK.load(run)
+        model = replace(FRAMEWORK.load(run), stopping=Stopping())  # as a training's summary
         found = {name: FRAMEWORK.predict(model, part.images) for name, part in parts.items()}
         predicted = {name: (examples, found[name].labels) for name, examples in parts.items()}
         costs = FRAMEWORK.costs(model)

@@ -5,12 +5,13 @@ Writes `measurements.json`, and the heat maps of the root's ASL in `figures/`, i
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from data.base import tables, writing
 from data.base.errors import UserError, run_command
@@ -20,11 +21,13 @@ from data.base.writing import save_json
 from data.images.datasets import Dataset
 from data.images.splits import Splits, split
 from data.inference import stopping
+from data.inference.model import Predictions
 from data.recipes.recipe import Recipe
 from data.run import derived, runfolder
 from data.run.dataset import load_of_run
 from data.tree import attrition, hierarchy
 from data.tree.grouping import membership
+from data.tree.hierarchy import Node, Tree
 from trunk_jax.inference.load import load
 from trunk_jax.inference.model import Model
 from trunk_jax.pictures import style
@@ -110,24 +113,24 @@ def measure(
     test, names = splits.test, dataset.spec.class_names
     model = load(folder)
     tree = model.tree
-    stopping.need_none(tree, model.stopping, "metrics")
+    stopping.need_one_branch(model.stopping, "metrics")
     with working(f"classifying {len(test.labels):,} test images"):
-        predicted = route.predict(model, test.images).labels
+        found = route.predict(model, test.images)
+    predicted = found.labels
     of = costs.node_costs(model, folder)
     lost = attrition.by_node(tree, test.labels, predicted)
-    counts = np.bincount(test.labels, minlength=len(names))
     paths = []
-    for path, labels in attrition.sequences(tree).items():
+    for path, labels, mine in ways(tree, test.labels, found):
         row = {
             "nodes": [tree.names[node] for node in path],
             "classes": [names[label] for label in labels],
-            "images": int(counts[list(labels)].sum()),
+            "images": int(mine.sum()),
         }
         row |= costs.path_costs(of, path)
         if repeats:
-            mine = test.images[np.isin(test.labels, labels)]
+            images = test.images[mine] if mine.any() else test.images
             with working(f"timing the path {' > '.join(row['nodes'])}"):
-                row |= timing.path_times(model, path, mine, repeats)
+                row |= timing.path_times(model, path, images, repeats)
         paths.append(row)
     value = {
         "dataset": dataset.title,
@@ -149,6 +152,23 @@ def measure(
         with working("timing the whole tree"):
             value |= whole_tree(model, test.images)
     return value
+
+
+def ways(
+    tree: Tree, labels: Int[np.ndarray, " n"], found: Predictions
+) -> Iterator[tuple[tuple[Node, ...], tuple[int, ...], Bool[np.ndarray, " n"]]]:
+    """The paths through networks, the classes of each, and which of the images are counted there.
+
+    An image counts on the path of its true class; in a tree with exits, where it may stop early,
+    on the path that it took.
+    """
+    if not tree.exits:
+        for path, mine in attrition.sequences(tree).items():
+            yield path, mine, np.isin(labels, mine)
+        return
+    last = found.met.shape[1] - 1 - found.met[:, ::-1].argmax(1)
+    for place, node in enumerate(tree.nodes):
+        yield (*hierarchy.ancestors(node), node), tree.members(node), last == place
 
 
 def whole_tree(model: Model, images: np.ndarray) -> dict[str, Any]:

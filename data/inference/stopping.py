@@ -49,16 +49,6 @@ class Stopping:
         return self.thresholds.get(node, NEVER)
 
 
-def need_none(tree: Tree, rule: Stopping, what: str) -> None:
-    """UserError if a tree has exits or a rule has a second branch, which `what` does not know."""
-    if tree.exits:
-        raise UserError(
-            f"{what} does not take trees with exits yet, whose nodes score classes; evaluate, "
-            "predict, export and load do"
-        )
-    need_one_branch(rule, what)
-
-
 def need_one_branch(rule: Stopping, what: str) -> None:
     """UserError if by the rule images may visit two branches, which `what` does not know."""
     if rule.second is not None:
