@@ -22,13 +22,16 @@ COLUMNS = (
 )
 
 
-def row(summary: dict[str, Any]) -> tuple[str, ...]:
-    """A line of the table, from a run's `summary.json`."""
-    counts, mean = summary["accuracy"]["test"], summary["paths"]["mean"]
+def row(run: Path) -> tuple[str, ...]:
+    """A line of the table, of a finished run. UserError if it is not finished."""
+    summary = results.read_summary(run)
+    standing = results.standing(run, summary)
     nodes, recipe = len(summary["nodes"]), f"{summary['recipe']}, {summary['backbone']}"
     chosen = ", selected on TEST" if summary["selected_on"] == "test" else ""
     kind = f"our tree, {nodes} nodes" if nodes > 1 else "one network"
-    return _row(summary["dataset_title"], f"{kind} ({recipe}{chosen})", counts, mean)
+    early = ", images stop early" if standing["stopped"] else ""
+    network = f"{kind}{early} ({recipe}{chosen})"
+    return _row(summary["dataset_title"], network, standing, standing)
 
 
 def _row(data: str, network: str, counts: Any, mean: Any) -> tuple[str, ...]:
@@ -49,7 +52,7 @@ def table(runs: list[Path], published: Path | None = None) -> str:
     `published`: a JSON list of published classifiers (docs/published.json). Those of a dataset
     stand above its first run; those of datasets without a run are left out.
     """
-    rows = [row(results.read_summary(run)) for run in runs]
+    rows = [row(run) for run in runs]
     known = [] if published is None else results.read_published(published)
     others = [_row(one["data"], one["network"], one, one) for one in known]
     result = []

@@ -65,7 +65,7 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
                 "folder": str(run),
                 "network": f"{summary['recipe']} {summary['backbone']}",
                 "correct": int((labels == guess).sum()),
-                "mean_multiply_adds": summary["paths"]["mean"]["multiply_adds"],
+                "mean_multiply_adds": results.standing(run, summary)["multiply_adds"],
             }
             for run, summary, guess in zip((a, b), summaries, (guess_a, guess_b), strict=True)
         ],

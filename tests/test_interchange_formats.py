@@ -23,7 +23,7 @@ import yaml
 import trunk_jax
 from data.base.errors import UserError
 from data.inference import hub
-from data.run import runfolder
+from data.run import results, runfolder
 from trunk_jax import export
 from trunk_jax.inference import route
 from trunk_jax.inference.load import load
@@ -95,6 +95,16 @@ def test_a_tree_with_exits_is_followed_from_file_to_file(with_exits, tmp_path):
         words = printed(HOUSE / "examples" / "on_demand.py", tmp_path / "t", tmp_path / "x.npy")
         files = " ".join(f"{name}.onnx" for name in told.paths[place])
         assert words == f"{told.names[place]} loaded {files}\n"
+
+
+def test_a_folder_of_a_tree_with_exits_predicts_as_it_stops(with_exits, tmp_path):
+    export.main([str(with_exits), "--format", "folder", "--out", str(tmp_path / "f")])
+    told = trunk_jax.load(tmp_path / "f").predict(random_trees.test_images().images)
+    labels, predicted = results.read_predictions(tmp_path / "f", "test", 10)
+    assert (predicted == told.labels).all()
+    found = runfolder.read_json(tmp_path / "f" / "stopped-test.json")
+    assert found["correct"] == (labels == predicted).sum()
+    assert found["last"]["root"] == np.mean([len(path) == 1 for path in told.paths])
 
 
 def test_stablehlo_of_a_tree_with_exits(with_exits, tmp_path):

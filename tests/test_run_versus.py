@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import versus
+from data import table, versus
 from data.base.errors import UserError
+from data.run import card, results
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 TREE, MONOLITH = SHIPPED / "svhn-efficient", SHIPPED / "svhn-efficient-monolith"
@@ -50,6 +51,37 @@ def test_the_command_agrees_with_what_the_runs_say(tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"{value['only_a']:,}, in B alone {value['only_b']:,}" in said
     assert f"p = {value['p']:.2g}" in said
+
+
+def test_what_early_stopping_gave_takes_the_place_of_the_summary(tmp_path):
+    other = Path(shutil.copytree(MONOLITH, tmp_path / "other"))
+    plain = results.standing(other, results.read_summary(other))
+    assert not plain["stopped"]
+    results.write_stopped(
+        other,
+        "test",
+        {
+            "accuracy": 0.5,
+            "correct": 3,
+            "total": 6,
+            "multiply_adds": 2e6,
+            "parameters": 5.0,
+            "last": {"root": 1.0},
+        },
+    )
+    found = results.standing(other, results.read_summary(other))
+    assert found == {
+        "correct": 3,
+        "total": 6,
+        "multiply_adds": 2e6,
+        "parameters": 5.0,
+        "stopped": True,
+    }
+    assert "3 of 6 | 2.0 M" in table.table([other])
+    assert "**50.00 %**, 3 of 6, at a mean of 2.0 M" in card.card(other, other)
+    assert versus.compare(TREE, other)["runs"][1]["mean_multiply_adds"] == 2e6
+    results.write_stopped(other, "test", None)
+    assert results.standing(other, results.read_summary(other)) == plain
 
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path):

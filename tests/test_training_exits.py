@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from data import table, versus
 from data.base.errors import UserError
 from data.inference import curve, stopping
 from data.inference.model import Visit, answer, predictions
@@ -27,6 +28,7 @@ from trunk_jax.inference.single import program_of
 from trunk_jax.layers.basic import EVAL
 from trunk_jax.network import exchange as jax_exchange
 from trunk_jax.network.network import apply, split
+from trunk_jax.pictures import accuracy_cost
 from trunk_jax.training import fit as jax_fit
 from trunk_jax.training import joint as jax_joint
 from trunk_torch_ref import nodes as torch_nodes
@@ -450,6 +452,14 @@ def test_a_tree_is_trained_and_stops_for_a_wanted_cost(framework, tmp_path, caps
     measured = json.loads(report.read_text())
     assert measured["accuracy"] == on_test["accuracy"]
     assert measured["mean"]["multiply_adds"] == pytest.approx(on_test["mean"]["multiply_adds"])
+    # tables compare what was predicted: images that stopped early, at what these cost
+    row = versus.compare(run, run)["runs"][0]
+    assert (row["correct"], row["mean_multiply_adds"]) == (
+        on_test["correct"],
+        on_test["mean"]["multiply_adds"],
+    )
+    assert "images stop early" in table.table([run])
+    assert accuracy_cost.point(run).multiply_adds == on_test["mean"]["multiply_adds"]
     summary = json.loads((run / "summary.json").read_text())["accuracy"]["test"]
     small = tmp_path / "small"
     compress.main([str(run), "--quantize", "int8", "--out", str(small), "--json", str(report)])

@@ -63,9 +63,11 @@ def content(folder: Path, parity: Path | None, data_dir: str | None) -> dict[str
     recipe, manifest = config["recipe"], (folder / "manifest.json").exists()
     about = runfolder.read_recipe(folder).spec
     labels, predicted = results.read_predictions(folder, "test", len(about.class_names))
+    summary = results.read_summary(folder)
     return {
         "name": folder.resolve().name,
-        "summary": results.read_summary(folder),
+        "summary": summary,
+        "standing": results.standing(folder, summary),
         "measured": _measured(derived.find(folder, "measurements.json")),
         "manifest": runfolder.read_manifest(folder) if manifest else None,
         "config": json.dumps(config, indent=1),

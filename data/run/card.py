@@ -34,6 +34,22 @@ def card(folder: Path, name: Path) -> str:
     return _text(folder, name, results.read_summary(folder), runfolder.read_manifest(folder))
 
 
+def _stopped(folder: Path, summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """What early stopping gives, where there is a rule for it."""
+    found = results.standing(folder, summary)
+    if not found["stopped"]:
+        return []
+    right, total = found["correct"], found["total"]
+    return [
+        (
+            "test accuracy, stopping early by `stopping.json`",
+            f"**{100 * right / total:.2f} %**, {right:,} of {total:,}, at a mean of "
+            f"{found['multiply_adds'] / 1e6:.1f} M multiply-adds and "
+            f"{found['parameters'] / 1e3:,.0f} k parameters met",
+        )
+    ]
+
+
 def _text(folder: Path, name: Path, summary: dict[str, Any], about: dict[str, Any]) -> str:
     recipe = runfolder.read_recipe(folder)
     spec = recipe.spec
@@ -84,6 +100,7 @@ def _text(folder: Path, name: Path, summary: dict[str, Any], about: dict[str, An
         for part, counts in summary["accuracy"].items()
         if part != "test"
     ]
+    rows += _stopped(folder, summary)
     rows += [
         (
             f"{which} path",

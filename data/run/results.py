@@ -22,6 +22,8 @@ _MOST_PREDICTIONS = 64 * 2**20  # bytes; 2 million images
 
 _COUNTS: reading.Form = {"accuracy": float, "correct": int, "total": int}
 _COST: reading.Form = {"parameters": float, "multiply_adds": float}
+_STANDING = ("correct", "total", "multiply_adds", "parameters")
+_STOPPED: reading.Form = _COUNTS | _COST | {"last": {str: float}}
 SUMMARY: reading.Form = {
     "framework": str,
     "dataset": str,
@@ -82,7 +84,7 @@ def summary(
         "selected_on": selected_on(recipe),
         "seed": recipe.seed,
         "accuracy": {
-            part: _counts(examples.labels, labels) for part, (examples, labels) in parts.items()
+            part: accuracy_of(examples.labels, labels) for part, (examples, labels) in parts.items()
         },
         "balanced_accuracy": {
             part: metrics.accuracy(examples.labels, labels, balanced=True)
@@ -109,7 +111,7 @@ def evaluation(
     split: str, recipe: Recipe, dataset: Dataset, tree: Tree, examples: Examples, labels: np.ndarray
 ) -> dict[str, Any]:
     """What `evaluate` prints: `accuracy` (0 to 1), `correct`, `total`, `split` and more."""
-    return _counts(examples.labels, labels) | {
+    return accuracy_of(examples.labels, labels) | {
         "balanced_accuracy": metrics.accuracy(examples.labels, labels, balanced=True),
         "recall": metrics.recall(examples.labels, labels, dataset.spec.class_names),
         "split": split,
@@ -122,7 +124,7 @@ def evaluation(
 
 def int8(examples: Examples, labels: np.ndarray, size: int) -> dict[str, Any]:
     """What the int8 form of a model does on test, and how many bytes its numbers take."""
-    return {"bytes": size, "test": _counts(examples.labels, labels)}
+    return {"bytes": size, "test": accuracy_of(examples.labels, labels)}
 
 
 def write_predictions(
@@ -150,6 +152,35 @@ def write_predictions(
     counts = metrics.confusion(examples.labels, labels, len(names))
     writer.writerows((name, *row) for name, row in zip(names, counts.tolist(), strict=True))
     writing.write_bytes(folder / f"confusion-{split}.csv", table.getvalue().encode())
+
+
+def write_stopped(folder: Path, split: str, stopped: dict[str, Any] | None) -> None:
+    """`stopped-<split>.json`: what the predictions beside it cost where images stopped early.
+
+    `stopped`: accuracy's counts, and `multiply_adds`, `parameters` and `last` of
+    `data.inference.curve.of`; None where images went on to a leaf: then no such file stays.
+    """
+    file = folder / f"stopped-{split}.json"
+    if stopped is None:
+        file.unlink(missing_ok=True)
+    else:
+        writing.write_json(file, stopped)
+
+
+def standing(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    """What a finished run is compared by: `correct` and `total` on test, and what an image costs.
+
+    `multiply_adds` and `parameters` of the mean image, and `stopped`: whether these are of images
+    that stopped early, by the rule of `evaluate --stop-at`, as the predictions are; else of
+    `summary.json`, over the true paths. UserError for a damaged file.
+    """
+    file = derived.find(folder, "predictions-test.csv").with_name("stopped-test.json")
+    if file.exists():
+        value = reading.json_of_form(file, _STOPPED, "what evaluate writes")
+        return {key: value[key] for key in _STANDING} | {"stopped": True}
+    counts, mean = summary["accuracy"]["test"], summary["paths"]["mean"]
+    both = counts | mean
+    return {key: both[key] for key in _STANDING} | {"stopped": False}
 
 
 def read_predictions(folder: Path, split: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -227,7 +258,8 @@ def weakest(recall: dict[str, dict[str, Any]], most: int = 3) -> str:
     return f"least often right: {', '.join(low)}"
 
 
-def _counts(true: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
+def accuracy_of(true: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
+    """`accuracy` (0 to 1), `correct` and `total` of predicted labels."""
     correct = int((true == predicted).sum())
     return {"accuracy": correct / len(true), "correct": correct, "total": len(true)}
 

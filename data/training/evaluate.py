@@ -52,6 +52,8 @@ def _evaluate(framework: Framework[M], options: EvaluateOptions, shipped: bool) 
     if not shipped or not (folder / f"predictions-{part}.csv").exists():
         place = derived.claim(folder) if shipped else folder
         results.write_predictions(place, part, dataset, examples, found.labels, found.confidence)
+        counts = {key: value[key] for key in ("accuracy", "correct", "total")}
+        results.write_stopped(place, part, counts | value["mean"] if "mean" in value else None)
     if dataset.fingerprint != runfolder.read_config(folder).get("dataset_sha256"):
         print("note: these are not the images that the run was trained on", file=sys.stderr)
     print(

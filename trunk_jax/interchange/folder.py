@@ -10,7 +10,7 @@ from data.base import writing
 from data.base.errors import UserError
 from data.base.writing import copy_folder, new_folder
 from data.images.splits import split
-from data.inference import stopping
+from data.inference import curve, stopping
 from data.inference.stopping import Stopping
 from data.run import card, derived, results, runfolder
 from data.run.dataset import load_of_run
@@ -36,17 +36,24 @@ def export(run: Path, folder: Path, data_dir: str | None, called: Path | None = 
     backend.start()
     import orbax.checkpoint as ocp  # after what can be a user's mistake: they take seconds to load
 
+    from trunk_jax.framework import FRAMEWORK
     from trunk_jax.inference import route
     from trunk_jax.inference.load import load
 
-    model = replace(load(run), stopping=Stopping())  # by which the summary was made
-    found = route.predict(model, test.images)
+    model = load(run)
+    to_the_end = replace(model, stopping=Stopping())  # by which the summary was made
+    found = route.predict(to_the_end, test.images)
     correct = int((found.labels == test.labels).sum())
     stated = summary["accuracy"]["test"]["correct"]
     if correct != stated:
         raise UserError(
             f"{run}: {correct:,} test images are right here, and {stated:,} in summary.json"
         )
+    stopped: dict[str, Any] | None = None
+    if model.stopping != Stopping():
+        found = route.predict(model, test.images)
+        mean = curve.of(found, model.tree, FRAMEWORK.costs(model))
+        stopped = results.accuracy_of(test.labels, found.labels) | mean
     with new_folder(folder) as aside:
         for name in (*KEPT, *([stopping.FILE] if (run / stopping.FILE).exists() else [])):
             shutil.copyfile(run / name, aside / name)
@@ -65,6 +72,7 @@ def export(run: Path, folder: Path, data_dir: str | None, called: Path | None = 
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((aside / "orbax").absolute(), text_keys(arrays))
         results.write_predictions(aside, "test", dataset, test, found.labels, found.confidence)
+        results.write_stopped(aside, "test", stopped)
         writing.write_bytes(aside / derived.CARD, card.card(aside, called or folder).encode())
 
 

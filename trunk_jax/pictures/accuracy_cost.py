@@ -28,12 +28,12 @@ class Point:
 
 
 def point(run: Path) -> Point:
-    """A finished run as a point, from its `summary.json`. UserError if it is not finished."""
+    """A finished run as a point (`results.standing`). UserError if it is not finished."""
     summary = results.read_summary(run)
-    counts = summary["accuracy"]["test"]
+    found = results.standing(run, summary)
     kind = TREE if len(summary["nodes"]) > 1 else SINGLE
-    cost = float(summary["paths"]["mean"]["multiply_adds"])
-    return Point(summary["dataset_title"], kind, counts["correct"], counts["total"], cost)
+    cost = float(found["multiply_adds"])
+    return Point(summary["dataset_title"], kind, found["correct"], found["total"], cost)
 
 
 def published(file: Path) -> list[Point]:
