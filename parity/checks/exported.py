@@ -7,7 +7,9 @@ given and what it tells besides: the normalised pixels, the path, the probabilit
 """
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -103,16 +105,32 @@ def check_exported(
     ]
 
 
+def _both(theirs: Model, model: onnx.ModelProto) -> tuple[dict[Node, Any], dict[Node, Any]]:
+    """By node, its network in float64, and a session of what the file has of it."""
+    names = theirs.tree.names
+    exact = {node: copy.deepcopy(net).double().eval() for node, net in theirs.networks.items()}
+    return exact, {node: runtime.session(parts.node_part(model, names[node])) for node in exact}
+
+
+def _batches(
+    theirs: Model, model: onnx.ModelProto, images: np.ndarray
+) -> Iterator[tuple[np.ndarray, torch.Tensor, np.ndarray]]:
+    """Of a batch its places, and the root's input: in float64, and as the file makes it."""
+    recipe, start = theirs.recipe, runtime.session(parts.preparation(model))
+    for first in range(0, len(images), BATCH):
+        part = images[first : first + BATCH]
+        pixels = torch.tensor(np.ascontiguousarray(part.transpose(0, 3, 1, 2)))
+        x64 = prepare(pixels, {}, Augmentation(), recipe.mean, recipe.std, torch.float64)
+        (x,) = start.run(None, {"image": part})
+        yield np.arange(first, first + len(part)), x64, x
+
+
 def truth_of(theirs: Model, model: onnx.ModelProto, images: np.ndarray) -> Truth:
     """Follow the images in float64, and beside it in the file's own nodes, one by one."""
     if theirs.tree.exits:
         return _truth_with_exits(theirs, model, images)
-    tree, recipe = theirs.tree, theirs.recipe
-    exact = {node: copy.deepcopy(net).double().eval() for node, net in theirs.networks.items()}
-    sessions = {
-        node: runtime.session(parts.node_part(model, tree.names[node])) for node in tree.nodes
-    }
-    start = runtime.session(parts.preparation(model))
+    tree = theirs.tree
+    exact, sessions = _both(theirs, model)
     leaves = {path: label for label, path in enumerate(tree.paths)}
     labels, close = np.full(len(images), -1), np.zeros(len(images), bool)
     paths = np.full((len(images), tree.depth), -1)
@@ -146,32 +164,20 @@ def truth_of(theirs: Model, model: onnx.ModelProto, images: np.ndarray) -> Truth
                     joint[mine, output],
                 )
 
-    for first in range(0, len(images), BATCH):
-        part = images[first : first + BATCH]
-        pixels = torch.tensor(np.ascontiguousarray(part.transpose(0, 3, 1, 2)))
-        x64 = prepare(pixels, {}, Augmentation(), recipe.mean, recipe.std, torch.float64)
-        (x,) = start.run(None, {"image": part})
+    for places, x64, x in _batches(theirs, model, images):
         away = float(np.abs(x - x64.numpy()).max()) / float(x64.abs().max())
         largest[2] = max(largest[2], away)
-        visit(ROOT, x64, x, np.arange(first, first + len(part)), np.ones(len(part)))
+        visit(ROOT, x64, x, places, np.ones(len(places)))
     return Truth(labels, paths, probabilities, close, (largest[0], largest[1]), largest[2])
 
 
 def _truth_with_exits(theirs: Model, model: onnx.ModelProto, images: np.ndarray) -> Truth:
     """As `truth_of`; every node is asked about every image, and the rule followed on its scores."""
-    tree, recipe, rule = theirs.tree, theirs.recipe, theirs.stopping
-    exact = {node: copy.deepcopy(net).double().eval() for node, net in theirs.networks.items()}
-    sessions = {
-        node: runtime.session(parts.node_part(model, tree.names[node])) for node in tree.nodes
-    }
-    start = runtime.session(parts.preparation(model))
+    tree, rule = theirs.tree, theirs.stopping
+    exact, sessions = _both(theirs, model)
     found: list[tuple[np.ndarray, ...]] = []
     largest = [0.0, 0.0, 0.0]
-    for first in range(0, len(images), BATCH):
-        part = images[first : first + BATCH]
-        pixels = torch.tensor(np.ascontiguousarray(part.transpose(0, 3, 1, 2)))
-        x64 = prepare(pixels, {}, Augmentation(), recipe.mean, recipe.std, torch.float64)
-        (x,) = start.run(None, {"image": part})
+    for places, x64, x in _batches(theirs, model, images):
         away = float(np.abs(x - x64.numpy()).max()) / float(x64.abs().max())
         largest[2] = max(largest[2], away)
         inputs, scores, error = {ROOT: (x64, x)}, {}, {}
@@ -186,7 +192,7 @@ def _truth_with_exits(theirs: Model, model: onnx.ModelProto, images: np.ndarray)
             share = float(error[node].max() / np.abs(scores[node]).max())
             largest[1] = max(largest[1], share)
             inputs |= dict.fromkeys(tree.children(node), (features64, features))
-        count = len(part)
+        count = len(places)
         met = predictions(tree, curve.visits(tree, scores, rule), count).met
         shares = distribution(tree, curve.visits(tree, scores, rule), count)
         close = too_close(tree, rule, scores, error, met)
