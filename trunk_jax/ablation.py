@@ -213,7 +213,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def ablate(options: Options) -> None:
     """Grow all trees, and show and write what came of them."""
-    rows, finished, title = [], [], ""
+    rows: list[dict[str, Any]] = []
+    finished: list[Path] = []
+    title = ""
     for count, (volatility, run) in enumerate(options.runs.items(), 1):
         print(f"volatility {volatility:g}, {count} of {len(options.runs)}", file=sys.stderr)
         summary = grow_tree(run, finished)

@@ -10,8 +10,11 @@ import numpy as np
 from data.base import machine
 from data.images.arrays import as_images
 from data.images.augmentation import Augmentation
+from data.images.on_disk import Images
 from data.inference.model import Predictions
 from data.recipes.baselines import models as recipes
+from data.recipes.baselines.architectures import QuantResNet
+from data.run.results import Costs
 from data.training.framework import Framework
 from data.training.placement import Free
 from data.tree import hierarchy
@@ -31,13 +34,13 @@ from trunk_jax.training import grow
 
 def device() -> dict[str, Any]:
     """What the run computes on."""
-    first = jax.devices()[0]
+    first, mesh = jax.devices()[0], devices.mesh()
     return {
         "platform": first.platform,
         "kind": first.device_kind,
-        "count": 1 if devices.mesh() is None else devices.mesh().size,
+        "count": 1 if mesh is None else mesh.size,
         "processes": jax.process_count(),
-        "matmul_precision": jax.config.jax_default_matmul_precision,
+        "matmul_precision": settings.of_jax("jax_default_matmul_precision"),
     }
 
 
@@ -48,31 +51,33 @@ def free() -> Free:
     return Free(host, memory.available() if own else None)
 
 
-def predict(model: Model, images: np.ndarray) -> Predictions:
+def predict(model: Model, images: Images) -> Predictions:
     """`route.predict` on all devices in use."""
     images = as_images(images, model.image_shape)
 
-    def follow(networks: dict[Node, Network], part: np.ndarray) -> Predictions:
+    def follow(networks: dict[Node, Network], part: Images) -> Predictions:
         return route.predict(replace(model, networks=networks), part)
 
     return devices.predict(follow, model.networks, images, route.batch_of(model))
 
 
-def as_int8(model: Model, images: np.ndarray) -> tuple[np.ndarray, int]:
+def as_int8(model: Model, images: Images) -> tuple[np.ndarray, int]:
     """(labels that the int8 form of a quantisation-aware baseline predicts, its bytes)."""
     images = as_images(images, model.image_shape)
     recipe, network = model.recipe, model.networks[hierarchy.ROOT]
     spec = recipes.spec_of(recipe, images.shape[1])
-    model = int8.convert(to_state_dict(network), spec)
+    assert isinstance(spec, QuantResNet)  # only such runs are asked for it
+    assert recipe.baseline is not None
+    small = int8.convert(to_state_dict(network), spec)
     resize, labels = Resize(recipe.baseline.size), []
     for start in range(0, len(images), recipe.eval_batch_size):
         part = jnp.asarray(images[start : start + recipe.eval_batch_size])
         x = resize(prepare(part, {}, Augmentation(), recipe.mean, recipe.std))
-        labels.append(np.asarray(int8.scores(model, x).argmax(1)))
-    return np.concatenate(labels), int8.size(model)
+        labels.append(np.asarray(int8.scores(small, x).argmax(1)))
+    return np.concatenate(labels), int8.size(small)
 
 
-def costs(model: Model) -> dict[str, dict[str, int]]:
+def costs(model: Model) -> Costs:
     """Parameters and multiply-adds of each node, by name."""
     shapes = input_shapes(model)
     return {
@@ -85,7 +90,7 @@ def out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
-FRAMEWORK = Framework(
+FRAMEWORK = Framework[Model](
     name="jax",
     device=device,
     free=free,

@@ -1,6 +1,7 @@
 """`python -m trunk_jax.lowpower`: one small CNN and four ways to make it smaller, measured."""
 
 import sys
+from functools import partial
 from typing import Any
 
 from data.base.errors import run_command
@@ -38,12 +39,15 @@ def main(arguments: list[str] | None = None) -> None:
             for layer, x, y in tape
         ]
 
+    def one(network: Any) -> None:
+        scores(network, x[:1]).block_until_ready()
+
     x = jnp.asarray(lowpower.images(options.seed, options.images))
     rows, first = {}, None
     for name, network in networks(stream(options.seed, "lowpower", "weights")).items():
         out = np.asarray(scores(network, x))
         first = out if first is None else first
-        taken = seconds(lambda n=network: scores(n, x[:1]).block_until_ready(), options.repeats)
+        taken = seconds(partial(one, network), options.repeats)
         costs = cost(network, lowpower.IMAGE)
         rows[name] = {
             "structure": structure(network),

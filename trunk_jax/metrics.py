@@ -19,6 +19,7 @@ from data.base.parser import Parser, target
 from data.base.progress import working
 from data.base.writing import save_json
 from data.images.datasets import Dataset
+from data.images.on_disk import Images
 from data.images.splits import Splits, split
 from data.inference import stopping
 from data.inference.model import Predictions
@@ -121,7 +122,7 @@ def measure(
     lost = attrition.by_node(tree, test.labels, predicted)
     paths = []
     for path, labels, mine in ways(tree, test.labels, found):
-        row = {
+        row: dict[str, Any] = {
             "nodes": [tree.names[node] for node in path],
             "classes": [names[label] for label in labels],
             "images": int(mine.sum()),
@@ -171,7 +172,7 @@ def ways(
         yield (*hierarchy.ancestors(node), node), tree.members(node), last == place
 
 
-def whole_tree(model: Model, images: np.ndarray) -> dict[str, Any]:
+def whole_tree(model: Model, images: Images) -> dict[str, Any]:
     """`images_per_second` of the tree as it is, each image on its own path, and its `energy`."""
     from trunk_jax import framework
     from trunk_jax.inference import route

@@ -12,10 +12,11 @@ import torch
 from data.base import machine
 from data.images.arrays import as_images
 from data.images.augmentation import Augmentation
+from data.images.on_disk import Images
 from data.images.splits import Splits
 from data.recipes.recipe import Recipe
 from data.run.results import Costs
-from data.training.framework import Framework, Images
+from data.training.framework import Framework
 from data.training.placement import Free
 from data.tree import hierarchy
 from data.tree.hierarchy import Node

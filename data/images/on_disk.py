@@ -66,6 +66,9 @@ class OnDisk:
         return OnDisk(self.stored, self.rows[start:stop])
 
 
-def part(images: "np.ndarray | OnDisk", start: int, stop: int) -> "np.ndarray | OnDisk":
+Images = UInt8[np.ndarray, "n h w c"] | OnDisk
+
+
+def part(images: Images, start: int, stop: int) -> Images:
     """The images `start` to `stop`; of those that are on disk, without reading them."""
     return images.part(start, stop) if isinstance(images, OnDisk) else images[start:stop]

@@ -7,17 +7,13 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-from jaxtyping import UInt8
 
 from data.base.errors import UserError, out_of_memory
-from data.images.on_disk import OnDisk
+from data.images.on_disk import Images
 from data.inference.model import Model, Predictions
 from data.run.results import Costs
 from data.training.placement import Free
 from data.tree.hierarchy import Node
-
-Images = UInt8[np.ndarray, "n h w c"] | OnDisk
-
 
 M = TypeVar("M", bound=Model)
 

@@ -85,8 +85,8 @@ def _decision(
     def held_out() -> HeldOut:
         if framework == "jax":
             program = jax_fit.program_of(chosen, stage.settings(chosen), network)
-            source = jax_fit.Source(jnp.asarray(images), jnp.asarray(targets), ())
-            return jax_grow.held_out(chosen, program, network, source, "root")
+            mine = jax_fit.Source(jnp.asarray(images), jnp.asarray(targets), ())
+            return jax_grow.held_out(chosen, program, network, mine, "root")
         source = fit.Source(torch_grow.as_images(images), torch.tensor(targets).long(), ())
         return torch_grow.held_out(chosen, network, source, "root")
 

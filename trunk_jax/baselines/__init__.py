@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
 from data.recipes.baselines.architectures import (
     Architecture,
@@ -24,6 +23,7 @@ from trunk_jax.baselines.qat import QuantResNetModel
 from trunk_jax.baselines.resnet import ResNetModel
 from trunk_jax.baselines.vgg import VggModel
 from trunk_jax.baselines.vit import VitModel
+from trunk_jax.nodes.node import NodeNetwork
 
 _FAMILIES: dict[type, Callable[..., Any]] = {
     ResNet: ResNetModel,
@@ -44,7 +44,7 @@ def build(
     *,
     size: int = 0,
     rng: np.random.Generator | None = None,
-) -> nnx.Module:
+) -> NodeNetwork:
     """The model of an architecture.
 
     Args:

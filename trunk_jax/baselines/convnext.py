@@ -25,6 +25,7 @@ from trunk_jax.layers.basic import (
     Mode,
     Sequential,
 )
+from trunk_jax.nodes.node import NodeNetwork
 
 
 class _Block(nnx.Module):
@@ -49,7 +50,7 @@ class _Block(nnx.Module):
         return x + self.stochastic_depth(self.layer_scale(self.block(x, mode), mode), mode)
 
 
-class ConvNextModel(nnx.Module):
+class ConvNextModel(NodeNetwork):
     """Scores; the features are the last stage's map."""
 
     def __init__(self, spec: ConvNext, channels: int, outputs: int, *, size: int = 0):

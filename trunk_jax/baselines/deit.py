@@ -20,6 +20,7 @@ from trunk_jax.baselines.layers import (
     bicubic,
 )
 from trunk_jax.layers.basic import EVAL, Identity, Linear, Mode, Sequential
+from trunk_jax.nodes.node import NodeNetwork
 
 
 class _Attention(nnx.Module):
@@ -67,7 +68,7 @@ class _Patches(nnx.Module):
         return self.proj(x, mode)
 
 
-class DeitModel(nnx.Module):
+class DeitModel(NodeNetwork):
     """Scores; the features are all tokens after the last layer norm, the class token first."""
 
     def __init__(self, spec: Deit | Dinov2, channels: int, outputs: int, *, size: int = 0):
@@ -78,7 +79,7 @@ class DeitModel(nnx.Module):
         self.patch_embed = _Patches(spec, channels)
         self.blocks = Sequential([_Block(spec) for _ in range(spec.depth)])
         self.norm = LayerNorm(spec.width)
-        self.head = Linear(spec.width, outputs, rng=None)
+        self.head: Linear | Identity = Linear(spec.width, outputs, rng=None)
 
     def initialise(self, rng: np.random.Generator) -> None:
         """Draw the weights as timm does, the patches' projection with PyTorch's default."""

@@ -68,7 +68,7 @@ def convert(weights: Mapping[str, np.ndarray], spec: QuantResNet) -> Int8ResNet:
     for name in list(grids):
         if f"{name}.weight" not in weights:
             continue
-        kernel, bias = weights[f"{name}.weight"], weights.get(f"{name}.bias")
+        kernel = weights[f"{name}.weight"]
         if f"{name}.bn.weight" in weights:
             gamma, beta, mean, var = (
                 weights[f"{name}.bn.{leaf}"]
@@ -76,14 +76,16 @@ def convert(weights: Mapping[str, np.ndarray], spec: QuantResNet) -> Int8ResNet:
             )
             gain = gamma / np.sqrt(var + np.float32(EPS))
             kernel, bias = kernel * gain[:, None, None, None], beta - mean * gain
+        else:
+            bias = weights[f"{name}.bias"]
         products[name] = _product(weights, name, kernel, bias, grids.pop(name))
     return Int8ResNet(products, grids, spec)
 
 
 def _grid(weights: Mapping[str, np.ndarray], name: str) -> Grid:
     at = f"{name}.activation_post_process.activation_post_process."
-    low = min(np.float32(0), weights[at + "min_val"])
-    high = max(np.float32(0), weights[at + "max_val"])
+    low = np.minimum(np.float32(0), weights[at + "min_val"])
+    high = np.maximum(np.float32(0), weights[at + "max_val"])
     scale = max(np.float32((high - low) / np.float32(127)), _LEAST_SCALE)
     zero = np.clip(-np.round(low / scale), 0, 127)
     return Grid(jnp.float32(scale), jnp.int32(zero))

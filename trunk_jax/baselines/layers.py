@@ -57,6 +57,7 @@ class PatchConv(Conv):
         rows, columns = h // p, w // p
         x = x[:, : rows * p, : columns * p].reshape(b, rows, p, columns, p, c)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b * rows * columns, p * p * c)
+        assert self.bias is not None
         y = x @ self.kernel[...].reshape(p * p * c, -1) + self.bias[...]
         return y.reshape(b, rows, columns, -1)
 

@@ -20,6 +20,7 @@ from trunk_jax.layers.basic import (
     Relu6,
     Sequential,
 )
+from trunk_jax.nodes.node import NodeNetwork
 
 
 def _block(channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> Sequential:
@@ -35,7 +36,7 @@ class _InvertedResidual(nnx.Module):
 
     def __init__(self, channels: int, out: int, expansion: int, stride: int):
         wide = expansion * channels
-        layers = [_block(channels, wide, 1)] if expansion != 1 else []
+        layers: list[nnx.Module] = [_block(channels, wide, 1)] if expansion != 1 else []
         layers += [
             _block(wide, wide, 3, stride, wide),
             Conv(wide, out, 1, bias=False, rng=None),
@@ -49,7 +50,7 @@ class _InvertedResidual(nnx.Module):
         return x + y if self.shortcut else y
 
 
-class MobileNetV2Model(nnx.Module):
+class MobileNetV2Model(NodeNetwork):
     """Scores; the features are the map before the average pool."""
 
     def __init__(self, spec: MobileNetV2, channels: int, outputs: int, *, size: int = 0):

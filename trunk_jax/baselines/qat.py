@@ -81,7 +81,7 @@ class FakeQuant(Layer):
 
     def _observe(self, x: Array, mode: Mode) -> None:
         axes = tuple(range(x.ndim - 1 if self.symmetric else x.ndim))
-        real = True
+        real: bool | Array = True
         if mode.valid is not None and not self.symmetric:  # rows that are padding do not count
             real = mode.valid.reshape(-1, *[1] * (x.ndim - 1))
         seen = self.activation_post_process

@@ -20,6 +20,7 @@ from trunk_jax.layers.basic import (
     Relu,
     Sequential,
 )
+from trunk_jax.nodes.node import NodeNetwork
 
 EXPANSION = 4
 
@@ -54,7 +55,7 @@ class _Bottleneck(nnx.Module):
         return self.relu3(y + (x if self.downsample is None else self.downsample(x, mode)), mode)
 
 
-class ResNetModel(nnx.Module):
+class ResNetModel(NodeNetwork):
     """Scores; the features are the last stage's map."""
 
     def __init__(self, spec: ResNet, channels: int, outputs: int, *, size: int = 0):

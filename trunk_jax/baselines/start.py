@@ -10,12 +10,12 @@ from data.recipes.recipe import Recipe
 from trunk_jax.baselines import build
 from trunk_jax.network.exchange import from_state_dict, shapes, to_state_dict
 from trunk_jax.network.network import Network, split
-
-Shape = tuple[int, int, int]
+from trunk_jax.nodes.node import Shape
 
 
 def empty(recipe: Recipe, in_shape: Shape, outputs: int) -> Network:
     """The network of the recipe's model for images of `in_shape` (height, width, channels)."""
+    assert recipe.baseline is not None  # or it would be a tree
     side, _, channels = in_shape
     spec = recipes.spec_of(recipe, side)
     return split(build(spec, channels, outputs, size=recipe.baseline.size))

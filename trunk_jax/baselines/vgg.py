@@ -20,9 +20,10 @@ from trunk_jax.layers.basic import (
     Relu,
     Sequential,
 )
+from trunk_jax.nodes.node import NodeNetwork
 
 
-class VggModel(nnx.Module):
+class VggModel(NodeNetwork):
     """Scores; the features are the map before the Linear layers' own pool."""
 
     def __init__(self, spec: Vgg, channels: int, outputs: int, *, size: int = 0):

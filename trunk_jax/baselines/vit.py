@@ -18,7 +18,8 @@ from trunk_jax.baselines.layers import (
     Resize,
     Token,
 )
-from trunk_jax.layers.basic import EVAL, Identity, Linear, Mode, Sequential
+from trunk_jax.layers.basic import EVAL, Conv, Identity, Linear, Mode, Sequential
+from trunk_jax.nodes.node import NodeNetwork
 
 
 class _Block(nnx.Module):
@@ -70,7 +71,7 @@ class _Heads(nnx.Module):
         self.head = Linear(width, outputs, rng=None)
 
 
-class VitModel(nnx.Module):
+class VitModel(NodeNetwork):
     """Scores; the features are all tokens after the last layer norm, the class token first."""
 
     def __init__(self, spec: Vit, channels: int, outputs: int, *, size: int = 0):
@@ -83,8 +84,9 @@ class VitModel(nnx.Module):
     def initialise(self, rng: np.random.Generator) -> None:
         """Draw the weights as torchvision does; the head starts at zero."""
 
-        def linear(rng: np.random.Generator, layer: Linear) -> None:
+        def linear(rng: np.random.Generator, layer: Conv | Linear) -> None:
             initial.xavier(rng, layer.kernel)
+            assert layer.bias is not None
             initial.normal(rng, layer.bias, 1e-6)
 
         patch = math.sqrt(1 / math.prod(self.conv_proj.kernel.shape[:3]))

@@ -18,7 +18,7 @@ from data.tree import hierarchy
 from data.tree.hierarchy import ROOT, Node
 from trunk_jax.inference.microbatched import infer
 from trunk_jax.network.augment import prepare
-from trunk_jax.network.network import Network, dtype_of, input_shape
+from trunk_jax.network.network import Network, dtype_of, feature_shape, input_shape
 
 BATCH = 256
 
@@ -137,7 +137,8 @@ def features(
             x = _features(model.networks[above], x)
         found.append(np.asarray(x)[: len(places)])
     if not found:
-        shape = input_shape(model.networks, (*node, 0), model.image_shape)
+        given = input_shape(model.networks, node, model.image_shape)
+        shape = feature_shape(model.networks[node], given)
         return np.zeros((0, *shape), str(dtype_of(model.networks[node])))
     return np.concatenate(found)
 

@@ -21,11 +21,11 @@ from trunk_jax.network.network import Network, apply, dtype_of
 Answer = tuple[Int[Array, ""], Float[Array, ""], Int[Array, " depth"]]
 
 
-def compile_single(model: Model) -> Callable[[UInt8[Array, "h w c"]], Answer]:
+def compile_single(model: Model) -> jax.stages.Compiled:
     """A function of one image, uint8 [h, w, c], compiled ahead of its first call.
 
-    It returns (label, probability, path): the class, the product of the probabilities of the
-    decisions that led to it, and the decision at each depth, -1 below the leaf. In a tree with
+    It returns an `Answer`, (label, probability, path): the class, the product of the probabilities
+    of the decisions that led to it, and the decision at each depth, -1 below the leaf. In a tree with
     exits the probability is the class's, and the path the branches that the image went on to, -1
     from where it stopped. The weights are a part of the program. With JAX's persistent compilation
     cache switched on (`jax_compilation_cache_dir`) a later process loads the program instead of

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int, UInt8
 
 from data.base.rounding import CONSTANT, UNIT
 from data.images.augmentation import Augmentation
+from data.images.on_disk import Images
 from data.inference.closeness import too_close
 from data.inference.model import paths_met
 from data.tree.hierarchy import ROOT, ancestors
@@ -39,9 +40,7 @@ class Comparison:
     ties: Int[np.ndarray, " t"]
 
 
-def compare(
-    trained: Trained, images: UInt8[np.ndarray, "n h w c"], found: Mapping[str, np.ndarray]
-) -> Comparison:
+def compare(trained: Trained, images: Images, found: Mapping[str, np.ndarray]) -> Comparison:
     """Our decisions on the images against `label` and `path` of an exported tree's outputs."""
     told = route.predict(trained.model, images)
     ours, tree = told.labels, trained.tree

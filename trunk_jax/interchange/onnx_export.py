@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 
 from data.base import writing
 from data.base.errors import UserError
+from data.images.on_disk import Images
 from data.images.splits import split
 from data.run.dataset import load_of_run
 from data.tree.hierarchy import ROOT, Node
@@ -28,7 +29,7 @@ SAMPLE = 256  # random images that an export is tried on where the data is not a
 class Trial:
     """Images to try an export on: uint8 [n, h, w, c]; `labels`: None if they are random."""
 
-    images: UInt8[np.ndarray, "n h w c"]
+    images: Images
     labels: Int[np.ndarray, " n"] | None
     what: str
 

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from jaxtyping import UInt8
 
+from data.images.on_disk import Images
 from data.inference import curve
 from data.tree import metrics
 from data.tree.hierarchy import ROOT, Node
@@ -29,7 +30,7 @@ IMAGES = 512  # for calibration; a node below the root has those that come to it
 _BATCH = 32
 
 
-def calibration(images: UInt8[np.ndarray, "n h w c"], seed: int) -> UInt8[np.ndarray, "m h w c"]:
+def calibration(images: Images, seed: int) -> UInt8[np.ndarray, "m h w c"]:
     """`IMAGES` of the training images, drawn by a seed."""
     drawn = np.random.default_rng(seed).permutation(len(images))[:IMAGES]
     return images[np.sort(drawn)]
@@ -77,15 +78,14 @@ def _quantized(model: onnx.ModelProto, given: str, x: np.ndarray | None) -> onnx
     """A node's model in int8; as it is if no calibration image comes to it."""
     if x is None:
         return model
+    batches = [x[start : start + _BATCH] for start in range(0, len(x), _BATCH)]
     from onnxruntime import quantization
 
     class Reader(quantization.CalibrationDataReader):
         """The node's inputs, a batch at a time."""
 
         def __init__(self):
-            self.batches: Iterator[np.ndarray] = iter(
-                x[start : start + _BATCH] for start in range(0, len(x), _BATCH)
-            )
+            self.batches = iter(batches)
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.batches, None)

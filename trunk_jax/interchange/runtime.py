@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from jaxtyping import UInt8
 
 from data.base import machine
+from data.images.on_disk import Images
 
 BATCH = 256
 
@@ -22,9 +22,7 @@ def session(model: onnx.ModelProto, threads: int = 0) -> Any:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers)
 
 
-def predict(
-    running: Any, images: UInt8[np.ndarray, "n h w c"], batch: int = BATCH
-) -> dict[str, np.ndarray]:
+def predict(running: Any, images: Images, batch: int = BATCH) -> dict[str, np.ndarray]:
     """The outputs of a whole tree's session for all images, by name, a row an image."""
     names = [output.name for output in running.get_outputs()]
     parts = [

@@ -265,6 +265,7 @@ class Dropout(Layer):
         if mode.keep is not None:
             keep = mode.keep[self.stream]
         else:
+            assert mode.key is not None  # in training a network with dropout is given one
             key = jax.random.fold_in(mode.key, self.stream)
             keep = jax.random.bernoulli(key, 1 - self.rate, self.mask_shape(x))
         return jnp.where(keep, x / (1 - self.rate), 0)

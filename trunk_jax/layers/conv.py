@@ -92,7 +92,8 @@ def _shifted_products(x: Images, kernel: Float[Array, "kh kw c"], stride: int) -
     kh, kw, _ = kernel.shape
     height, width = (x.shape[1] - kh) // stride + 1, (x.shape[2] - kw) // stride + 1
     taps = [(i, j) for i in range(kh) for j in range(kw)]
-    return sum(_window(x, i, j, stride, height, width) * kernel[i, j] for i, j in taps)
+    products = (_window(x, i, j, stride, height, width) * kernel[i, j] for i, j in taps)
+    return sum(products, start=jnp.zeros((), x.dtype))
 
 
 def _spread(dy: Images, kernel: Array, size: tuple[int, int], stride: int, padding: int) -> Maps:

@@ -24,7 +24,7 @@ def start(*, distributed: bool = False) -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
-        wanted = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms
+        wanted = os.environ.get("JAX_PLATFORMS") or settings.of_jax("jax_platforms")
         reason = " ".join(str(error).split())[:200] or "the installed JAX has no support for it"
         advice = f"unset JAX_PLATFORMS={wanted}, or set it to cpu" if wanted else "see its reason"
         raise UserError(f"JAX finds no device ({reason}); {advice}") from None

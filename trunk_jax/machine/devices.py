@@ -7,7 +7,7 @@ masks are those of the whole batch. With one device nothing here changes a progr
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,11 +19,12 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from data.base.errors import UserError
-from data.images.on_disk import part
+from data.images.on_disk import Images, part
 from data.inference.model import Predictions
 from trunk_jax.machine import hosts
 
 T = TypeVar("T")
+N = TypeVar("N", bound=Mapping[Any, Any])
 AXIS = "images"
 
 _mesh: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
@@ -107,16 +108,17 @@ def here(values: T) -> T:
 
 
 def predict(
-    one: Callable[[Any, np.ndarray], Predictions], networks: Any, images: np.ndarray, batch: int
+    one: Callable[[N, Images], Predictions], networks: N, images: Images, batch: int
 ) -> Predictions:
     """`one(networks, images)`, which goes by batches, with the batches dealt to the devices.
 
     Each device follows its own images by itself, so nothing waits for anything, and each
     batch is the one that a single device would make of it.
     """
-    if mesh() is None:
+    several = mesh()
+    if several is None:
         return one(networks, images)
-    every = mesh().devices.ravel().tolist()
+    every = several.devices.ravel().tolist()
     batches = -(-len(images) // batch)
     # two batches or more for each: a single one that is not full would have a shape of its own
     used = every[: max(1, min(len(every), batches // 2))]

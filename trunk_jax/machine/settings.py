@@ -53,6 +53,11 @@ _CHOSEN = ("jax_default_matmul_precision",)
 _HARMLESS = ("--xla_dump", "--xla_force_host_platform_device_count", "--xla_hlo_profile")
 
 
+def of_jax(name: str) -> Any:
+    """One of JAX's settings, as it is here and now; the types of `jax.config` list none."""
+    return getattr(jax.config, name)
+
+
 def apply() -> None:
     """Set what decides results, with a note for each setting that was another.
 

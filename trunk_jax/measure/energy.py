@@ -7,6 +7,7 @@ included, and whatever else it does meanwhile.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 POWERCAP = Path("/sys/class/powercap")
@@ -59,7 +60,7 @@ def rapl(powercap: Path = POWERCAP) -> tuple[list[Counter], str]:
             return [], f"{file} may be read by root alone"
         except (OSError, ValueError):
             return [], f"{file} cannot be read"
-        found.append(Counter(f"RAPL {name}", lambda file=file: number(file), span))
+        found.append(Counter(f"RAPL {name}", partial(number, file), span))
     return found, ""
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 from jax.extend import core
 
+from trunk_jax.network.traced import shaped
+
 # One operation a value of the result; what moves, compares or retypes values costs nothing.
 _ARITHMETIC = {
     "add",
@@ -74,8 +76,8 @@ def _work(jaxpr: core.Jaxpr) -> Work:
 
 def _of(equation: core.JaxprEqn) -> Work:
     """The arithmetic of one operation, or of the program inside it."""
-    name, out = equation.primitive.name, equation.outvars[0].aval
-    operands = [v.aval for v in equation.invars]
+    name, out = equation.primitive.name, shaped(equation.outvars[0])
+    operands = [shaped(v) for v in equation.invars]
     if name == "conv_general_dilated":
         kernel, of = operands[1], equation.params["dimension_numbers"].rhs_spec[0]
         return Work(out.size * (kernel.size // kernel.shape[of]))
@@ -139,4 +141,5 @@ def peak_bytes(function: Callable[..., Any], weights: Any, *inputs: Any) -> int:
 
 
 def _bytes(variable: core.Var) -> int:
-    return variable.aval.size * variable.aval.dtype.itemsize
+    kind = shaped(variable)
+    return kind.size * kind.dtype.itemsize

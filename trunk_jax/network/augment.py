@@ -6,8 +6,11 @@ remain: warps (one gather through a table of source pixels), blends with another
 (colour, sharpness), and point operations (a 256-entry table an image and channel).
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from data.images.augmentation import (
@@ -24,8 +27,8 @@ from data.images.augmentation import (
 
 
 def prepare(
-    images: jax.Array,
-    draws: dict[str, jax.Array],
+    images: jax.Array | np.ndarray,
+    draws: Mapping[str, jax.Array | np.ndarray],
     policy: Augmentation,
     mean: tuple[float, ...],
     std: tuple[float, ...],
@@ -36,17 +39,21 @@ def prepare(
     `draws` are `data.images.augmentation.draw`'s for these images; an empty policy takes {}.
     `mean` and `std` have a number a channel, or none at all for plain pixels / 255.
     """
-    images = augment(images, draws, policy)
+    pixels = jnp.asarray(augment(images, draws, policy))
     # Half precision would lose bits in the subtraction, so only the result is rounded to it.
-    inputs = images.astype(jnp.promote_types(dtype, jnp.float32)) / 255
+    inputs = pixels.astype(jnp.promote_types(dtype, jnp.float32)) / 255
     if mean:
         inputs = (inputs - jnp.array(mean, inputs.dtype)) / jnp.array(std, inputs.dtype)
     if policy.cutout:
-        inputs = jnp.where(_holes(draws["holes"], policy.cutout[1], images), 0, inputs)
+        inputs = jnp.where(_holes(draws["holes"], policy.cutout[1], pixels), 0, inputs)
     return inputs.astype(dtype)
 
 
-def augment(images: jax.Array, draws: dict[str, jax.Array], policy: Augmentation) -> jax.Array:
+def augment(
+    images: jax.Array | np.ndarray,
+    draws: Mapping[str, jax.Array | np.ndarray],
+    policy: Augmentation,
+) -> jax.Array | np.ndarray:
     """The part of the policy that works on pixels: uint8 [B, H, W, C] in and out.
 
     Raises ValueError for RandAugment on images with neither 1 nor 3 channels.

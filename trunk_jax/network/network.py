@@ -12,8 +12,9 @@ from jaxtyping import Float
 
 from data.tree.hierarchy import ROOT, Node
 from trunk_jax.layers.basic import EVAL, Mode, record
+from trunk_jax.nodes.node import NodeNetwork, Shape
 
-Arrays = dict[str | int, Any]
+Arrays = dict[str, Any]
 
 
 @jax.tree_util.register_dataclass
@@ -25,18 +26,19 @@ class Network:
     own variables and nothing else.
     """
 
-    graph: nnx.GraphDef = field(metadata={"static": True})
+    graph: nnx.GraphDef[NodeNetwork] = field(metadata={"static": True})
     params: Arrays
     stats: Arrays
 
 
-def split(module: nnx.Module) -> Network:
+def split(module: NodeNetwork) -> Network:
     """The module as a value."""
-    graph, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
-    return Network(graph, nnx.to_pure_dict(params), nnx.to_pure_dict(stats))
+    graph, *states = nnx.split(module, nnx.Param, nnx.BatchStat)
+    params, stats = (nnx.to_pure_dict(state) for state in states)
+    return Network(graph, params, stats)
 
 
-def merge(network: Network) -> nnx.Module:
+def merge(network: Network) -> NodeNetwork:
     """The value as a module."""
     return nnx.merge(network.graph, nnx.State(network.params), nnx.State(network.stats))
 
@@ -72,17 +74,17 @@ def dtype_of(network: Network) -> jnp.dtype:
     return next(leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
-def feature_shape(network: Network, in_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Height, width and channels of what the children are given."""
+def feature_shape(network: Network, in_shape: Shape) -> tuple[int, ...]:
+    """Height, width and channels of what the children are given; of a transformer (n, d)."""
     return jax.eval_shape(features, network, _image(network, in_shape)).shape[1:]
 
 
 def input_shape(
     networks: Mapping[Node, Network],
     node: Node,
-    image_shape: tuple[int, int, int],
-    known: dict[Node, tuple[int, int, int]] | None = None,
-) -> tuple[int, int, int]:
+    image_shape: Shape,
+    known: dict[Node, Shape] | None = None,
+) -> Shape:
     """Height, width and channels of what a node of a tree is given.
 
     `networks`: of the nodes above it at least. `known`: shapes that were asked for before, so that
@@ -94,11 +96,12 @@ def input_shape(
         if node != ROOT:
             above = node[:-1]
             shape = input_shape(networks, above, image_shape, known)
-            known[node] = feature_shape(networks[above], shape)
+            height, width, channels = feature_shape(networks[above], shape)
+            known[node] = height, width, channels
     return known[node]
 
 
-def cost(network: Network, in_shape: tuple[int, int, int]) -> dict[str, int]:
+def cost(network: Network, in_shape: Shape) -> dict[str, int]:
     """Parameters, and multiply-adds for one image, of convolutions, linear layers and attention.
 
     Counted from the program: every layer's own output shape, padding included, as the
@@ -111,5 +114,5 @@ def cost(network: Network, in_shape: tuple[int, int, int]) -> dict[str, int]:
     return {"parameters": parameters, "multiply_adds": multiply_adds}
 
 
-def _image(network: Network, shape: tuple[int, int, int]) -> jax.ShapeDtypeStruct:
+def _image(network: Network, shape: Shape) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, *shape), dtype_of(network))

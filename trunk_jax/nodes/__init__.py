@@ -4,11 +4,9 @@ import numpy as np
 
 from data.recipes.networks import MobileNet, Network, ResNet, network
 from trunk_jax.nodes.mobilenet import MobileNetNode
+from trunk_jax.nodes.node import NodeNetwork, Shape
 from trunk_jax.nodes.resnet import ResNetNode
 from trunk_jax.nodes.vgg import VggNode
-
-NodeNetwork = MobileNetNode | VggNode | ResNetNode
-Shape = tuple[int, int, int]
 
 
 def build(

@@ -17,6 +17,7 @@ from trunk_jax.layers.basic import (
     Relu6,
     Sequential,
 )
+from trunk_jax.nodes.node import NodeNetwork, Shape
 
 
 class _Pointwise(nnx.Module):
@@ -74,17 +75,19 @@ class InvertedResidual(nnx.Module):
         return x + y if x.shape == y.shape else y
 
 
-class MobileNetNode(nnx.Module):
+class MobileNetNode(NodeNetwork):
     """`features`: stem (root only) and inverted residuals; `classifier`: 1x1, pool, log-softmax.
 
     With `pointwise_padding` 1, as published, every 1x1 convolution grows the map by 2 and no
     shortcut is ever taken.
     """
 
+    features: Sequential
+
     def __init__(
         self,
         spec: MobileNet,
-        in_shape: tuple[int, int, int],
+        in_shape: Shape,
         outputs: int,
         *,
         pointwise_padding: int,

@@ -17,6 +17,15 @@ from trunk_jax.layers.basic import (
     Relu,
     Sequential,
 )
+from trunk_jax.nodes.node import NodeNetwork, Shape
+
+
+def _projection(in_channels: int, spec: Block, rng: np.random.Generator) -> Sequential | None:
+    """What the input goes through where the output has another shape."""
+    if spec.stride == 1 and in_channels == spec.out:
+        return None
+    conv = Conv(in_channels, spec.out, 1, stride=spec.stride, bias=False, rng=rng)
+    return Sequential([conv, BatchNorm(spec.out)])
 
 
 class _BasicBlock(nnx.Module):
@@ -33,11 +42,7 @@ class _BasicBlock(nnx.Module):
                 BatchNorm(out),
             ]
         )
-        if stride != 1 or in_channels != out:
-            project = Conv(in_channels, out, 1, stride=stride, bias=False, rng=rng)
-            self.shortcut = Sequential([project, BatchNorm(out)])
-        else:
-            self.shortcut = None
+        self.shortcut = _projection(in_channels, spec, rng)
         self.activation = Relu()
 
     def __call__(self, x: Array, mode: Mode) -> Array:
@@ -45,13 +50,15 @@ class _BasicBlock(nnx.Module):
         return self.activation(self.residual(x, mode) + shortcut, mode)
 
 
-class ResNetNode(nnx.Module):
+class ResNetNode(NodeNetwork):
     """`features`: stem (root only) and basic blocks; `classifier`: pool, one Linear, raw scores."""
+
+    features: Sequential
 
     def __init__(
         self,
         spec: ResNet,
-        in_shape: tuple[int, int, int],
+        in_shape: Shape,
         outputs: int,
         *,
         rng: np.random.Generator,

@@ -19,14 +19,15 @@ from trunk_jax.layers.basic import (
     Relu,
     Sequential,
 )
+from trunk_jax.nodes.node import NodeNetwork, Shape
 
 
-class VggNode(nnx.Module):
+class VggNode(NodeNetwork):
     """`features`: 3x3 convolutions, batch norm, ReLU; `classifier`: one Linear, raw scores."""
 
-    def __init__(
-        self, spec: Vgg, in_shape: tuple[int, int, int], outputs: int, *, rng: np.random.Generator
-    ):
+    features: Sequential
+
+    def __init__(self, spec: Vgg, in_shape: Shape, outputs: int, *, rng: np.random.Generator):
         height, width, channels = in_shape
         layers: list[nnx.Module] = []
         for position, word in enumerate(spec.layers):

@@ -50,7 +50,7 @@ def _panel(
     for group in dict.fromkeys(row.group for row in trained):
         mark, colour = _LOOKS.get(group, _ABLATION)
         mine = sorted((row for row in trained if row.group == group), key=cost)
-        at = [(cost(row), 100 * row.accuracy) for row in mine]
+        at = [(cost(row), 100 * row.accuracy) for row in mine if row.accuracy is not None]
         joined = group not in _LOOKS
         axes.plot(
             *zip(*at, strict=True),
@@ -139,7 +139,10 @@ def _move(text: Annotation, dx: float, dy: float) -> None:
 
 def _box(text: Text) -> Bbox:
     """Where the words stand, in pixels; not the line that leads to them."""
-    renderer = text.get_figure().canvas.get_renderer()
+    figure = text.get_figure(root=True)
+    assert figure is not None
+    assert isinstance(figure.canvas, FigureCanvasAgg)  # `comparison` gave it one
+    renderer = figure.canvas.get_renderer()
     if isinstance(text, Annotation):
         text.update_positions(renderer)
     return Text.get_window_extent(text, renderer)

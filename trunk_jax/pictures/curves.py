@@ -65,8 +65,8 @@ def _panel(axes: Axes, rows: list[dict[str, Any]], kind: str, ties: str) -> None
         mine = sorted((r for r in rows if r["phase"] == phase), key=lambda row: row["epoch"])
         epochs = offset + np.array([row["epoch"] for row in mine])
         for series, colour in _SERIES.items():
-            values = [row.get(f"{series}_{kind}") for row in mine]
-            values = np.array([np.nan if v is None else factor * v for v in values])
+            found = [row.get(f"{series}_{kind}") for row in mine]
+            values = np.array([np.nan if v is None else factor * v for v in found])
             dot = "." if len(mine) == 1 else ""
             axes.plot(epochs, values, color=colour, lw=1.4, marker=dot)
             if series == "validation":

@@ -7,8 +7,10 @@ is right on white and, in a page, on black: there ink and lines become the page'
 import html
 import io
 import re
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import matplotlib
 import numpy as np
@@ -20,10 +22,17 @@ from matplotlib.patches import Rectangle
 
 from data.base import writing
 
+if TYPE_CHECKING:  # older versions of matplotlib lack it
+    from matplotlib.typing import RcKeyType
+
+P = ParamSpec("P")
+
 INK, LINE = "#1b1f24", "#8a919a"  # text; axes and edges. Used for nothing else: see `inline`
 BLUE, ORANGE = "#2a6fdb", "#d9730d"
 ACCURACY = LinearSegmentedColormap.from_list("accuracy", ["#b42318", "#e8b04b", "#2b8a57"])
-_SETTINGS = {
+_SETTINGS: "dict[RcKeyType, Any]" = {
+    "figure.autolayout": False,
+    "figure.constrained_layout.use": False,
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.titlesize": 10,
@@ -47,17 +56,17 @@ _SETTINGS = {
 def figure(width: float, height: float) -> Figure:
     """An empty figure of so many inches, without a global state behind it."""
     with matplotlib.rc_context(_SETTINGS):
-        return Figure(figsize=(width, height), layout="none")
+        return Figure(figsize=(width, height))
 
 
-def styled(function: Any) -> Any:
+def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
     """Draw with our settings, whatever the user's matplotlibrc says."""
 
-    def drawn(*arguments: Any, **named: Any) -> Figure:
+    @wraps(function)
+    def drawn(*arguments: P.args, **named: P.kwargs) -> Figure:
         with matplotlib.rc_context(_SETTINGS):
             return function(*arguments, **named)
 
-    drawn.__doc__, drawn.__name__ = function.__doc__, function.__name__
     return drawn
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -130,7 +131,7 @@ def _node(
     scale: ScalarMappable,
 ) -> None:
     x, y = place.x[node], place.y[node]
-    colour = "#b8bec6" if accuracy is None else scale.to_rgba(accuracy)
+    colour = "#b8bec6" if accuracy is None else scale.to_rgba(np.array(accuracy))
     width, height = _BOX
     axes.add_patch(
         FancyBboxPatch(
@@ -191,11 +192,14 @@ def _leaf(
             AnnotationBbox(image, (x + 0.2, y), frameon=False, box_alignment=(0.5, 0.5), pad=0)
         )
         x += 0.45
-    colour = "#b8bec6" if recall is None else scale.to_rgba(recall)
+    colour = "#b8bec6" if recall is None else scale.to_rgba(np.array(recall))
     axes.plot([x + 0.06], [y], "o", ms=6.5, color=colour, mec="none", zorder=3)
     axes.text(x + 0.2, y, name, ha="left", va="center", fontsize=9.5)
     text = "" if recall is None else f"{100 * recall:.1f} %"
     axes.text(place.width - 0.12, y, text, ha="right", va="center", fontsize=8)
+
+
+_SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
 
 
 def _legend(drawing: Figure, place: _Place, scale: ScalarMappable, title: str, low: float) -> None:
@@ -204,7 +208,7 @@ def _legend(drawing: Figure, place: _Place, scale: ScalarMappable, title: str, l
     bar = drawing.add_axes((0.15 / width, 1 - 0.62 / height, 1.5 / width, 0.1 / height))
     legend = drawing.colorbar(scale, cax=bar, orientation="horizontal")
     legend.set_ticks([low, 1], labels=[f"{100 * low:.0f} %", "100 %"])
-    for text, side in zip(bar.get_xticklabels(), ("left", "right"), strict=True):
+    for text, side in zip(bar.get_xticklabels(), _SIDES, strict=True):
         text.set_horizontalalignment(side)
     legend.outline.set_visible(False)
     bar.tick_params(length=0, labelsize=7.5)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
@@ -22,12 +21,15 @@ from trunk_jax.layers.basic import (
 )
 from trunk_jax.network.exchange import from_state_dict, to_state_dict
 from trunk_jax.network.network import Network, split
+from trunk_jax.nodes.node import NodeNetwork
 from trunk_jax.shrink import prune
 from trunk_jax.shrink.quantized import quantize
 
 
-class Background(nnx.Module):
+class Background(NodeNetwork):
     """`features` and `classifier`, as the nodes of a tree have them."""
+
+    features: Sequential
 
     def __init__(self, features: Sequence[Layer], classifier: Sequence[Layer]):
         self.features, self.classifier = Sequential(features), Sequential(classifier)

@@ -35,6 +35,7 @@ from trunk_jax.layers.basic import (
 )
 from trunk_jax.network.exchange import layout, to_state_dict
 from trunk_jax.network.network import Network, dtype_of, merge, split
+from trunk_jax.network.traced import shaped
 from trunk_jax.nodes import Shape
 
 _CHANNELWISE = (BatchNorm, Relu, Relu6, MaxPool, Dropout, Identity, GlobalAvgPool)
@@ -74,8 +75,8 @@ def chains(network: Network, in_shape: Shape, keep_features: bool) -> list[Chain
     image = jax.ShapeDtypeStruct((1, *in_shape), dtype_of(network))
     program = jax.make_jaxpr(run)(image).jaxpr
     features, *tensors = program.outvars
-    steps = zip(layers, tensors[::2], tensors[1::2], strict=True)
-    steps = [step for step in steps if step[1] is not step[2]]  # some do nothing in eval mode
+    called = zip(layers, tensors[::2], tensors[1::2], strict=True)
+    steps = [step for step in called if step[1] is not step[2]]  # some do nothing in eval mode
     # How many operations read each tensor, of layers and others. No layer reads its input twice.
     uses = Counter(v for eqn in program.eqns for v in eqn.invars if isinstance(v, core.Var))
     uses[features] += keep_features
@@ -95,13 +96,14 @@ def _follow(
     names: Mapping[int, str],
 ) -> Chain | None:
     """From a convolution to the layer that reads it, as long as nothing else does."""
-    carriers, block = [], 1
+    carriers: list[str] = []
+    block = 1
     while True:
         readers = [(layer, y) for layer, x, y in steps if x is tensor]
         if len(readers) != 1 or uses[tensor] != 1:
             return None
         layer, result = readers[0]
-        shape = tensor.aval.shape
+        shape = shaped(tensor).shape
         depthwise = isinstance(layer, Conv) and layer.groups == shape[-1]
         if isinstance(layer, Conv | Linear) and not depthwise:
             return Chain(names[id(producer)], tuple(carriers), names[id(layer)], block)
@@ -161,7 +163,10 @@ def resized(network: Network, in_shape: Shape, weights: Mapping[str, np.ndarray]
         for theirs, (ours, axes) in layout(layer).items():
             array = weights.get(".".join(map(str, (*path, theirs))))
             variable = getattr(layer, ours)
-            if array is not None and variable is not None and array.ndim == len(axes):
+            if array is None or variable is None:
+                continue  # a missing tensor is reported when the weights are loaded
+            axes = tuple(range(variable.ndim)) if axes is None else axes
+            if array.ndim == len(axes):
                 shape = np.array(array.shape, int)[np.argsort(axes)] if array.ndim else ()
                 variable.set_value(jnp.zeros(tuple(int(n) for n in shape), variable.dtype))
         if isinstance(layer, Conv) and layer.groups > 1:

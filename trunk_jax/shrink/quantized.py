@@ -5,6 +5,7 @@ s[o] = max |w| / 127 over the channel. XLA's CPU backend has no fast code for in
 convert it, so on a CPU these layers are small rather than quick.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -85,11 +86,11 @@ def quantize(network: Network, *, convolutions: bool = True, dynamic: bool = Fal
     return split(module)
 
 
-def _replace(module: nnx.Module, path: tuple[str | int, ...], layer: Layer) -> None:
-    parent = module
+def _replace(module: nnx.Module, path: Sequence[object], layer: Layer) -> None:
+    parent: Any = module
     for step in path[:-1]:
-        parent = parent[step] if isinstance(step, int) else getattr(parent, step)
+        parent = parent[step] if isinstance(step, int) else getattr(parent, str(step))
     if isinstance(path[-1], int):
         parent[path[-1]] = layer
     else:
-        setattr(parent, path[-1], layer)
+        setattr(parent, str(path[-1]), layer)

@@ -180,8 +180,12 @@ def _quiet() -> Iterator[None]:
     """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio", "concurrent.futures")]
     levels = [logger.level for logger in loggers]
+
+    def silent(_: object) -> None:
+        pass
+
     hooks = threading.excepthook, sys.unraisablehook
-    threading.excepthook = sys.unraisablehook = lambda _: None
+    threading.excepthook, sys.unraisablehook = silent, silent
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)  # absl's takes no notice of `disabled`
     failed = False

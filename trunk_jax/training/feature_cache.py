@@ -48,11 +48,10 @@ def with_kept(
     if not source.above or policy or passes < 2:
         return source
     mine = np.flatnonzero(np.asarray(source.targets) >= 0)
-    shape = jax.ShapeDtypeStruct(source.images.shape, np.uint8)  # they may be on disk
     one = jax.eval_shape(
-        partial(inputs, program, policy=policy, draws={}),
-        source=replace(source, images=shape),
-        index=jax.ShapeDtypeStruct((1,), jnp.int32),
+        lambda images, index: inputs(program, replace(source, images=images), policy, index, {}),
+        jax.ShapeDtypeStruct(source.images.shape, np.uint8),  # they may be on disk
+        jax.ShapeDtypeStruct((1,), jnp.int32),
     )
     count = -(-len(mine) // BATCH) * BATCH
     needed, room = count * one.size * one.dtype.itemsize, memory.available()

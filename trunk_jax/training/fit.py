@@ -26,7 +26,7 @@ from trunk_jax.machine import devices, hosts, memory
 from trunk_jax.network.augment import prepare
 from trunk_jax.network.network import Network, apply, dtype_of, features
 from trunk_jax.training.objective import descend, learning_rates, loss, optimizer
-from trunk_jax.training.source import Draws, Source
+from trunk_jax.training.source import Draws, Some, Source
 from trunk_jax.training.windows import Window, on_device, windows
 
 
@@ -69,11 +69,11 @@ class Steps:
 
     policy: Augmentation = field(metadata={"static": True})
     padded: bool = field(metadata={"static": True})
-    index: Int[Array, "steps width"]
-    valid: Bool[Array, "steps width"]
+    index: Int[Some, "steps width"]
+    valid: Bool[Some, "steps width"]
     draws: Draws
     key: Array
-    rates: Float[Array, " steps"] | None = None
+    rates: Float[Some, " steps"] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def inputs(
 ) -> Array:
     """What the node is given for the images at `index`: augmented, normalised, through `above`."""
     index = devices.split(program.mesh, index)
-    if source.kept is not None:
+    if source.kept is not None and source.rows is not None:
         return source.kept[source.rows[index]]
     mine = {name: values[index] for name, values in draws.items()}
     x = prepare(source.images[index], mine, policy, program.mean, program.std, program.dtype)
@@ -178,6 +178,8 @@ def train_steps(
     accelerators) and slices of it (on CPUs, where an epoch can take minutes and a user
     wants to see progress and to interrupt).
     """
+    assert steps.rates is not None
+    rates = steps.rates
 
     def body(step, carry):
         state, (total, right) = carry
@@ -185,7 +187,7 @@ def train_steps(
         mode = Mode(True, real if steps.padded else None, jax.random.fold_in(steps.key, step))
         x = inputs(program, source, steps.policy, rows, steps.draws)
         targets = jnp.maximum(source.targets[rows], 0)
-        state, value, correct = train_step(program, state, x, targets, mode, steps.rates[step])
+        state, value, correct = train_step(program, state, x, targets, mode, rates[step])
         sums = (total + value * real.sum().astype(value.dtype), right + correct)
         return devices.whole(program.mesh, (state, sums))
 
@@ -215,7 +217,7 @@ def scores_of(
     return devices.whole(program.mesh, (scores, network))
 
 
-def steps_of(run: Pass, rates: np.ndarray | None = None, padded: bool = True) -> Steps:
+def steps_of(run: Pass, rates: Some | None = None, padded: bool = True) -> Steps:
     """A pass as the compiled programs take it, still in the host's memory."""
     key, batches = jax.random.key(run.seed), run.batches
     return Steps(run.policy, padded, batches.index, batches.valid, run.draws, key, rates)
@@ -249,12 +251,13 @@ def one_shape(plans: list[Plan]) -> list[Plan]:
 
 def fit(*arguments, **more) -> Result:
     """Train a network for a phase and return its best epoch; the arguments are `fitting`'s."""
-    steps, trained = fitting(*arguments, **more), None
-    while True:
-        try:
-            trained = train_epoch(steps.send(trained))
-        except StopIteration as end:
-            return end.value
+    steps = fitting(*arguments, **more)
+    try:
+        asked = next(steps)
+        while True:
+            asked = steps.send(train_epoch(asked))
+    except StopIteration as end:
+        return end.value
 
 
 def fitting(
@@ -288,7 +291,7 @@ def fitting(
     """
     program = program_of(recipe, phase, network)
     targets, check_targets = np.asarray(train.targets), np.asarray(validation.targets)
-    size = train.images.shape[1:3]
+    size = train.size
 
     # The state is donated to each step; the caller's network stays the caller's.
     state = State(jax.tree.map(jnp.copy, network), optimizer(phase).init(network.params))

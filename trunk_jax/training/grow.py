@@ -188,7 +188,7 @@ def average_likelihood(
 ) -> np.ndarray:
     """ASL of a node over its images of `epochs.likelihood_part`, float64 [classes, classes]."""
     targets = np.asarray(source.targets)
-    asl = epochs.likelihood(recipe, name, targets, source.images.shape[1:3])
+    asl = epochs.likelihood(recipe, name, targets, source.size)
     scores, truth, _ = evaluate(program, network, source, asl)
     return grouping.average_softmax(metrics.softmax(scores), truth)
 
@@ -198,7 +198,7 @@ def held_out(
 ) -> HeldOut:
     """What a node, one output a class, says of the images of `source` that are its own."""
     targets = np.asarray(source.targets)
-    run = epochs.held_out(recipe, name, targets, source.images.shape[1:3])
+    run = epochs.held_out(recipe, name, targets, source.size)
     scores, truth, _ = evaluate(program, network, source, run)
     return HeldOut(metrics.softmax(scores), truth)
 

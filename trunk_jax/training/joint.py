@@ -13,6 +13,7 @@ import optax
 from jax import Array
 from jaxtyping import Float, Int
 
+from data.images.on_disk import Images
 from data.images.splits import Splits
 from data.inference.model import Predictions
 from data.recipes.recipe import DISTIL_TEMPERATURE, Phase, Recipe
@@ -27,7 +28,7 @@ from trunk_jax.inference import route
 from trunk_jax.inference.model import Model
 from trunk_jax.layers.basic import Mode
 from trunk_jax.machine import devices, memory
-from trunk_jax.network.network import Network, apply
+from trunk_jax.network.network import Arrays, Network, apply
 from trunk_jax.training.fit import Program, Steps, inputs, program_of, steps_of, within
 from trunk_jax.training.objective import descend, learning_rates, loss, optimizer
 from trunk_jax.training.source import Source
@@ -53,7 +54,7 @@ def objective(
     x: Float[Array, "b h w c"],
     labels: Int[Array, " b"],
     mode: Mode,
-) -> tuple[Array, tuple[Array, dict]]:
+) -> tuple[Array, tuple[Array, dict[str, Arrays]]]:
     """(loss, (number of images that no node on their true path gets wrong, statistics)).
 
     The loss of an image is the sum of the losses of the nodes on its true path: with cross
@@ -61,8 +62,10 @@ def objective(
     learn from their children besides (`data.recipes.recipe.Exits`), and an image is right if the
     last node on its true path is. Rows follow `layout`.
     """
-    total, right, stats, seen = jnp.zeros((), x.dtype), jnp.ones(len(labels), bool), {}, []
-    answers = []
+    total, right = jnp.zeros((), x.dtype), jnp.ones(len(labels), bool)
+    stats: dict[str, Arrays] = {}
+    seen: list[Array] = []
+    answers: list[Array] = []
     for place, share in enumerate(layout.shares):
         if share.parent >= 0:
             above = layout.shares[share.parent]
@@ -141,6 +144,8 @@ def train_steps(
     stop: Array,
 ) -> tuple[State, tuple[Array, Array]]:
     """Steps `start` to `stop` of an epoch. `sums`: loss times images, right answers."""
+    assert steps.rates is not None
+    rates = steps.rates
 
     def body(step, carry):
         state, (total, right) = carry
@@ -148,7 +153,7 @@ def train_steps(
         x = inputs(program, source, steps.policy, rows, steps.draws)
         mode = Mode(True, None, jax.random.fold_in(steps.key, step))
         state, value, correct = train_step(
-            program, layout, state, x, source.targets[rows], mode, steps.rates[step]
+            program, layout, state, x, source.targets[rows], mode, rates[step]
         )
         return devices.whole(program.mesh, (state, (total + value * layout.width, right + correct)))
 
@@ -179,7 +184,7 @@ def fit_tree(
     labels = splits.train.labels
     layout = plans.layout(tree, labels, recipe.batch_size, recipe.balanced, recipe.exits)
     source = Source(as_array(splits.train.images), jnp.asarray(labels, jnp.int32), ())
-    size = source.images.shape[1:3]
+    size = source.size
     steps = max(1, len(labels) // layout.width)
     rates = learning_rates(phase, steps).reshape(phase.epochs, steps)
 
@@ -233,7 +238,7 @@ def _train_epoch(
 def _accuracy(recipe: Recipe, tree: Tree, networks: dict[Node, Network], splits: Splits) -> float:
     """The share of validation images that reach their own leaf, as the recipe counts them."""
 
-    def follow(networks: dict[Node, Network], images: np.ndarray) -> Predictions:
+    def follow(networks: dict[Node, Network], images: Images) -> Predictions:
         return route.predict(Model(recipe, tree, networks), images)
 
     found = devices.predict(follow, networks, splits.validation.images, route.BATCH).labels

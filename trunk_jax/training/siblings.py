@@ -29,6 +29,7 @@ from trunk_jax.training.fit import (
     Steps,
     Trained,
 )
+from trunk_jax.training.source import Draws
 
 
 def wanted(choice: str, on_disk: bool = False) -> bool:
@@ -59,7 +60,8 @@ def fit_all(fittings: Sequence[Fitting], report: Callable[..., None]) -> list[Re
         asked: dict[int, EpochTraining] = {}
         for place, answer in answers.items():
             try:
-                asked[place] = fittings[place].send(answer)
+                steps = fittings[place]
+                asked[place] = next(steps) if answer is None else steps.send(answer)
             except StopIteration as end:
                 results[place] = end.value
         answers = dict(zip(asked, train_epochs(list(asked.values()), report), strict=True))
@@ -104,11 +106,12 @@ def _together(epochs: Sequence[EpochTraining], report: Callable[..., None]) -> l
         padded=first.padded,
         index=jnp.stack([plan.index for plan in plans]),
         valid=jnp.stack([plan.valid for plan in plans]),
-        draws=tuple(epoch.run.draws for epoch in epochs),
+        draws={},  # of each node's own images, and therefore apart
         key=jnp.stack([jax.random.key(epoch.run.seed) for epoch in epochs]),
-        rates=jnp.stack([jnp.resize(jnp.asarray(e.rates, dtype), longest) for e in epochs]),
+        rates=jnp.stack([jnp.resize(jnp.asarray(e.rates, dtype), (longest,)) for e in epochs]),
     )
-    arguments = (tuple(epoch.source for epoch in epochs), steps, jnp.asarray(counts))
+    images = tuple((epoch.source, epoch.run.draws) for epoch in epochs)
+    arguments = (images, steps, jnp.asarray(counts))
     try:
         compiled = memory.compile_within(
             train_steps, first.program, states, sums, *arguments, 0, 0, statics=1
@@ -132,41 +135,41 @@ def train_steps(
     program: Program,
     states: State,
     sums: tuple[Array, Array],
-    sources: tuple[Source, ...],
+    images: tuple[tuple[Source, Draws], ...],
     steps: Steps,
     counts: Int[Array, " nodes"],
     start: Array,
     stop: Array,
 ) -> tuple[State, tuple[Array, Array]]:
     """`fit.train_steps` for several nodes. `states`, `sums`, `steps`: with a leading axis of
-    nodes; the draws of `steps` are a tuple.
+    nodes. `images`: of each node its own, and its draws, which `steps` has none of.
 
     A node that has done its `counts` steps stays as it is.
     """
+    assert steps.rates is not None
+    rates = steps.rates
 
     def body(step, carry):
         states, (total, right) = carry
         rows, real = steps.index[:, step], steps.valid[:, step]
-        each = list(zip(sources, rows, steps.draws, strict=True))
+        each = [(*own, row) for own, row in zip(images, rows, strict=True)]
         x = jnp.stack(
-            [fit.inputs(program, source, steps.policy, row, mine) for source, row, mine in each]
+            [fit.inputs(program, source, steps.policy, row, mine) for source, mine, row in each]
         )
-        targets = jnp.stack([jnp.maximum(source.targets[row], 0) for source, row, _ in each])
+        targets = jnp.stack([jnp.maximum(source.targets[row], 0) for source, _, row in each])
 
         def one(state, x, targets, real, key, rate):
             mode = Mode(True, real if steps.padded else None, jax.random.fold_in(key, step))
             return fit.train_step(program, state, x, targets, mode, rate)
 
-        after, value, correct = jax.vmap(one)(
-            states, x, targets, real, steps.key, steps.rates[:, step]
-        )
+        after, value, correct = jax.vmap(one)(states, x, targets, real, steps.key, rates[:, step])
         busy = step < counts
 
         def kept(new, old):
             return jnp.where(busy.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-        images = real.sum(1).astype(value.dtype)
-        sums = (kept(total + value * images, total), kept(right + correct, right))
+        count = real.sum(1).astype(value.dtype)
+        sums = (kept(total + value * count, total), kept(right + correct, right))
         return jax.tree.map(kept, after, states), sums
 
     return jax.lax.fori_loop(start, stop, body, (states, sums))

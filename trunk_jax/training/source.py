@@ -1,15 +1,18 @@
 """Images, and how the node that trains on them sees them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, UInt8
 
 from data.images.on_disk import OnDisk
 from trunk_jax.network.network import Network
 
-Draws = dict[str, Array]  # the augmentation's random numbers
+Some = Array | np.ndarray  # on the device, or on the way there
+Draws = Mapping[str, Some]  # the augmentation's random numbers
 
 
 @jax.tree_util.register_dataclass
@@ -22,8 +25,14 @@ class Source:
     features, computed already (see `keep`), at `rows` of each image; `above` is then empty.
     """
 
-    images: UInt8[Array, "n h w c"] | OnDisk
-    targets: Int[Array, " n"]
+    images: UInt8[Some, "n h w c"] | OnDisk
+    targets: Int[Some, " n"]
     above: tuple[Network, ...]
     kept: Float[Array, "m h2 w2 c2"] | None = None
     rows: Int[Array, " n"] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        _, height, width, _ = self.images.shape
+        return height, width

@@ -7,7 +7,7 @@ bits.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from jaxtyping import Int
 from data.base.prefetch import prefetched
 from data.images.on_disk import OnDisk
 from trunk_jax.machine import devices
-from trunk_jax.training.source import Draws, Source
+from trunk_jax.training.source import Draws, Some, Source
 
 BYTES = 2**28  # of a window's images; two windows are there at a time
 
@@ -32,7 +32,7 @@ class Window:
     """
 
     source: Source
-    index: Int[np.ndarray, "steps width"]
+    index: Int[Some, "steps width"]
     draws: Draws
     start: int
     stop: int
@@ -65,9 +65,8 @@ def windows(
     def read(start: int) -> Window:
         rows = np.resize(index[start : start + size], (size, width)).ravel()
         mine = {name: values[rows] for name, values in draws.items()}
-        images = jax.device_put(stored[rows]) if mesh is None else stored[rows]
-        put = devices.put(mesh, (images, targets[rows], mine))
-        images, chosen, mine = put
+        images: Some = jax.device_put(stored[rows]) if mesh is None else stored[rows]
+        images, chosen, mine = devices.put(mesh, (images, targets[rows], mine))
         window = Source(images, chosen, above)
         return Window(window, within, mine, start, min(start + size, steps), size)
 
@@ -83,5 +82,5 @@ def on_device(mesh: Mesh | None, source: Source) -> Source:
     """The source in full on every device, but for images that are to stay on disk."""
     if not isinstance(source.images, OnDisk):
         return devices.put(mesh, source)
-    rest = devices.put(mesh, replace(source, images=None))
-    return replace(rest, images=source.images)
+    rest = source.targets, source.above, source.kept, source.rows
+    return Source(source.images, *devices.put(mesh, rest))
