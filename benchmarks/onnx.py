@@ -24,6 +24,7 @@ from data.base import machine, tables
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
 from data.base.writing import save_json
+from data.images.on_disk import Images
 from data.inference.shipped import run_of
 from data.run import results
 
@@ -97,7 +98,7 @@ def ways(run: Path, folder: Path, data_dir: str | None, threads: int) -> dict[st
     return found
 
 
-def timed(of: dict[str, Callable], images: np.ndarray, batch: int, repeats: int) -> dict[str, Any]:
+def timed(of: dict[str, Callable], images: Images, batch: int, repeats: int) -> dict[str, Any]:
     """Microseconds an image, median over the repeats, of each way on batches of one size."""
     taken: dict[str, list[float]] = {name: [] for name in of}
     for repeat in range(-1, repeats):  # the first one warms up

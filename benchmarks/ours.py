@@ -37,7 +37,7 @@ from trunk_jax.inference.model import Model
 from trunk_jax.inference.single import compile_single
 from trunk_jax.layers.basic import Mode
 from trunk_jax.network.exchange import to_state_dict
-from trunk_jax.network.network import Network, cost, feature_shape, split
+from trunk_jax.network.network import Network, cost, input_shape, split
 from trunk_jax.training import feature_cache, fit
 from trunk_jax.training.grow import grow, initial_network
 from trunk_jax.training.objective import optimizer
@@ -211,11 +211,13 @@ def least_ratio(case: Case) -> float:
     Less than this cannot be had, were every multiply-add equally dear.
     """
     networks, shape = _grown(case), shape_of(case)
-    node, above = node_of(case), 0
-    for ancestor in hierarchy.ancestors(node):
-        above += cost(networks[ancestor], shape)["multiply_adds"]
-        shape = feature_shape(networks[ancestor], shape)
-    step = 3 * cost(networks[node], shape)["multiply_adds"]
+    node = node_of(case)
+
+    def multiply_adds(of: hierarchy.Node) -> int:
+        return cost(networks[of], input_shape(networks, of, shape))["multiply_adds"]
+
+    above = sum(map(multiply_adds, hierarchy.ancestors(node)))
+    step = 3 * multiply_adds(node)
     return step / (step + above)
 
 

@@ -52,7 +52,7 @@ def operations(case: Case) -> list[tuple[str, str, float, int]]:
                 if name:
                     spent[name] += event.duration_ns
                     often[name] += 1
-    origin = dict(re.findall(r"%(\S+) = .*?op_name=\"([^\"]*)\"", compiled.as_text()))
+    origin = dict(re.findall(r"%(\S+) = .*?op_name=\"([^\"]*)\"", compiled.as_text() or ""))
     return [(n, origin.get(n, ""), ns / 1e6, often[n]) for n, ns in spent.most_common()]
 
 

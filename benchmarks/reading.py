@@ -78,8 +78,7 @@ def seconds_in_torch(
     height, width, channels = images.shape[1:]
     shape = (channels, height, width)
     network = initial_network(recipe, _tree(), hierarchy.ROOT, "class", {}, shape).to(where())
-    held = isinstance(images, np.ndarray)
-    given = as_images(images, where()) if held else FromDisk(images, where())
+    given = FromDisk(images, where()) if isinstance(images, OnDisk) else as_images(images, where())
     targets = torch.tensor(labels, dtype=torch.int64, device=where())
     source = fit.Source(given, targets, ())
     check = fit.Source(as_images(images[:CHECKED], where()), targets[:CHECKED], ())

@@ -25,6 +25,7 @@ from benchmarks.cases import (
 )
 from benchmarks.cases import shape as shape_of
 from data.images.augmentation import Augmentation
+from data.images.on_disk import Images
 from data.recipes.recipe import Recipe
 from data.tree import hierarchy
 from data.tree.hierarchy import ROOT
@@ -32,9 +33,9 @@ from trunk_torch_ref import nodes
 from trunk_torch_ref.inference import route
 from trunk_torch_ref.inference.load import channel_first, load_networks
 from trunk_torch_ref.inference.model import Model
-from trunk_torch_ref.machine.devices import where
+from trunk_torch_ref.machine.devices import float32_products, where
 from trunk_torch_ref.network.augment import prepare as prepare_images
-from trunk_torch_ref.network.network import seeded
+from trunk_torch_ref.network.network import channels_last, seeded
 from trunk_torch_ref.training import objective
 from trunk_torch_ref.training.fit import Source, fit, train_step
 from trunk_torch_ref.training.grow import as_images
@@ -69,7 +70,7 @@ def _arithmetic(case: Case) -> Iterator[None]:
     if case.precision is None:
         yield
         return
-    places = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    places = float32_products()
     before = [place.fp32_precision for place in places]
     try:
         for place in places:
@@ -94,14 +95,14 @@ def _timed(run: Callable[[], object], units: int) -> float:
     return (time.perf_counter() - began) / units
 
 
-def _root(case: Case, form: str) -> torch.nn.Module:
+def _root(case: Case, form: str) -> nodes.NodeNetwork:
     shape, faults = channel_first(shape_of(case)), recipe_of(case).faults
     with seeded(0):
         network = nodes.build(
             case.dataset, case.backbone, "root", shape, classes(case), faults=faults
         )
     network = network.to(where())
-    return network if form == "eager" else network.to(memory_format=torch.channels_last)
+    return network if form == "eager" else channels_last(network)
 
 
 def _inputs(case: Case, form: str, count: int) -> torch.Tensor:
@@ -116,6 +117,7 @@ def _step(case: Case, form: str, folder: Path) -> Round:
     x, count = _inputs(case, form, case.images), _steps()
     targets = torch.tensor(labels(case, case.images), device=where())
     called = torch.compile(network) if form == "compile" else network
+    assert isinstance(called, torch.nn.Module)
     if form == "compile" and where().type == "cuda":
         for group in optimizer.param_groups:
             group["fused"] = True  # one kernel for all parameters: PyTorch at its best
@@ -157,7 +159,7 @@ def _epoch(case: Case, form: str, folder: Path) -> Round:
     return partial(_timed, partial(_one_epoch, case, recipe, *sources), 1)
 
 
-def _source(pixels: np.ndarray, right: np.ndarray) -> Source:
+def _source(pixels: Images, right: np.ndarray) -> Source:
     targets = torch.tensor(right, dtype=torch.int64, device=where())
     return Source(as_images(pixels, where()), targets, ())
 

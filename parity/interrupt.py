@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ from data.base.parser import Parser, target
 from data.base.writing import save_json
 from data.run import runfolder
 from data.run.options import EvaluateOptions
-from data.training.framework import Framework
 
 KINDS = ("kill", "term", "int", "disk", "memory")
 FRAMEWORKS = {"jax": "trunk_jax", "torch": "trunk_torch_ref"}
@@ -107,20 +107,20 @@ def evaluated(framework: str, run: Path) -> str:
     """What `evaluate` says of a run folder, one line whether it is finished or not."""
     from data.training.evaluate import evaluate
 
-    chosen: Framework[Any]
+    work: Callable[[EvaluateOptions], None]
     if framework == "jax":
         from trunk_jax import framework as ours
 
-        chosen = ours.FRAMEWORK
+        work = partial(evaluate, ours.FRAMEWORK)
     else:
         from trunk_torch_ref import framework as theirs
 
-        chosen = theirs.FRAMEWORK
+        work = partial(evaluate, theirs.FRAMEWORK)
     found = run.with_name("evaluated.json")
     try:
         # quietly: only the JSON is looked at
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            evaluate(chosen, EvaluateOptions(run, "test", None, found))
+            work(EvaluateOptions(run, "test", None, found))
     except UserError as error:
         return str(error)
     value = runfolder.read_json(found)

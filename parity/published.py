@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from data.base.writing import save_json
 from data.images import datasets, specs
 from data.images.datasets import Examples
 from data.recipes import recipe
-from data.recipes.recipe import Recipe
+from data.recipes.recipe import AUTO, Recipe
 from data.tree import grouping, hierarchy
 from data.tree.hierarchy import ROOT, Groups, Node, Tree
 from parity.pairs import published_files
@@ -63,7 +64,8 @@ def load_networks(folder: Path, recipe: Recipe, layout: Layout) -> Networks:
     UserError if a shape differs, or a file is missing, damaged, not finite or of another network.
     """
     tree, found = layout.tree, Networks({}, {})
-    image_shape, shapes = run.channel_first(specs.spec(recipe.dataset).image_shape), {}
+    image_shape = run.channel_first(specs.spec(recipe.dataset).image_shape)
+    shapes: dict[Node, trunk_torch_ref.nodes.Shape] = {}
     for node in tree.nodes:  # all shapes first: they tell a wrong flag best
         name = tree.names[node]
         input_shape(found.torch, node, image_shape, shapes)
@@ -73,7 +75,8 @@ def load_networks(folder: Path, recipe: Recipe, layout: Layout) -> Networks:
                 f"{_times(shapes[node])} in a {recipe.dataset} {recipe.backbone} tree"
             )
         found.torch[node] = initial(
-            lambda name=name, node=node: trunk_torch_ref.nodes.build(
+            partial(
+                trunk_torch_ref.nodes.build,
                 recipe.dataset,
                 recipe.backbone,
                 name,
@@ -123,6 +126,7 @@ def check_groups(folder: Path, recipe: Recipe, tree: Tree) -> dict[str, dict[str
         name, members = tree.names[node], tree.members(node)
         classes = len(members)
         volatility = recipe.node(node == ROOT).volatility
+        assert volatility != AUTO  # published recipes have a number each
         published = published_files.read_groups(folder, name, classes)
         ours = grouping.group(published_files.read_asl(folder, name, classes), volatility)
         result[name] = {
@@ -286,8 +290,8 @@ def lines(value: dict[str, Any]) -> list[str]:
             "order of growth"
         )
     else:
-        names = f", names too (regrouped in the order {', '.join(order)})" if order else ""
-        result.append(f"  target map: follows from the groups{names}")
+        too = f", names too (regrouped in the order {', '.join(order)})" if order else ""
+        result.append(f"  target map: follows from the groups{too}")
     return result
 
 

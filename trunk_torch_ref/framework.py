@@ -24,7 +24,7 @@ from trunk_torch_ref.baselines import qat
 from trunk_torch_ref.inference import route
 from trunk_torch_ref.inference.load import channel_first, load
 from trunk_torch_ref.inference.model import Model
-from trunk_torch_ref.machine.devices import where
+from trunk_torch_ref.machine.devices import float32_products, where
 from trunk_torch_ref.measure.costs import cost
 from trunk_torch_ref.network.augment import prepare
 from trunk_torch_ref.network.network import input_shape
@@ -65,9 +65,7 @@ def exact() -> Iterator[None]:
 
     On a GPU `machine.settings.apply` must have been called before.
     """
-    # PyTorch puts an object in the place of this module, which the types do not know.
-    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    backends = (convolutions, torch.backends.cuda.matmul)
+    backends = float32_products()
     before = [backend.fp32_precision for backend in backends]
     dtype, deterministic = torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
     torch.set_default_dtype(torch.float32)

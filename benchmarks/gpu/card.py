@@ -8,6 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -41,7 +42,7 @@ def products(size: int) -> dict[str, float]:
         mine = x.astype(jnp.bfloat16) if name == "bfloat16" else x
         with jax.default_matmul_precision(precision):
             product = jax.jit(lambda a, b: a @ b)
-            result[name] = size**3 / best(lambda product=product, mine=mine: product(mine, mine))
+            result[name] = size**3 / best(partial(product, mine, mine))
     return result
 
 

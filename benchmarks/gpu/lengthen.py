@@ -29,7 +29,7 @@ def lengthen(name: str, count: int, data_dir: str | None, root: Path) -> Path:
     arrays = {
         "train_images": data.train.images[rows],
         "train_labels": data.train.labels[rows],
-        "test_images": data.test.images,
+        "test_images": np.asarray(data.test.images),
         "test_labels": data.test.labels,
     }
     title = f"{data.title}, training images repeated to {count:,}"

@@ -123,8 +123,15 @@ def pack(names: Sequence[str], data_dirs: Sequence[str | None], target: Path, ro
 
 def _watched(results: Iterator[bytes], what: str, total: int) -> Iterator[bytes]:
     console = Console(file=sys.stderr)
-    shown = {"console": console, "transient": True, "disable": not console.is_terminal}
-    return iter(track(results, f"packing {what}", total, **shown))
+    shown = track(
+        results,
+        f"packing {what}",
+        total,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    return iter(shown)
 
 
 def _load(name: str, data_dirs: Sequence[str | None]) -> datasets.Dataset:

@@ -26,7 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     processes.prepare_process()
     work = list(reversed(check.tasks(0)))  # that list has the longest first
-    began, checks, done = time.monotonic(), [], []
+    began, checks = time.monotonic(), []
+    done: list[str] = []
     for task in work:
         if done and time.monotonic() - began > options.seconds:
             break

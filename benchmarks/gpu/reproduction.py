@@ -40,11 +40,11 @@ def of_run(run: Path) -> dict[str, Any]:
     for row in runfolder.read_metrics(run):
         phases.setdefault((row["node"], row["phase"]), []).append(row)
     rows = []
-    for (node, phase), epochs in phases.items():
+    for (name, phase), epochs in phases.items():
         best = max(epochs, key=lambda row: (row["validation_accuracy"], -row["epoch"]))
         rows.append(
             {
-                "node": node,
+                "node": name,
                 "phase": phase,
                 "epochs": len(epochs),
                 "best_epoch": best["epoch"],

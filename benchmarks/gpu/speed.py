@@ -30,7 +30,9 @@ def case_of(kind: str, pair: str, batch: int | None, precision: str | None) -> C
     pairs = {"-".join(each): each for each in PAIRS}
     if pair not in pairs:
         raise UserError(f"no networks {pair!r}; the choices: {', '.join(pairs)}")
-    limit = LIMITS.get((*pairs[pair], batch, precision)) if kind == "step" else None
+    limit = None
+    if kind == "step" and batch is not None and precision is not None:
+        limit = LIMITS.get((*pairs[pair], batch, precision))
     bar = BAR if kind == "step" else None
     return Case(kind, *pairs[pair], AGAINST[kind], bar, limit, batch, precision)
 

@@ -15,7 +15,7 @@ from data.base import reading
 from data.base.errors import UserError
 from data.images import cache, decoded, shapes, specs
 from data.images.folders import INFO, need_root, prepared_folder
-from data.images.on_disk import OnDisk
+from data.images.on_disk import Images
 from data.images.specs import Spec
 
 # What is read of TFDS's `dataset_info.json`; TFDS fills the template in as a format string.
@@ -33,8 +33,14 @@ _TEMPLATE = re.compile(r"([\w.-]|\{[A-Z_]{1,20}\}){1,200}")
 class Examples:
     """One split in stored order: images uint8 [N, H, W, C], labels int32 [N], both read-only."""
 
-    images: np.ndarray | OnDisk
+    images: Images
     labels: np.ndarray
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        _, height, width, channels = self.images.shape
+        return height, width, channels
 
 
 @dataclass(frozen=True)

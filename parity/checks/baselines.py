@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from data.base import machine
-from data.recipes.baselines.architectures import ARCHITECTURES, Architecture
+from data.recipes.baselines.architectures import ARCHITECTURES, Architecture, Vgg
 from data.recipes.baselines.pruning import narrowed
 from parity.checks.nodes import check_trial, trial
 from parity.checks.tolerance import Check
@@ -31,7 +32,7 @@ class Case:
     model: str
     image: int
     less: str = ""
-    changes: tuple[tuple[str, object], ...] = ()
+    changes: tuple[tuple[str, Any], ...] = ()
     channels: int = 3
     outputs: int = 1000
 
@@ -48,17 +49,20 @@ class Case:
     @property
     def spec(self) -> Architecture:
         """The architecture, with its changes."""
-        return replace(ARCHITECTURES[self.model], **dict(self.changes))
+        changed: dict[str, Any] = dict(self.changes)
+        return replace(ARCHITECTURES[self.model], **changed)
 
 
-def _case(model: str, side: int, less: str = "", /, **changes: object) -> Case:
+def _case(model: str, side: int, less: str = "", /, **changes: Any) -> Case:
     outputs, channels = changes.pop("outputs", 1000), changes.pop("channels", 3)
     return Case(model, side, less, tuple(changes.items()), channels, outputs)
 
 
 _TENTH = ((16, 16), (32, 32), (64, 64, 64), (128, 128, 128), (128, 128, 128))
 
-_HALF = narrowed(ARCHITECTURES["vgg16_bn_small"], 2.0, 32)
+_WHOLE = ARCHITECTURES["vgg16_bn_small"]
+assert isinstance(_WHOLE, Vgg)
+_HALF = narrowed(_WHOLE, 2.0, 32)
 
 # Quantisation-aware training is not here: PyTorch's own imitation of int8 takes float32 alone, so
 # that there is no float64 truth; tests hold it against torch.ao.
@@ -74,7 +78,7 @@ FULL = (
     _case("dinov2_vitb14_reg", 224, "depth 3", depth=3),
     _case("deit_tiny", 224),
 )
-_TINY = {"patch": 4, "width": 24, "heads": 3, "hidden": 40, "outputs": 7}
+_TINY: dict[str, Any] = {"patch": 4, "width": 24, "heads": 3, "hidden": 40, "outputs": 7}
 # Every kind of layer and every branch, small enough for a test.
 SMALL = (
     _case("resnet50", 64, "narrow", blocks=(2, 1), width=8, outputs=7),

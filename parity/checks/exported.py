@@ -18,6 +18,7 @@ import torch
 from data.images.augmentation import Augmentation
 from data.inference import curve
 from data.inference.closeness import too_close
+from data.images.on_disk import Images
 from data.inference.model import Model, distribution, paths_met, predictions
 from data.tree.hierarchy import ROOT, Node, Tree
 from parity.checks import tolerance
@@ -52,7 +53,7 @@ def check_exported(
     name: str,
     theirs: Model,
     model: onnx.ModelProto,
-    images: np.ndarray,
+    images: Images,
     labels: np.ndarray,
 ) -> list[Check]:
     """All checks of a file against PyTorch's networks in float64, on these images."""
@@ -113,7 +114,7 @@ def _both(theirs: Model, model: onnx.ModelProto) -> tuple[dict[Node, Any], dict[
 
 
 def _batches(
-    theirs: Model, model: onnx.ModelProto, images: np.ndarray
+    theirs: Model, model: onnx.ModelProto, images: Images
 ) -> Iterator[tuple[np.ndarray, torch.Tensor, np.ndarray]]:
     """Of a batch its places, and the root's input: in float64, and as the file makes it."""
     recipe, start = theirs.recipe, runtime.session(parts.preparation(model))
@@ -125,7 +126,7 @@ def _batches(
         yield np.arange(first, first + len(part)), x64, x
 
 
-def truth_of(theirs: Model, model: onnx.ModelProto, images: np.ndarray) -> Truth:
+def truth_of(theirs: Model, model: onnx.ModelProto, images: Images) -> Truth:
     """Follow the images in float64, and beside it in the file's own nodes, one by one."""
     if theirs.tree.exits:
         return _truth_with_exits(theirs, model, images)
@@ -214,7 +215,7 @@ def stated_int8(
     name: str,
     model: onnx.ModelProto,
     small: onnx.ModelProto,
-    images: np.ndarray,
+    images: Images,
     labels: np.ndarray,
 ) -> Check:
     """What int8 costs, which no tolerance judges: how many are right, and decided as in float32."""

@@ -203,14 +203,14 @@ def _words(module: Any, name: str, old: str, new: str) -> Callable[[], Any]:
     return lambda: _other_words(module, name, old, new)
 
 
-def _layout(layer: type, key: str, axes: tuple[int, ...]) -> Callable[[], Any]:
+def _layout(layer: type[layers.Layer], key: str, axes: tuple[int, ...]) -> Callable[[], Any]:
     ours, _ = layer.LAYOUT[key]
     return _replace(layer, "LAYOUT", layer.LAYOUT | {key: (ours, axes)})
 
 
 def _default(layer: type, **settings: float) -> Callable[[], Any]:
     """The layer's constructor with other defaults."""
-    init = layer.__init__
+    init = vars(layer)["__init__"]
 
     def changed(self, *args, **kwargs):
         init(self, *args, **(settings | kwargs))
@@ -625,6 +625,7 @@ def caught_by(name: str | None, catch: Callable[[], list[Check]] | None = None) 
             fault = next(fault for fault in faults() if fault.name == name)
             stack.enter_context(fault.plant())
             catch = fault.catch
+        assert catch is not None  # one of the two is given
         try:
             failed = [c for c in catch() if not c.passed]
         except UserError as error:
@@ -637,7 +638,10 @@ def caught_by(name: str | None, catch: Callable[[], list[Check]] | None = None) 
     return f"{failed[0].name}: {failed[0].what} ({failed[0].dtype})" if failed else None
 
 
-def _caught_by(work: tuple[str | None, Callable[[], list[Check]] | None]) -> str | None:
+_Work = tuple[str | None, Callable[[], list[Check]] | None]  # what `caught_by` is given
+
+
+def _caught_by(work: _Work) -> str | None:
     return caught_by(*work)
 
 
@@ -648,12 +652,14 @@ def self_test(jobs: int) -> list[dict[str, str | None]]:
     """
     planted = faults()
     catches = sorted({fault.catch for fault in planted}, key=lambda catch: catch.__name__)
-    work = [(None, catch) for catch in catches] + [(fault.name, None) for fault in planted]
+    work: list[_Work] = [(None, catch) for catch in catches]
+    work += [(fault.name, None) for fault in planted]
     found: dict[int, str | None] = {}
     for place, by in processes.outcomes(_caught_by, work, jobs):
         name, catch = work[place]
         if isinstance(by, processes.Broken):
-            print(f"{name or f'{catch.__name__}, no fault'}: the check broke: {by.why}")
+            what = name if catch is None else f"{catch.__name__}, no fault"
+            print(f"{what}: the check broke: {by.why}")
             by = None if name else by.why
         found[place] = by
     broken = {catch: found[place] for place, catch in enumerate(catches)}
@@ -664,7 +670,7 @@ def self_test(jobs: int) -> list[dict[str, str | None]]:
     for catch, failure in broken.items():
         if failure:
             print(f"{catch.__name__} fails without any fault: {failure}")
-    cells = [[row["name"], row["caught_by"] or "NOT CAUGHT"] for row in rows]
+    cells = [[str(row["name"]), row["caught_by"] or "NOT CAUGHT"] for row in rows]
     missed = [place for place, row in enumerate(rows) if not row["caught_by"]]
     tables.print_table("", ("fault", "caught by"), cells, left=(0, 1), marked=missed)
     print(f"{len(rows) - len(missed)} of {len(rows)} faults caught")

@@ -18,7 +18,13 @@ def growth_of(model: Model) -> float:
 def growth(network: torch.nn.Module) -> float:
     """The root of the accumulation length, summed over the layers of a network."""
     layers = [module for module in network.modules() if not list(module.children())]
-    return sum(float(np.sqrt(m.weight[0].numel())) if hasattr(m, "weight") else 1.0 for m in layers)
+    return sum(map(root_of_terms, layers))
+
+
+def root_of_terms(layer: torch.nn.Module) -> float:
+    """The root of how many terms a layer sums for each value; 1 where it has no weight."""
+    weight = getattr(layer, "weight", None)
+    return float(np.sqrt(weight[0].numel())) if isinstance(weight, torch.Tensor) else 1.0
 
 
 def error_of_scores(

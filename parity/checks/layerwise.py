@@ -20,6 +20,7 @@ from parity.pairs.passes import (
     cast,
     channel_first,
     channel_last,
+    gradient_of,
     keeps_channels_last,
     leaves,
     recorded_masks,
@@ -73,6 +74,7 @@ def torch_passes(both: Pair, dtype: str, given: Passes, masks: Arrays) -> Passes
         if name not in given:
             continue
         if name in masks:
+            assert isinstance(layer.p, float)
             layer = _Masked(masks[name], layer.p)
         layer = layer.to(DEVICE, DTYPES[dtype][1]).train()
         x, dy = (
@@ -83,10 +85,10 @@ def torch_passes(both: Pair, dtype: str, given: Passes, masks: Arrays) -> Passes
         y.backward(dy)
         result[name] = {
             "output": y.detach().cpu().numpy(),
-            "gradient of input": x.grad.cpu().numpy(),
+            "gradient of input": gradient_of(x).cpu().numpy(),
         }
         for key, parameter in layer.named_parameters():
-            result[name][f"gradient of {key}"] = parameter.grad.cpu().numpy()
+            result[name][f"gradient of {key}"] = gradient_of(parameter).cpu().numpy()
         for key, buffer in layer.named_buffers():
             result[name][f"after {key}"] = buffer.cpu().numpy()
     return result
@@ -125,9 +127,12 @@ def jax_passes(both: Pair, dtype: str, given: Passes, masks: Arrays) -> Passes:
             if name not in given:
                 continue
             same = keeps_channels_last(both.torch.get_submodule(name))
-            x, dy = (given[name][key] for key in ("x", "dy"))
-            x, dy = (jnp.asarray(a if same else channel_last(a), kind) for a in (x, dy))
-            keep = {layer.stream: jnp.asarray(masks[name])} if name in masks else None
+            pair = (given[name][key] for key in ("x", "dy"))
+            x, dy = (jnp.asarray(a if same else channel_last(a), kind) for a in pair)
+            keep = None
+            if name in masks:
+                assert isinstance(layer, layers.Dropout)
+                keep = {layer.stream: jnp.asarray(masks[name])}
             y, dx, gradients = _pass(split(layer), x, dy, keep)
             y, dx = (np.asarray(a) if same else channel_first(a) for a in (y, dx))
             result[name] = {"output": y, "gradient of input": dx}
@@ -182,7 +187,8 @@ def accumulated(layer: torch.nn.Module, given: Arrays) -> dict[str, float]:
         # and after them projections; backward as many, on terms that cancel
         tokens, width = x[1], dy[2]
         packed = isinstance(layer, SelfAttention)
-        inner = math.sqrt(layer.head_dim if packed else width // layer.heads) + math.sqrt(tokens)
+        each = layer.head_dim if isinstance(layer, SelfAttention) else width // layer.heads
+        inner = math.sqrt(each) + math.sqrt(tokens)
         outer = 2 * math.sqrt(width) if packed else 0.0
         lost = cancellation.of_attention(layer, given["x"], given["dy"])
         backward = (lost * inner + outer) ** 2

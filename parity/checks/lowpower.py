@@ -21,6 +21,7 @@ from data.run import lowpower
 from parity.checks import tolerance
 from parity.checks.tolerance import Check
 from parity.pairs.conversion import to_torch
+from trunk_torch_ref.shrink.lowpower import Background
 
 IMAGES = 8
 
@@ -56,7 +57,7 @@ def check_background(seed: int) -> list[Check]:
 
 
 def _same_weights(
-    name: str, network: trunk_jax.network.network.Network, module: nn.Module
+    name: str, network: trunk_jax.network.network.Network, module: Background
 ) -> list[Check]:
     left = trunk_jax.network.exchange.to_state_dict(network)
     right = trunk_torch_ref.network.exchange.to_state_dict(module)
@@ -69,7 +70,7 @@ def _same_weights(
 
 
 def _same_costs(
-    name: str, network: trunk_jax.network.network.Network, module: nn.Module
+    name: str, network: trunk_jax.network.network.Network, module: Background
 ) -> list[Check]:
     height, width, channels = lowpower.IMAGE
     left = trunk_jax.network.network.cost(network, lowpower.IMAGE)
@@ -78,7 +79,7 @@ def _same_costs(
 
 
 def _outputs(
-    name: str, network: trunk_jax.network.network.Network, module: nn.Module, x: np.ndarray
+    name: str, network: trunk_jax.network.network.Network, module: Background, x: np.ndarray
 ) -> Check:
     pixels = torch.tensor(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
     scores = jax.jit(lambda network, x: trunk_jax.network.network.apply(network, x)[0][1])
@@ -96,11 +97,13 @@ def _outputs(
 
 
 def _dynamic_layer(
-    name: str, network: trunk_jax.network.network.Network, module: nn.Module, x: np.ndarray
+    name: str, network: trunk_jax.network.network.Network, module: Background, x: np.ndarray
 ) -> Check:
     pixels = torch.tensor(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
     flat = module.features(pixels).flatten(1)
-    left = trunk_jax.network.network.merge(network).classifier[1](jnp.asarray(flat.numpy()))
+    ours = trunk_jax.network.network.merge(network)
+    assert isinstance(ours, trunk_jax.shrink.lowpower.Background)
+    left = ours.classifier[1](jnp.asarray(flat.numpy()))
     right = module.classifier[1](flat)
     # a product of two scales, a product with it, a sum: at most three roundings each
     bound = 6 * tolerance.UNIT

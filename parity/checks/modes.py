@@ -18,6 +18,7 @@ from parity.checks.nodes import inputs
 from parity.pairs.families import Family, build
 from parity.pairs.passes import DEVICE, Pair
 from trunk_jax.network.network import apply
+from trunk_torch_ref.machine.devices import float32_products
 
 MODES = ("float32", "tf32", "bfloat16")
 
@@ -56,10 +57,10 @@ def costs(families: Sequence[Family], seed: int, modes: Sequence[str]) -> list[C
             errors = [float(np.sqrt(np.mean((s - exact) ** 2))) for s in (ours, theirs)]
             scale = float(np.abs(exact).max())
             best = exact.argmax(1)
-            changed = tuple(int((s.argmax(1) != best).sum()) for s in (ours, theirs))
-            rows.append(
-                Cost(family.name, mode, errors[0] / scale, errors[1] / scale, changed, len(x))
-            )
+            changed = [int((s.argmax(1) != best).sum()) for s in (ours, theirs)]
+            off = [error / scale for error in errors]
+            others = changed[0], changed[1]
+            rows.append(Cost(family.name, mode, off[0], off[1], others, len(x)))
     return rows
 
 
@@ -87,7 +88,7 @@ def torch_scores(both: Pair, x: np.ndarray, mode: str) -> np.ndarray:
 
 @contextmanager
 def _torch_precision(precision: str) -> Iterator[None]:
-    places = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    places = float32_products()
     before = [place.fp32_precision for place in places]
     try:
         for place in places:

@@ -18,8 +18,11 @@ BATCH = 4
 class Subject(Protocol):
     """What is checked: its name in the report, and the loss it is trained with."""
 
-    name: str
-    loss: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def loss(self) -> str: ...
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ which other checks hold against JAX's. `parity.checks.program` compares a framew
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -22,13 +22,19 @@ from data.base.streams import integer, stream
 from data.images.augmentation import Augmentation, draw
 from data.images.datasets import Examples
 from data.images.splits import Splits
+from data.recipes.networks import Vgg
 from data.recipes.recipe import Phase, Recipe
 from data.tree import hierarchy
 from data.tree.hierarchy import ROOT, Groups, Node, Tree
 from parity.checks import pixels
+from parity.pairs.passes import gradient_of
+from trunk_torch_ref.inference.load import channel_first
+from trunk_torch_ref.network.network import channels_last
+from trunk_torch_ref.nodes import NodeNetwork
 from trunk_torch_ref.training import grow as torch_grow
 
 Weights = dict[str, np.ndarray]
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,8 @@ class _Masked(nn.Module):
 
     def __init__(self, rate: float, channels: bool, stream: int):
         super().__init__()
-        self.rate, self.channels, self.stream, self.key, self.width = rate, channels, stream, 0, 0
+        self.rate, self.channels, self.stream, self.width = rate, channels, stream, 0
+        self.key: jax.Array = jax.random.key(0)  # another one for each step
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop what the key says; padding rows have masks too, which nothing here needs."""
@@ -171,22 +178,23 @@ class Setting:
     together: bool = False
     nudge: bool = False  # the last bit of one weight of each start is changed
 
-    def network(self, tree: Tree, node: Node, phase: str, above: dict[Node, nn.Module]):
+    def network(
+        self, tree: Tree, node: Node, phase: str, above: dict[Node, NodeNetwork]
+    ) -> NodeNetwork:
         """A node's network before it is trained."""
         recipe, name = self.recipe, tree.names[node]
-        height, width, channels = self.splits.train.images.shape[1:]
-        module = torch_grow.initial_network(
-            recipe, tree, node, phase, above, (channels, height, width)
-        ).double()
+        shape = channel_first(self.splits.train.image_shape)
+        module = torch_grow.initial_network(recipe, tree, node, phase, above, shape).double()
         weights = {key: torch.tensor(array) for key, array in self.start[name, phase].items()}
         module.load_state_dict(weights)
         if self.nudge:
             with torch.no_grad():
                 first = next(module.parameters()).view(-1)
                 first[0] = torch.nextafter(first[0], torch.tensor(torch.inf, dtype=first.dtype))
-        words = recipe.network(name).layers
-        module = self.masks.prepare(module, words)
-        return module.to(memory_format=torch.channels_last)
+        network = recipe.network(name)
+        assert isinstance(network, Vgg)  # which alone have dropout
+        self.masks.prepare(module, network.layers)
+        return channels_last(module)
 
 
 # --- one node
@@ -197,8 +205,8 @@ def images_of(
 ) -> Tensor:
     """What the root is given for the images at `rows`."""
     mine = {name: values[rows] for name, values in draws.items()}
-    x = pixels.prepare(examples.images[rows], mine, policy, recipe.mean, recipe.std)
-    x = torch.tensor(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+    given = pixels.prepare(examples.images[rows], mine, policy, recipe.mean, recipe.std)
+    x = torch.tensor(np.ascontiguousarray(given.transpose(0, 3, 1, 2)))
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -245,7 +253,7 @@ def optimizer(phase: Phase, parameters: list[Tensor]) -> Callable[[float], None]
         nonlocal count
         count += 1
         for p, m, v in zip(parameters, first, second, strict=True):
-            gradient = p.grad + phase.weight_decay * p
+            gradient = gradient_of(p) + phase.weight_decay * p
             if phase.optimizer == "sgd":
                 m.mul_(phase.momentum).add_(gradient)
                 p.sub_(rate * (gradient + phase.momentum * m if phase.nesterov else m))
@@ -276,9 +284,10 @@ class Best:
     """The best epoch so far."""
 
     def __init__(self, ties: str):
-        self.ties, self.accuracy, self.weights = ties, -1.0, None
+        self.ties, self.accuracy = ties, -1.0
+        self.weights: dict[str, Weights] = {}
 
-    def offer(self, accuracy: float, modules: dict[str, nn.Module]) -> None:
+    def offer(self, accuracy: float, modules: Mapping[str, nn.Module]) -> None:
         """Keep an epoch's weights if they are the best."""
         if accuracy > self.accuracy or (self.ties == "last" and accuracy == self.accuracy):
             self.accuracy = accuracy
@@ -290,7 +299,7 @@ def state_dict(module: nn.Module) -> Weights:
     return {key: value.numpy().copy() for key, value in module.state_dict().items()}
 
 
-def load(module: nn.Module, weights: Weights) -> nn.Module:
+def load(module: M, weights: Weights) -> M:
     """The network with these weights, in eval mode."""
     module.load_state_dict({key: torch.tensor(value) for key, value in weights.items()})
     return module.eval()
@@ -302,7 +311,7 @@ def fit(
     tree: Tree,
     node: Node,
     phase_name: str,
-    above: dict[Node, nn.Module],
+    above: dict[Node, NodeNetwork],
 ) -> Iterator[None]:
     """Train a node for a phase; it stops after each epoch's training, before the validation."""
     recipe, name = setting.recipe, tree.names[node]
@@ -415,7 +424,7 @@ def drawn(policy: Augmentation, seed: int, examples: Examples, *names: str | int
 
 
 @torch.no_grad()
-def through(above: dict[Node, nn.Module], node: Node, x: Tensor) -> Tensor:
+def through(above: dict[Node, NodeNetwork], node: Node, x: Tensor) -> Tensor:
     """Feature maps of a node's frozen ancestors."""
     for depth in range(len(node)):
         x = above[node[:depth]].eval().features(x)
@@ -440,7 +449,7 @@ def evaluate(
 
 
 def likelihood(
-    setting: Setting, course: Course, tree: Tree, node: Node, above: dict[Node, nn.Module]
+    setting: Setting, course: Course, tree: Tree, node: Node, above: dict[Node, NodeNetwork]
 ) -> None:
     """A node's ASL: of its validation images, or with the release's fault of training ones."""
     recipe, name = setting.recipe, tree.names[node]
@@ -481,7 +490,8 @@ def likelihood(
 
 def grown(setting: Setting) -> Course:
     """The course of growing a tree, each node in its turn, or the children of one side by side."""
-    course, above = Course(), {}
+    course = Course()
+    above: dict[Node, NodeNetwork] = {}
     tree = hierarchy.bare(int(setting.splits.train.labels.max()) + 1)
     waiting: list[list[Node]] = [[ROOT]]
 
@@ -510,7 +520,9 @@ def grown(setting: Setting) -> Course:
 def joint(setting: Setting, tree: Tree) -> Course:
     """The course of training all nodes together, balanced: two images of each class in a batch."""
     recipe, train, phase = setting.recipe, setting.splits.train, setting.recipe.joint
-    course, modules = Course(), {}
+    assert phase is not None
+    course = Course()
+    modules: dict[Node, NodeNetwork] = {}
     order = tree.nodes
     for node in order:
         modules[node] = setting.network(tree, node, "group", modules)
@@ -607,7 +619,9 @@ def _balanced(recipe, epoch, name, own, labels, steps) -> np.ndarray:
 
 
 @torch.no_grad()
-def _reach(recipe: Recipe, tree: Tree, modules: dict[Node, nn.Module], examples: Examples) -> float:
+def _reach(
+    recipe: Recipe, tree: Tree, modules: Mapping[Node, nn.Module], examples: Examples
+) -> float:
     """The mean over classes of the share of images that reach their own leaf."""
     x = images_of(recipe, examples, np.arange(len(examples.labels)), {}, Augmentation())
     hits = []

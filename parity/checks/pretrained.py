@@ -12,6 +12,7 @@ import torch
 from data.base.weights import with_counters
 from data.recipes.baselines.architectures import Architecture, Dinov2, architecture
 from parity.checks import tolerance
+from parity.checks.growth import root_of_terms
 from parity.checks.processes import prepare_process
 from parity.checks.tolerance import Check
 from parity.pairs import published_files
@@ -79,10 +80,7 @@ def check(name: str, weights: dict[str, np.ndarray], seed: int) -> list[Check]:
         with jax.enable_x64(dtype == "float64"):
             image = jnp.asarray(x.transpose(0, 2, 3, 1), kind)
             found[dtype] = np.asarray(_scores(cast(network, dtype), image))
-    growth = sum(
-        float(np.sqrt(layer.weight[0].numel())) if hasattr(layer, "weight") else 1.0
-        for layer in leaves(module).values()
-    )
+    growth = sum(map(root_of_terms, leaves(module).values()))
     where = f"scores at {IMAGE}x{IMAGE}"
     return [
         *checks,

@@ -15,6 +15,7 @@ import torch
 
 from trunk_jax.machine import settings
 from trunk_torch_ref.machine import settings as torch_settings
+from trunk_torch_ref.machine.devices import float32_products
 
 HOUSE = Path(__file__).parents[2]
 
@@ -32,8 +33,8 @@ def prepare_process() -> None:
     torch_settings.apply()
     jax.config.update("jax_default_matmul_precision", "highest")
     torch.set_num_threads(1)
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    for place in float32_products():
+        place.fp32_precision = "ieee"
 
 
 def outcomes(

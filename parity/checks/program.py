@@ -29,16 +29,19 @@ from data.recipes import recipe as recipes
 from data.recipes.recipe import NodeRecipe, Phase, Recipe
 from data.run import runfolder
 from data.tree import grouping, hierarchy
-from data.tree.hierarchy import ROOT, Groups
+from data.tree.hierarchy import ROOT, Groups, Node
 from parity.checks import plain, recording, tolerance
 from parity.checks.plain import Call, Course, JaxMasks, Setting, TorchMasks
 from parity.checks.tolerance import Check
 from parity.checks.training import CONTROL
 from parity.pairs.passes import cast, compiling
 from trunk_jax.network import exchange
+from trunk_jax.network.network import Network
 from trunk_jax.nodes.vgg import VggNode
 from trunk_jax.training import grow, joint
+from trunk_torch_ref.inference.load import channel_first
 from trunk_torch_ref.network import exchange as torch_exchange
+from trunk_torch_ref.nodes import NodeNetwork
 from trunk_torch_ref.nodes.vgg import VggNode as TorchVggNode
 from trunk_torch_ref.training import grow as torch_grow
 from trunk_torch_ref.training import joint as torch_joint
@@ -234,17 +237,20 @@ def _torch_grow(case: Case, splits: Splits) -> tuple[Course, Start]:
 
 
 def _jax_joint(case: Case, splits: Splits) -> tuple[Course, Start]:
-    networks, start = {}, {}
+    phase = case.recipe.joint
+    assert phase is not None
+    networks: dict[Node, Network] = {}
+    start: Start = {}
     for node in TREE.nodes:
         network = grow.initial_network(
-            case.recipe, TREE, node, "group", networks, splits.train.images.shape[1:]
+            case.recipe, TREE, node, "group", networks, splits.train.image_shape
         )
         networks[node] = cast(network, "float64")
         start[TREE.names[node], "group"] = exchange.to_state_dict(networks[node])
     with recording.jax_recorded(VggNode) as course:
         trained = joint.fit_tree(
             case.recipe,
-            case.recipe.joint,
+            phase,
             "tree/joint",
             TREE,
             networks,
@@ -259,17 +265,21 @@ def _jax_joint(case: Case, splits: Splits) -> tuple[Course, Start]:
 
 
 def _torch_joint(case: Case, splits: Splits) -> tuple[Course, Start]:
-    networks, start = {}, {}
+    phase = case.recipe.joint
+    assert phase is not None
+    networks: dict[Node, NodeNetwork] = {}
+    start: Start = {}
+    shape = channel_first(splits.train.image_shape)
     train = torch_grow.as_images(splits.train.images)
     for node in TREE.nodes:
         networks[node] = torch_grow.initial_network(
-            case.recipe, TREE, node, "group", networks, tuple(train.shape[1:])
+            case.recipe, TREE, node, "group", networks, shape
         ).double()
         start[TREE.names[node], "group"] = plain.state_dict(networks[node])
     with recording.torch_recorded(TorchVggNode) as course:
         trained = torch_joint.fit_tree(
             case.recipe,
-            case.recipe.joint,
+            phase,
             "tree/joint",
             TREE,
             networks,
@@ -376,6 +386,11 @@ def _keyed(each: Call | plain.Step) -> bool:
     return (each.keys if isinstance(each, Call) else each.key) is not None
 
 
+def _own_key(call: Call) -> np.ndarray:
+    """The key of a node's dropout; empty if there was none."""
+    return np.frombuffer(call.keys[1] if call.keys else b"", np.uint32)
+
+
 def _of_calls(calls, expected: Course, control: Course) -> Iterator[Item]:
     for call, wanted, other in zip(calls, expected.calls, control.calls, strict=True):
         if call is None:
@@ -383,7 +398,7 @@ def _of_calls(calls, expected: Course, control: Course) -> Iterator[Item]:
         modes = (np.array(each.train) for each in (call, wanted, other))
         yield Item("train or eval mode", wanted.where, *modes)
         if wanted.keys:
-            keys = (np.frombuffer(c.keys[1], np.uint32) for c in (call, wanted, other))
+            keys = (_own_key(c) for c in (call, wanted, other))
             yield Item("dropout keys", wanted.where, *keys)
         which = "root" if wanted.root else "other nodes"
         given = "pixels given to the root" if wanted.root else "feature maps given to other nodes"
@@ -425,8 +440,8 @@ def _of_rows(found: Course, expected: Course, control: Course) -> Iterator[Item]
 def _of_tables(found: Course, expected: Course, control: Course) -> Iterator[Item]:
     for name, wanted in expected.asl.items():
         yield Item("ASL", name, found.asl.get(name, np.array(())), wanted, control.asl[name])
-    for name, wanted in expected.weights.items():
-        for key, array in wanted.items():
+    for name, weights in expected.weights.items():
+        for key, array in weights.items():
             mine = found.weights.get(name, {}).get(key, np.array(()))
             yield Item(
                 "weights at the end", f"{name}: {key}", mine, array, control.weights[name][key]

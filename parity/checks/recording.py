@@ -20,6 +20,7 @@ from parity.checks.plain import Call, Course, Step
 from trunk_jax.layers.basic import EVAL
 from trunk_jax.machine import memory
 from trunk_jax.training import fit, joint
+from trunk_torch_ref.nodes import NodeNetwork
 from trunk_torch_ref.training import fit as torch_fit
 from trunk_torch_ref.training import joint as torch_joint
 
@@ -112,7 +113,7 @@ def forget() -> None:
 
 
 @contextmanager
-def torch_recorded(node: type) -> Iterator[Course]:
+def torch_recorded(node: type[NodeNetwork]) -> Iterator[Course]:
     """The course of what runs inside; `node`: the class of its nodes' networks."""
     course = Course()
     rates: list[float] = []

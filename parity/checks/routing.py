@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from data.images.augmentation import Augmentation
+from data.images.on_disk import Images
 from data.inference.model import Model
 from data.tree.hierarchy import ROOT, Node
 from parity.checks import tolerance
@@ -24,7 +25,7 @@ BATCH = 256
 
 
 def check_routing(
-    name: str, ours: Model, theirs: Model, images: np.ndarray, labels: np.ndarray
+    name: str, ours: Model, theirs: Model, images: Images, labels: np.ndarray
 ) -> list[Check]:
     """Predictions of both frameworks in float32 against each other and the float64 truth.
 
@@ -73,7 +74,7 @@ def _jax_node(network, x):
 
 
 def truth_of(
-    ours: Model, theirs: Model, images: np.ndarray
+    ours: Model, theirs: Model, images: Images
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
     """(float64 predictions, whether an image is too close to call, largest error of a score).
 

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 
 from data.images.datasets import load
+from data.images.on_disk import Images
 from data.inference import curve
 from data.inference.closeness import too_close
 from data.inference.model import Model, predictions
@@ -25,7 +26,7 @@ from trunk_torch_ref.training import grow as torch_grow
 
 
 def check_stopping(
-    name: str, ours: Model, theirs: Model, images: np.ndarray, labels: np.ndarray
+    name: str, ours: Model, theirs: Model, images: Images, labels: np.ndarray
 ) -> list[Check]:
     """Both frameworks' ways and answers against those that float64 scores give, and each other.
 
@@ -55,15 +56,15 @@ def check_stopping(
             same = np.where(hidden, right, left)
             title = f"{what} with early stopping, {which} against truth"
             checks.append(tolerance.equal(name, title, same, right, "float32", note))
-    right = [int((each.labels == labels).sum()) for each in found.values()]
+    hits = [int((each.labels == labels).sum()) for each in found.values()]
     met = [each.met[~close].sum(1).mean() if not close.all() else 0.0 for each in found.values()]
-    detail = f"right: JAX {right[0]}, PyTorch {right[1]}; nodes an image: {met[0]:.3f}"
+    detail = f"right: JAX {hits[0]}, PyTorch {hits[1]}; nodes an image: {met[0]:.3f}"
     ways = [np.where(close[:, None], 0, each.met) for each in found.values()]
     title = "nodes visited with early stopping, JAX against PyTorch"
-    same = tolerance.equal(name, title, ways[0], ways[1], "float32", detail)
+    together = tolerance.equal(name, title, ways[0], ways[1], "float32", detail)
     absolute = max(float(each.max()) for each in error.values())
     share = max(float(each.max() / np.abs(scores[node]).max()) for node, each in error.items())
-    return [*checks, same, error_of_scores(name, (absolute, share), theirs)]
+    return [*checks, together, error_of_scores(name, (absolute, share), theirs)]
 
 
 def check_exits(seed: int) -> list[Check]:

@@ -134,7 +134,8 @@ def fair(
     ratio = rms[0] / rms[1]
     limit = CONSTANT * growth
     worse = worst[1] > limit or (truth.size >= FEWEST and ratio < 1 / FAIR)
-    excused = known is not None and worse and worst[1] <= known[1]
+    reason, most = known or ("", 0.0)
+    excused = worse and worst[1] <= most
     passed = bool(
         finite
         and worst[0] <= limit
@@ -143,7 +144,7 @@ def fair(
     )
     detail = f"error of JAX / of PyTorch {ratio:.2f}" if truth.size >= FEWEST else ""
     if excused:
-        detail = f"{detail}; PyTorch {worst[1]:.0f} u: {known[0]}".lstrip("; ")
+        detail = f"{detail}; PyTorch {worst[1]:.0f} u: {reason}".lstrip("; ")
     difference = float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max(initial=0.0))
     return Check(
         name,
@@ -156,7 +157,7 @@ def fair(
         detail,
         (worst[0] if excused else max(worst)) / growth,
         errors=(worst[0], worst[1]),
-        limits=(limit, max(limit, known[1]) if known else limit),
+        limits=(limit, max(limit, most)),
     )
 
 

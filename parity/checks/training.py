@@ -30,6 +30,7 @@ from trunk_jax.layers.basic import Mode
 from trunk_jax.network import exchange
 from trunk_jax.network.network import Network
 from trunk_jax.training import fit, grow, objective
+from trunk_torch_ref.inference.load import channel_first
 from trunk_torch_ref.inference.model import Model as TorchModel
 from trunk_torch_ref.network import exchange as torch_exchange
 from trunk_torch_ref.training import fit as torch_fit
@@ -126,8 +127,8 @@ def joint_recipe() -> Recipe:
     tree as a whole, by steps of a one-cycle.
     """
     recipe = recipes.load("efficient", "digits", "resnet")
-    joint = replace(recipe.joint, label_smoothing=0.1)
-    recipe = replace(recipe, joint=joint)
+    assert recipe.joint is not None
+    recipe = replace(recipe, joint=replace(recipe.joint, label_smoothing=0.1))
     return recipes.override(recipe, epochs=2, limit=400, batch_size=32, eval_batch_size=64)
 
 
@@ -222,10 +223,8 @@ def _in_float32(recipe: Recipe, grown: Model) -> tuple[Model, TorchModel]:
     ours = {node: cast(network, "float32") for node, network in grown.networks.items()}
     theirs: dict = {}
     for node in grown.tree.nodes:
-        shape = (recipe.spec.image_shape[i] for i in (2, 0, 1))
-        template = torch_grow.initial_network(
-            recipe, grown.tree, node, "group", theirs, tuple(shape)
-        )
+        shape = channel_first(recipe.spec.image_shape)
+        template = torch_grow.initial_network(recipe, grown.tree, node, "group", theirs, shape)
         theirs[node] = to_torch(ours[node], template)
     tree = grown.tree
     return Model(recipe, tree, ours), TorchModel(recipe, tree, theirs)

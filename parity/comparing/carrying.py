@@ -20,6 +20,7 @@ from data.base.errors import UserError
 from parity.comparing.jax_side import Model
 
 Array = np.ndarray
+Turn = Callable[[Array], Array]
 Names = Mapping[str, str] | Callable[[str], str | None] | None
 _WORDS = {
     "query": "query q q_proj",
@@ -45,7 +46,7 @@ class Piece:
     """
 
     names: tuple[str, ...]
-    turn: Callable[[Array], Array]
+    turn: Turn
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,28 @@ def _same(x: Array) -> Array:
     return x
 
 
+def _rows(rows: slice) -> Turn:
+    return lambda w: w[rows]
+
+
+def _turned_rows(rows: slice) -> Turn:
+    return lambda w: w[rows].T
+
+
+def _in_shape(shape: Sequence[int]) -> Turn:
+    return lambda w: w.reshape(shape)
+
+
+def _after(first: Turn, second: Turn) -> Turn:
+    return lambda w: second(first(w))
+
+
+def _flipped(w: Array) -> Array:
+    """A transposed convolution's kernel as PyTorch's has it."""
+    window = tuple(range(w.ndim - 2))
+    return np.swapaxes(np.flip(w, window), -1, -2)
+
+
 def torch_owners(module: torch.nn.Module, used: Sequence[str]) -> list[Owner]:
     """The layers of a PyTorch model that own weights, in the order of their first use."""
     found = []
@@ -126,7 +149,7 @@ def _torch_layer(path: str, layer: torch.nn.Module, own: dict[str, Any]):
     name = path.rstrip(".")
     kind = type(layer).__name__
 
-    def simple(form: str, turn: Callable[[Array], Array]) -> Owner:
+    def simple(form: str, turn: Turn) -> Owner:
         pieces = {"kernel": Piece((f"{path}weight",), turn)}
         if own.get("bias") is not None:
             pieces["bias"] = Piece((f"{path}bias",), _same)
@@ -153,14 +176,15 @@ def _torch_layer(path: str, layer: torch.nn.Module, own: dict[str, Any]):
         for place, part in enumerate(("query", "key", "value")):
             rows = slice(place * width, (place + 1) * width)
             if layer.in_proj_weight is not None:
-                weight = Piece((f"{path}in_proj_weight",), lambda w, rows=rows: w[rows].T)
+                weight = Piece((f"{path}in_proj_weight",), _turned_rows(rows))
                 shape = (width, width)
             else:
                 weight = Piece((f"{path}{part[0]}_proj_weight",), np.transpose)
-                shape = tuple(own[f"{part[0]}_proj_weight"].shape[::-1])
+                ins, outs = own[f"{part[0]}_proj_weight"].shape[::-1]
+                shape = (ins, outs)
             pieces = {"kernel": weight}
             if layer.in_proj_bias is not None:
-                pieces["bias"] = Piece((f"{path}in_proj_bias",), lambda b, rows=rows: b[rows])
+                pieces["bias"] = Piece((f"{path}in_proj_bias",), _rows(rows))
             yield Owner(f"{path}{part}", "linear", shape, pieces)
     elif isinstance(layer, torch.nn.LSTM | torch.nn.GRU | torch.nn.LSTMCell | torch.nn.GRUCell):
         lstm = "LSTM" in kind
@@ -172,16 +196,14 @@ def _torch_layer(path: str, layer: torch.nn.Module, own: dict[str, Any]):
                 rows = slice(place * hidden, (place + 1) * hidden)
                 for side in "ih":
                     pieces[f"{side}{gate}"] = Piece(
-                        (f"{path}weight_{side}h{end}",), lambda w, rows=rows: w[rows].T
+                        (f"{path}weight_{side}h{end}",), _turned_rows(rows)
                     )
                 if f"bias_ih{end}" in own:
-                    names = (f"{path}bias_ih{end}", f"{path}bias_hh{end}")
-                    names = names if gate != "n" else names[:1]
-                    pieces[f"bias {gate}"] = Piece(names, lambda b, rows=rows: b[rows])
+                    both = (f"{path}bias_ih{end}", f"{path}bias_hh{end}")
+                    names = both if gate != "n" else both[:1]
+                    pieces[f"bias {gate}"] = Piece(names, _rows(rows))
                     if gate == "n":
-                        pieces["hidden bias n"] = Piece(
-                            (f"{path}bias_hh{end}",), lambda b, rows=rows: b[rows]
-                        )
+                        pieces["hidden bias n"] = Piece((f"{path}bias_hh{end}",), _rows(rows))
             shape = (own[f"weight_ih{end}"].shape[1], hidden)
             yield Owner(name + end, "LSTM" if lstm else "GRU", shape, pieces)
     else:
@@ -202,12 +224,12 @@ def _torch_layer(path: str, layer: torch.nn.Module, own: dict[str, Any]):
         taken = {piece.names[0] for piece in pieces.values()}
         for key, x in own.items():
             if f"{path}{key}" not in taken and isinstance(x, torch.nn.Parameter):
-                shape = tuple(s for s in x.shape if s != 1)
+                sizes = tuple(s for s in x.shape if s != 1)
                 yield Owner(
                     f"{path}{key}",
                     "own",
-                    shape,
-                    {"kernel": Piece((f"{path}{key}",), lambda w, shape=shape: w.reshape(shape))},
+                    sizes,
+                    {"kernel": Piece((f"{path}{key}",), _in_shape(sizes))},
                 )
 
 
@@ -239,7 +261,7 @@ def jax_owners(model: Model, used: Sequence[str]) -> list[Owner]:
 
 
 def _jax_layer(path: str, layer: Any, names: Sequence[str], weights: Mapping[str, Array]):
-    def shaped(name: str, turn: Callable[[Array], Array] = _same) -> Piece:
+    def shaped(name: str, turn: Turn = _same) -> Piece:
         shape = weights[name].shape
         return Piece((name,), lambda w: turn(w).reshape(shape))
 
@@ -258,7 +280,8 @@ def _jax_layer(path: str, layer: Any, names: Sequence[str], weights: Mapping[str
     rest = list(names)
     if kernel is not None:
         w = weights[kernel]
-        shape, turn = w.shape, _same
+        shape = w.shape
+        turn: Turn = _same
         kind = "linear" if w.ndim == 2 else "convolution"
         last = path.rpartition(".")[2]
         if isinstance(layer, nnx.Embed) or kernel.endswith("embedding"):
@@ -267,10 +290,7 @@ def _jax_layer(path: str, layer: Any, names: Sequence[str], weights: Mapping[str
             kind = "transposed convolution"
             if not layer.transpose_kernel:
                 shape = (*shape[:-2], shape[-1], shape[-2])
-
-                def turn(w: Array) -> Array:
-                    window = tuple(range(w.ndim - 2))
-                    return np.swapaxes(np.flip(w, window), -1, -2)
+                turn = _flipped
         elif isinstance(layer, nnx.LinearGeneral) or (
             layer is None and w.ndim == 3 and last in ("query", "key", "value", "out")
         ):
@@ -392,7 +412,7 @@ def matched(theirs: Sequence[Owner], ours: Sequence[Owner], names: Names = None)
             main = next(iter(owner.pieces))
             role = next(iter(other.pieces))
             source = owner.pieces[main]
-            pieces[role] = Piece(source.names, lambda w, s=source.turn, t=turn: t(s(w)))
+            pieces[role] = Piece(source.names, _after(source.turn, turn))
             place = left_theirs.index(owner)
             left_theirs[place] = changed = Owner(owner.name, owner.kind, owner.shape, pieces)
             pair(changed, other, "shape alone")
@@ -411,7 +431,7 @@ def _size(owner: Owner) -> int:
     return int(np.prod(owner.shape))
 
 
-def _by_shape(theirs: Owner, ours: Owner) -> Callable[[Array], Array]:
+def _by_shape(theirs: Owner, ours: Owner) -> Turn:
     if theirs.shape != ours.shape and theirs.shape[::-1] == ours.shape:
         return np.transpose
     return _same

@@ -5,7 +5,7 @@ A candidate computes the call as the JAX model may compute it. Nothing here says
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import permutations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from parity.comparing.torch_side import Call, Change, Run
+from parity.comparing.torch_side import Call, Change, Run, again
 
 EPSILONS = (1e-3, 1e-5, 1e-6, 1e-8, 1e-12, 1e-4, 1e-7, 1e-9, 0.0)
 BASES = (10000.0, 500000.0, 1000000.0, 100000.0, 100.0, 1000.0)
@@ -153,7 +153,7 @@ def _of(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
                     "softmax axis",
                     f"softmax over axis {other - x.ndim} in JAX, "
                     f"{dim % x.ndim - x.ndim} in PyTorch (its axes)",
-                    lambda c, o=other: function(_tensor(c), o),
+                    _over_axis(function, other),
                 )
         if x.ndim >= 3 and x.shape[-1] == x.shape[-2]:
             for lower, words in (
@@ -161,7 +161,7 @@ def _of(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
                 (False, "JAX masks what a causal mask shows"),
             ):
                 cause = "causal mask" if lower else "mask polarity"
-                yield cause, words, lambda c, low=lower: function(_causal(_tensor(c), low), dim)
+                yield cause, words, _masked(function, lower, dim)
     if "pool" in name:
         yield from _pool(call, name)
     if name in ("interpolate", "upsample"):
@@ -234,7 +234,7 @@ def _convolution(call: Call) -> Iterator[tuple[str, str, Change]]:
                 yield (
                     "padding",
                     f"JAX pads {other}, PyTorch {padding}",
-                    lambda c, o=other: c.again(padding=o),
+                    again(padding=other),
                 )
         for other in (1, 2, 3, 4):
             if (other,) * dims != dilation:
@@ -242,10 +242,10 @@ def _convolution(call: Call) -> Iterator[tuple[str, str, Change]]:
                 yield (
                     "dilation",
                     f"dilation {other} in JAX, {dilation[0]} in PyTorch",
-                    lambda c, o=other, p=pad: c.again(dilation=o, padding=p),
+                    again(dilation=other, padding=pad),
                 )
     if given["bias"] is not None:
-        yield "bias", "JAX adds no bias here", lambda c: c.again(bias=None)
+        yield "bias", "JAX adds no bias here", again(bias=None)
     yield from _orders(x, 1, lambda c, y: c.again(input=y))
     spatial = tuple(range(2, weight.ndim))
     yield (
@@ -269,6 +269,10 @@ def _convolution(call: Call) -> Iterator[tuple[str, str, Change]]:
 
 def _orders(x: torch.Tensor, axis: int, use: Any) -> Iterator[tuple[str, str, Change]]:
     """The channels of an input in other orders."""
+
+    def given_in(order: torch.Tensor) -> Change:
+        return lambda c: use(c, x.index_select(axis, order))
+
     size = x.shape[axis]
     yield ("channel order", "channels in reverse (RGB for BGR)", lambda c: use(c, x.flip(axis)))
     for groups in range(2, size):
@@ -277,7 +281,7 @@ def _orders(x: torch.Tensor, axis: int, use: Any) -> Iterator[tuple[str, str, Ch
             yield (
                 "group order",
                 f"channels shuffled as {groups} groups",
-                lambda c, o=order: use(c, x.index_select(axis, o)),
+                given_in(order),
             )
 
 
@@ -285,7 +289,7 @@ def _linear(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
     given = {"bias": None, **call.given}
     x, weight = given["input"], given["weight"]
     if given["bias"] is not None:
-        yield "bias", "JAX adds no bias here", lambda c: c.again(bias=None)
+        yield "bias", "JAX adds no bias here", again(bias=None)
     if weight.shape[0] == weight.shape[1]:
         yield (
             "transposed kernel",
@@ -316,14 +320,14 @@ def _norm(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
             yield (
                 "epsilon",
                 f"epsilon {value:g} in JAX, {epsilon:g} in PyTorch",
-                lambda c, v=value: c.again(eps=v),
+                again(eps=value),
             )
     if call.name == "batch_norm":
         if given["training"]:
             yield (
                 "running statistics in training",
                 "JAX normalises by running statistics",
-                lambda c: c.again(training=False),
+                again(training=False),
             )
         else:
             yield (
@@ -332,9 +336,9 @@ def _norm(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
                 lambda c: c.again(training=True, running_mean=None, running_var=None),
             )
     if given.get("weight") is not None:
-        yield "scale", "JAX has no scale here", lambda c: c.again(weight=None)
+        yield "scale", "JAX has no scale here", again(weight=None)
     if given.get("bias") is not None:
-        yield "bias", "JAX adds no bias here", lambda c: c.again(bias=None)
+        yield "bias", "JAX adds no bias here", again(bias=None)
     if call.name == "group_norm":
         channels = given["input"].shape[1]
         for groups in range(1, channels + 1):
@@ -342,7 +346,7 @@ def _norm(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
                 yield (
                     "number of groups",
                     f"{groups} groups in JAX",
-                    lambda c, g=groups: c.again(num_groups=g),
+                    again(num_groups=groups),
                 )
 
 
@@ -361,15 +365,51 @@ def _activation(call: Call, name: str) -> Iterator[tuple[str, str, Change]]:
             yield (
                 "slope",
                 f"slope {slope} in JAX, {call.given.get('negative_slope')} in PyTorch",
-                lambda c, s=slope: functional.leaky_relu(x, s),
+                _computed(functional.leaky_relu, x, slope),
             )
     for other, function in ACTIVATIONS.items():
         if other != mine:
             yield (
                 "activation",
                 f"{other} in JAX, {mine} in PyTorch",
-                lambda c, f=function: f(_tensor(c).clone()),
+                _activated(function),
             )
+
+
+def _computed(function: Callable[..., Any], *arguments: Any) -> Change:
+    """The function of these arguments in place of the call."""
+    return lambda _: function(*arguments)
+
+
+def _activated(function: Callable[[torch.Tensor], torch.Tensor]) -> Change:
+    return lambda c: function(_tensor(c).clone())
+
+
+def _times(factor: float) -> Change:
+    return lambda c: c.plain() * factor
+
+
+def _selected(order: torch.Tensor) -> Change:
+    """The call's result, its last axis in another order."""
+    return lambda c: c.plain().index_select(-1, order)
+
+
+def _over_axis(function: Callable[..., torch.Tensor], axis: int) -> Change:
+    return lambda c: function(_tensor(c), axis)
+
+
+def _masked(function: Callable[..., torch.Tensor], lower: bool, axis: int) -> Change:
+    return lambda c: function(_causal(_tensor(c), lower), axis)
+
+
+def _permuted(x: torch.Tensor, order: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
+    return x.permute(*order).reshape(*shape)
+
+
+def _split_backwards(x: torch.Tensor, axis: int, a: int, b: int) -> torch.Tensor:
+    """An axis of a * b split into (b, a), and these exchanged."""
+    shape = (*x.shape[:axis], b, a, *x.shape[axis + 1 :])
+    return x.reshape(shape).transpose(axis, axis + 1)
 
 
 def _causal(x: torch.Tensor, lower: bool) -> torch.Tensor:
@@ -450,7 +490,7 @@ def _pool(call: Call, name: str) -> Iterator[tuple[str, str, Change]]:
             yield (
                 "padding",
                 f"JAX pads {other}, PyTorch {padding}",
-                lambda c, o=other: c.again(padding=o),
+                again(padding=other),
             )
 
 
@@ -494,7 +534,7 @@ def _variance(call: Call) -> Iterator[tuple[str, str, Change]]:
         ((count - 1) / count, "JAX's variance is biased, PyTorch's unbiased"),
         (count / (count - 1), "JAX's variance is unbiased, PyTorch's biased"),
     ):
-        yield "biased variance", words, lambda c, f=factor: c.plain() * f**power
+        yield "biased variance", words, _times(factor**power)
 
 
 def _matmul(call: Call) -> Iterator[tuple[str, str, Change]]:
@@ -510,7 +550,7 @@ def _matmul(call: Call) -> Iterator[tuple[str, str, Change]]:
             yield (
                 "head order",
                 "JAX gives queries the key and value heads in another order (tile for repeat)",
-                lambda c, o=order: c.function(first, second.index_select(1, o)),
+                _computed(call.function, first, second.index_select(1, order)),
             )
 
 
@@ -538,7 +578,7 @@ def _order(call: Call) -> Iterator[tuple[str, str, Change]]:
                 yield (
                     "flatten order",
                     words,
-                    lambda c, o=order: x.permute(o).reshape(result.shape),
+                    _computed(_permuted, x, order, result.shape),
                 )
     if result.ndim > x.ndim and result.ndim - x.ndim == 1:
         for axis, (a, b) in enumerate(zip(result.shape, result.shape[1:], strict=False)):
@@ -546,9 +586,7 @@ def _order(call: Call) -> Iterator[tuple[str, str, Change]]:
                 yield (
                     "group order",
                     "JAX splits the axis the other way round",
-                    lambda c, k=axis, s=(a, b): x.reshape(
-                        *x.shape[:k], s[1], s[0], *x.shape[k + 1 :]
-                    ).transpose(k, k + 1),
+                    _computed(_split_backwards, x, axis, a, b),
                 )
 
 
@@ -571,7 +609,7 @@ def constants(run: Run) -> Iterator[Candidate]:
     for name in run.used:
         buffer = run.state.get(name)
         base = None if buffer is None else _base(buffer)
-        if base is not None:
+        if buffer is not None and base is not None:
             exact = _powers(float(f"{base:.4g}"), buffer.size)
             if 0 < np.abs(exact / buffer - 1).max() < 2.0**-22:
                 words = f"PyTorch's {name} holds powers rounded to float32"
@@ -584,7 +622,7 @@ def _rotary(call: Call, around: Around) -> Iterator[Candidate]:
         name = around.leaves.get(value, "")
         buffer = around.buffers.get(name)
         base = None if buffer is None else _base(buffer)
-        if base is None:
+        if buffer is None or base is None:
             continue
         for other in BASES:
             if abs(other / base - 1) > 1e-3:
@@ -598,7 +636,7 @@ def _rotary(call: Call, around: Around) -> Iterator[Candidate]:
             if maker is None:
                 continue
             order = torch.arange(size).reshape(-1, 2).T.reshape(-1)
-            changes[maker] = lambda c, o=order: c.plain().index_select(-1, o)
+            changes[maker] = _selected(order)
         yield Candidate(
             "rotary pairs", "JAX rotates neighbours (interleaved), PyTorch the halves", changes
         )
@@ -607,7 +645,7 @@ def _rotary(call: Call, around: Around) -> Iterator[Candidate]:
             maker = around.maker.get(value)
             if maker is not None:
                 order = torch.arange(size).reshape(2, -1).T.reshape(-1)
-                back[maker] = lambda c, o=order: c.plain().index_select(-1, o)
+                back[maker] = _selected(order)
         yield Candidate(
             "rotary pairs", "JAX rotates the halves, PyTorch neighbours (interleaved)", back
         )

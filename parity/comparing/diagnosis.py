@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch.nn import functional
 from parity.comparing import torch_side, values
 from parity.comparing.causes import Around, Candidate, candidates
 from parity.comparing.jax_side import Run as JaxRun
-from parity.comparing.torch_side import Call, Change
+from parity.comparing.torch_side import Call, Change, again
 from parity.comparing.values import SAME
 
 MOST = 40  # causes that one comparison looks for
@@ -264,9 +265,9 @@ class Search:
         for other in run.calls[start + 1 :]:
             if other.name != call.name:
                 continue
-            for again in candidates(other, self.around(run, jax_path)):
-                if (again.cause, again.words) == (candidate.cause, candidate.words):
-                    changes |= again.changes
+            for same in candidates(other, self.around(run, jax_path)):
+                if (same.cause, same.words) == (candidate.cause, candidate.words):
+                    changes |= same.changes
                     break
         return replace(candidate, changes=changes)
 
@@ -388,11 +389,11 @@ def _statistic_causes(call: Call, momentum: Sequence[float]) -> Iterator[tuple[s
             f"JAX keeps {1 - new:g} of the old statistics (its momentum), PyTorch {1 - m:g} "
             f"(1 - its momentum){told}"
         )
-        yield "momentum", words, lambda c, k=new: c.again(momentum=k)
+        yield "momentum", words, again(momentum=new)
         yield (
             "momentum",
             f"{words}; and JAX's running variance is biased, PyTorch's unbiased",
-            lambda c, k=new: _biased(c, momentum=k),
+            partial(_biased, momentum=new),
         )
 
 

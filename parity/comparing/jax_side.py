@@ -34,7 +34,10 @@ _NESTED = (
 )
 _NARROW = (jnp.dtype("float32"),)
 _HALF = (jnp.dtype("bfloat16"), jnp.dtype("float16"))
-_QUICK = {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_passes": "True"}
+_QUICK: dict[str, str | bool] = {
+    "xla_backend_optimization_level": "0",
+    "xla_llvm_disable_expensive_passes": "True",
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ def from_nnx(module: nnx.Module, *, dropout: bool = True, half: bool = True) -> 
 
     Evaluation without its `dropout`, and `half` precision in float64, where these are False.
     """
-    graph, variables, rest = nnx.split(module, (nnx.Param, nnx.BatchStat), ...)
+    graph, variables, *others = nnx.split(module, (nnx.Param, nnx.BatchStat), ...)
+    (rest,) = others
     flat = dict(nnx.to_flat_state(variables))
     paths = {path_of(path): path for path in flat}
     layers = {path_of(path): layer for path, layer in nnx.iter_modules(module)}

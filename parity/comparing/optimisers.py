@@ -33,7 +33,7 @@ def torch_steps(maker: Any, start: Arrays, gradients: Sequence[Arrays]) -> list[
     """The weights after each step."""
     parameters = {name: torch.nn.Parameter(torch.tensor(x)) for name, x in start.items()}
     optimiser = maker(list(parameters.values()))
-    result = []
+    result: list[Arrays] = []
     for step in gradients:
         for name, parameter in parameters.items():
             parameter.grad = torch.tensor(step[name])
@@ -44,7 +44,7 @@ def torch_steps(maker: Any, start: Arrays, gradients: Sequence[Arrays]) -> list[
 
 def jax_steps(transform: Any, start: Arrays, gradients: Sequence[Arrays]) -> list[Arrays]:
     """The same with an optax transformation."""
-    result = []
+    result: list[Arrays] = []
     with jax.enable_x64(True):
         weights = {name: jnp.asarray(x) for name, x in start.items()}
         state = transform.init(weights)
@@ -88,7 +88,7 @@ def causes(
     kind = type(sample)
     settings = {key: x for key, x in sample.param_groups[0].items() if key in sample.defaults}
 
-    def other(new: type = kind, **changed: Any) -> Callable[[], list[Arrays]]:
+    def other(new: type = kind, /, **changed: Any) -> Callable[[], list[Arrays]]:
         known = {
             key: x
             for key, x in {**settings, **changed}.items()
@@ -169,7 +169,7 @@ def _adam(
     weights = dict(start)
     first = {name: np.zeros_like(x) for name, x in start.items()}
     second = {name: np.zeros_like(x) for name, x in start.items()}
-    result = []
+    result: list[Arrays] = []
     for count, step in enumerate(gradients, 1):
         for name, gradient in step.items():
             if decay and kind is torch.optim.AdamW:

@@ -45,8 +45,9 @@ class Pair:
 
     def run_torch(self, trial: Trial, **how: Any) -> torch_side.Run:
         """PyTorch's model with the changes of a trial. `how`: as for `torch_side.run`."""
-        changed = {"changes": trial.changes, "buffers": trial.buffers}
-        return torch_side.run(self.theirs, self.given, **changed, **how)
+        return torch_side.run(
+            self.theirs, self.given, changes=trial.changes, buffers=trial.buffers, **how
+        )
 
     def run_jax(self, program: jax_side.Program) -> jax_side.Run:
         """A program of JAX's model on these weights and inputs."""

@@ -17,6 +17,13 @@ from torch.utils import _pytree
 from parity.comparing.values import Value
 
 Change = Callable[["Call"], Any]  # computes the call's result in place of its function
+
+
+def again(**changed: Any) -> Change:
+    """The call with some of its arguments changed."""
+    return lambda call: call.again(**changed)
+
+
 _LIBRARY = Path(torch.__file__).parent
 _HERE = Path(__file__).parent
 _NARROW = {torch.float32: torch.float64}

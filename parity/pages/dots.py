@@ -90,7 +90,7 @@ def chart(rows: Sequence[Row], on: Axis | None = None, axis_shown: bool = True) 
                 for kind, error in zip(("jax", "torch"), row.errors, strict=True)
                 if error is not None
             ],
-            "bounds": sorted({on.place(bound) for bound in row.bounds if bound is not None}),
+            "bounds": sorted({place for place in map(on.place, row.bounds) if place is not None}),
             "title": "; ".join(
                 f"{name} {_told(error)}" + ("" if bound is None else f" of {_told(bound)} allowed")
                 for name, error, bound in zip(NAMES, row.errors, row.bounds, strict=True)
@@ -125,9 +125,6 @@ def _told(value: float) -> str:
 
 def further(rows: Sequence[Row]) -> tuple[int, int, int]:
     """(rows with both errors, those where JAX's is larger, those where PyTorch's is)."""
-    both = [row.errors for row in rows if None not in row.errors]
-    return (
-        len(both),
-        sum(a > b for a, b in both),  # type: ignore[operator]  # neither is None
-        sum(b > a for a, b in both),  # type: ignore[operator]
-    )
+    pairs = (row.errors for row in rows)
+    both = [(a, b) for a, b in pairs if a is not None and b is not None]
+    return len(both), sum(a > b for a, b in both), sum(b > a for a, b in both)

@@ -2,11 +2,12 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import numpy as np
-from torch import nn
 
 import trunk_jax.inference.load
 import trunk_jax.network.exchange
@@ -15,22 +16,34 @@ import trunk_torch_ref.network.exchange
 from data.base import writing
 from data.base.errors import UserError
 from data.base.writing import new_folder
+from data.recipes.recipe import Recipe
 from data.run import results, runfolder
+from data.tree.hierarchy import Node, Tree
 from trunk_jax.network.network import Network
+from trunk_torch_ref.nodes import NodeNetwork
 
-_LOAD = {
-    "jax": trunk_jax.inference.load.load_networks,
-    "torch": trunk_torch_ref.inference.load.load_networks,
-}
+M = TypeVar("M", bound=NodeNetwork)
+N = TypeVar("N")
 
 
-_EXCHANGES = {"jax": trunk_jax.network.exchange, "torch": trunk_torch_ref.network.exchange}
+@dataclass(frozen=True)
+class _Side(Generic[N]):
+    """A framework's part: how it reads a run's networks, and a network's state_dict."""
 
+    load: Callable[[Path, Recipe, Tree, tuple[int, int, int]], dict[Node, N]]
+    state_dict: Callable[[N], dict[str, np.ndarray]]
+
+
+_JAX = _Side(trunk_jax.inference.load.load_networks, trunk_jax.network.exchange.to_state_dict)
+_TORCH = _Side(
+    trunk_torch_ref.inference.load.load_networks, trunk_torch_ref.network.exchange.to_state_dict
+)
+_SIDES: dict[str, _Side[Any]] = {"jax": _JAX, "torch": _TORCH}
 
 _CARRIED = ("tree.json", "metrics.jsonl", "asl/*.json", "predictions-*.csv", "confusion-*.csv")
 
 
-def to_torch(network: Network, module: nn.Module) -> nn.Module:
+def to_torch(network: Network, module: M) -> M:
     """The module, its tensors overwritten by the network's arrays; it takes on their type.
 
     UserError listing every missing, extra or misshapen tensor; the module is then unchanged.
@@ -43,7 +56,7 @@ def to_torch(network: Network, module: nn.Module) -> nn.Module:
     return module
 
 
-def to_jax(module: nn.Module, network: Network) -> Network:
+def to_jax(module: NodeNetwork, network: Network) -> Network:
     """The network with its arrays replaced by the module's tensors, of their type.
 
     UserError listing every missing, extra or misshapen tensor, or every one that JAX cannot
@@ -85,7 +98,7 @@ def convert_run(folder: Path, to: str, out: Path) -> dict[str, int]:
     """
     config = runfolder.read_config(folder)
     origin = config.get("framework")
-    if origin not in _LOAD:
+    if origin not in _SIDES:
         raise UserError(f"{folder / 'config.json'} names no framework: {origin!r:.80}")
     if origin == to:
         raise UserError(f"{folder} is a {to} run already; choose the other --to")
@@ -106,17 +119,18 @@ def convert_run(folder: Path, to: str, out: Path) -> dict[str, int]:
 
     recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
     shape = recipe.spec.image_shape
-    networks = _LOAD[origin](folder, recipe, tree, shape)
-    states = {node: _EXCHANGES[origin].to_state_dict(networks[node]) for node in networks}
+    side = _SIDES[origin]
+    networks = side.load(folder, recipe, tree, shape)
+    states = {node: side.state_dict(network) for node, network in networks.items()}
 
     with new_folder(out) as aside:
         for name, value in changed.items():  # config.json first: it may say that it is compressed
             writing.write_json(aside / name, value | {"framework": to})
         for node, state in states.items():
             runfolder.write_weights(aside, tree.names[node], state)
-        back = to_jax if origin == "jax" else to_torch
-        for node, network in _LOAD[to](aside, recipe, tree, shape).items():
-            returned = _EXCHANGES[origin].to_state_dict(back(network, networks[node]))
+        back: Callable[[Any, Any], Any] = to_jax if origin == "jax" else to_torch
+        for node, network in _SIDES[to].load(aside, recipe, tree, shape).items():
+            returned = side.state_dict(back(network, networks[node]))
             _need_same(states[node], returned)
         for pattern in _CARRIED:
             for file in sorted(folder.glob(pattern)):

@@ -26,6 +26,7 @@ from trunk_torch_ref.baselines.layers import (
     SelfAttention,
     StochasticDepth,
 )
+from trunk_torch_ref.nodes import NodeNetwork
 from trunk_torch_ref.training import objective as torch_objective
 
 Arrays = dict[str, np.ndarray]
@@ -40,12 +41,12 @@ class Pair:
     """One network twice, with the same float32 weights."""
 
     jax: Network
-    torch: torch.nn.Module
+    torch: NodeNetwork
 
 
 def pair(
     build_jax: Callable[[np.random.Generator], nnx.Module],
-    build_torch: Callable[[], torch.nn.Module],
+    build_torch: Callable[[], NodeNetwork],
     seed: int,
 ) -> Pair:
     """Random weights, carried across by the converter.
@@ -178,11 +179,11 @@ def torch_pass(
         "train features": trained[0].detach().cpu().numpy(),
         "train scores": trained[1].detach().cpu().numpy(),
         "loss": value.detach().cpu().numpy(),
-        "gradient of input": image.grad.cpu().numpy(),
+        "gradient of input": gradient_of(image).cpu().numpy(),
     }
     for key, parameter in module.named_parameters():
         unused = parameter.grad is None  # JAX's gradient is then 0
-        gradient = torch.zeros_like(parameter) if unused else parameter.grad
+        gradient = torch.zeros_like(parameter) if unused else gradient_of(parameter)
         result[f"gradient of {key}"] = gradient.detach().cpu().numpy()
     result |= {f"after {key}": buffer.cpu().numpy() for key, buffer in module.named_buffers()}
     return result, masks
@@ -235,10 +236,16 @@ def by_stream(network: Network, keep: Mapping[str, np.ndarray]) -> dict[int, jax
     return {streams[name]: jnp.asarray(mask) for name, mask in keep.items()}
 
 
-def channel_first(x: jax.Array) -> np.ndarray:
+def gradient_of(x: torch.Tensor) -> torch.Tensor:
+    """What a backward pass left there."""
+    assert x.grad is not None
+    return x.grad
+
+
+def channel_first(x: jax.Array | np.ndarray) -> np.ndarray:
     """Images turned to PyTorch's order; anything else, tokens say, as it is."""
-    x = np.asarray(x)
-    return x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
+    array = np.asarray(x)
+    return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
 
 
 def channel_last(x: np.ndarray) -> np.ndarray:

@@ -53,7 +53,7 @@ def read_layout(folder: Path) -> Layout:
         tree = hierarchy.from_published(target_map, models)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
-    inputs = {}
+    inputs: dict[str, tuple[int, ...]] = {}
     for node in tree.nodes:
         name, width = tree.names[node], tree.width(node)
         match models[name]:

@@ -321,6 +321,7 @@ def _largest(x: np.ndarray) -> float:
 
 def _by_model(found: Verdict, of: Repeated, dtype: str, context: Context) -> None:
     """The second turn, by the whole rounding model of the step."""
+    assert found.excess is not None  # or there would be no second turn
     found.by, found.doubt = "model", found.excess.kind
     right, steps = of.taken["float64"]["torch"], _judged(of, dtype)
     off = max(errors["input"][ALL] for errors in found.errors.values())

@@ -66,6 +66,14 @@ class Study:
     compiled: dict[Any, Any] = field(default_factory=dict)
     shadows: Shadows | None = None
 
+    @property
+    def runners(self) -> tuple[JaxRunner, TorchRunner]:
+        """JAX's and PyTorch's, which are compared."""
+        ours, theirs = (member.runner for member in self.members[:2])
+        assert isinstance(ours, JaxRunner)
+        assert isinstance(theirs, TorchRunner)
+        return ours, theirs
+
 
 def coupled(
     recipe: Recipe,
@@ -143,16 +151,16 @@ def _fit(study: Study, stage: Stage) -> None:
     width = max(plan.index.shape[1] for plan in plans)
     checks = epochs.validation_batches(recipe, name, checked)
     tests = epochs.validation_batches(recipe, name, targets["test"])
-    size = study.parts.train.images.shape[1:3]
+    size = study.parts.train.image_shape[:2]
 
-    initial = study.members[1].runner.initial(stage)
+    ours, torch = study.runners
+    initial = torch.initial(stage)
     flips = {}
     for member in study.members:
         state = initial
         if member.flip:
             state, flips[member.name] = flipped(initial, recipe.seed, name, member.flip)
         member.runner.begin(stage, state, steps)
-    ours, torch = (member.runner for member in study.members[:2])
     study.shadows = None
     if study.dtype == "float32":
         study.shadows = Shadows(stage, initial, ours, torch, study.compiled)
@@ -181,7 +189,7 @@ def _fit(study: Study, stage: Stage) -> None:
             before = made[:2]
         check = epochs.validation(recipe, name, epoch, checks, len(checked), size)
         test = epochs.validation(recipe, name, epoch, tests, len(targets["test"]), size)
-        row = {"epoch": epoch, "step": len(trace.losses)}
+        row: dict[str, Any] = {"epoch": epoch, "step": len(trace.losses)}
         found = [member.runner.scores("validation", check) for member in study.members]
         row["validation"] = _agreement(study, found)
         found_test = [member.runner.scores("test", test) for member in study.members]
@@ -220,8 +228,7 @@ def _fit(study: Study, stage: Stage) -> None:
 
 def _step_all(study: Study, number: int) -> list[Step]:
     """One step of every run, on the masks that PyTorch drew. Controls draw the same ones."""
-    torch = study.members[1].runner
-    assert isinstance(torch, TorchRunner)
+    _, torch = study.runners
     theirs = torch.step(number)
     return [
         theirs if member.runner is torch else member.runner.step(number, torch.masks)
@@ -247,7 +254,7 @@ def _judged(
     beyond = verdict.first_beyond(len(trace.losses), study.dtype, differences, bands, order)
     if beyond is None:
         return None, None
-    ours, torch = (member.runner for member in study.members[:2])
+    ours, torch = study.runners
     above = [torch.weights(node) for node in ancestors(torch.stage.node)]
     states = [state] + [flipped(state, study.recipe.seed, name, place)[0] for place in (1, 2)]
     if study.shadows:
@@ -257,7 +264,7 @@ def _judged(
     bands = largest(controls)
     step, floor = len(trace.losses), verdict.floor_of_a_step
     finding = verdict.first_beyond(step, study.dtype, alone, bands, order, floor)
-    seen = {"same_state": digits(alone[beyond.kind][beyond.tensor])}
+    seen: dict[str, Any] = {"same_state": digits(alone[beyond.kind][beyond.tensor])}
     if finding is None or study.dtype == "float64":
         return finding, None if finding else _plain(beyond) | seen
     found = _in_float64(study, name, number, state, {"jax": again, "torch": theirs}, finding, order)
@@ -275,8 +282,7 @@ def _in_float64(
     order: list[str],
 ) -> Judgement:
     """What a step that looks like a difference in float32 is, by the same step in float64."""
-    torch, shadows = study.members[1].runner, study.shadows
-    assert isinstance(torch, TorchRunner)
+    (_, torch), shadows = study.runners, study.shadows
     assert shadows is not None
     of = shadows.step(number, state)
     starts = [flipped(of.before, study.recipe.seed, name, place)[0] for place in (1, 2)]
@@ -306,7 +312,7 @@ def _located(study: Study, number: int, state: Arrays, finding: Finding) -> dict
     is at fault.
     """
     dtype = study.dtype if finding.framework else "float64"
-    ours, theirs = (member.runner for member in study.members[:2])
+    ours, theirs = study.runners
     x = theirs.inputs(number).numpy()
     named = f"{verdict.WORDS[finding.kind]} {finding.tensor}".strip(" *")
     return located(ours.network(state), theirs.module(state), x, dtype, named, finding.kind)

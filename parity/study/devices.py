@@ -43,14 +43,17 @@ def devices(
     grown = grow.grow(alone, parts, classes, run, lambda **progress: None)
     module = grown.networks[hierarchy.ROOT]
     template = jax_grow.initial_network(
-        alone, grown.tree, hierarchy.ROOT, "class", {}, parts.test.images.shape[1:]
+        alone, grown.tree, hierarchy.ROOT, "class", {}, parts.test.image_shape
     )
     both = Pair(to_jax(module, template), module)
     exact = copy.deepcopy(module).double().eval()
     on_gpu = DEVICE.type == "cuda"
     offered = [mode for mode in modes.MODES if on_gpu or mode != "tf32"]
     runs = {"jax": modes.jax_scores, "torch": modes.torch_scores}
-    truth, found = [], {(name, mode): [] for mode in offered for name in runs}
+    truth: list[np.ndarray] = []
+    found: dict[tuple[str, str], list[np.ndarray]] = {
+        (name, mode): [] for mode in offered for name in runs
+    }
     for start in range(0, len(parts.test.images), BATCH):
         part = grow.as_images(parts.test.images[start : start + BATCH])
         x = prepare(part, {}, Augmentation(), chosen.mean, chosen.std, torch.float32)
@@ -61,10 +64,10 @@ def devices(
     scores = np.concatenate(truth)
     scale, best = float(np.abs(scores).max()), scores.argmax(1)
     labels = parts.test.labels
-    rows = []
+    table = []
     for (name, mode), parts_ in found.items():
         mine = np.concatenate(parts_)
-        rows.append(
+        table.append(
             {
                 "framework": name,
                 "mode": mode,
@@ -80,6 +83,6 @@ def devices(
         "device": {"jax": jax.devices()[0].device_kind, "torch": DEVICE.type},
         "images": len(labels),
         "truth": int((best == labels).sum()),
-        "rows": rows,
+        "rows": table,
         "note": note,
     }

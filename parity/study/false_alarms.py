@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
         # as the study's: results depend on no number of cores
         with tasks.workers(1) as pool:
             rows = pool.submit(_all, work, settings, out / "alarms.json").result()
-    value = {"settings": settings, "counts": counts(rows), "runs": rows}
+    value: dict[str, Any] = {"settings": settings, "counts": counts(rows), "runs": rows}
     for line in lines(value["counts"]):
         print(line)
     if options.json:
@@ -127,7 +127,8 @@ def _all(
     prepare_process()
     kept = runfolder.read_json(file)["runs"] if file.exists() else []
     rows = {(r["backbone"], r["dtype"], r["fault"], r["seed"]): r for r in kept}
-    dataset, compiled, planted = datasets.load("digits"), {}, None
+    compiled: dict[Any, Any] = {}
+    dataset, planted = datasets.load("digits"), None
     for count, key in enumerate(work, 1):
         if key in rows:
             continue

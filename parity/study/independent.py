@@ -56,7 +56,9 @@ def independent(
     with run.exact():
         grown = run.grow(mine, parts, classes, out, _silent)
         found = run.predict(grown, parts.test.images).labels
-    asl, groups = runfolder.read_asl(out, "root", classes)
+    taken = runfolder.read_asl(out, "root", classes)
+    assert taken is not None  # the run is finished
+    asl, groups = taken
     volatility = runfolder.read_volatility(out, "root")
     if nodes == "root":  # the run itself was not to split
         decision = _decision(chosen, framework, grown.networks[ROOT], parts, asl)

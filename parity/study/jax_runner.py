@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from data.images.on_disk import Images
 from data.images.splits import Splits
 from data.recipes.recipe import Recipe
 from data.training.batches import pad
@@ -87,7 +88,7 @@ class JaxRunner:
     def begin(self, stage: Stage, state: Arrays, steps: int) -> None:
         """Start a stage from these weights; its longest epoch has `steps` batches."""
         self.stage, self.phase = stage, stage.settings(self.recipe)
-        shape = self.parts.train.images.shape[1:]
+        shape = self.parts.train.image_shape
         template = grow.initial_network(
             self.recipe, stage.tree, stage.node, stage.phase, self.networks, shape
         )
@@ -200,10 +201,10 @@ class JaxRunner:
 
     def multiply_adds(self, tree: Tree, node: Node) -> int:
         """Of one image in a node's network of a tree that is thought of."""
-        shape = self.parts.train.images.shape[1:]
+        shape = self.parts.train.image_shape
         return grow.multiply_adds(self.recipe, tree, node, self.networks, shape)
 
-    def predict(self, tree: Tree, images: np.ndarray) -> np.ndarray:
+    def predict(self, tree: Tree, images: Images) -> np.ndarray:
         """The labels that the whole tree predicts."""
         return route.predict(Model(self.recipe, tree, self.networks), images).labels
 

@@ -3,12 +3,12 @@
 from typing import Any
 
 import numpy as np
-import torch
 
 from parity.pairs.passes import Pair, activations
 from parity.study import distances, verdict
 from parity.study.trace import digits
 from trunk_jax.network.network import Network
+from trunk_torch_ref.nodes import NodeNetwork
 
 CAUSES = {
     "rate": "schedule",
@@ -25,7 +25,7 @@ CAUSES = {
 
 
 def located(
-    network: Network, module: torch.nn.Module, x: np.ndarray, dtype: str, named: str, kind: str
+    network: Network, module: NodeNetwork, x: np.ndarray, dtype: str, named: str, kind: str
 ) -> dict[str, Any]:
     """The cause of a difference that was seen in a step, and in words what differs first.
 

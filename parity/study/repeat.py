@@ -92,7 +92,8 @@ class Repeater:
                 self.jax[dtype] = JaxRunner(recipe, parts, dtype, ours, shared)
         for each, weights in above:
             self._begin(each, weights, 1)
-            for runner in (*self.torch.values(), *self.jax.values()):
+            runners: list[JaxRunner | TorchRunner] = [*self.torch.values(), *self.jax.values()]
+            for runner in runners:
                 runner.end()
         self._begin(stage, self.torch["float32"].initial(stage), self.course.steps)
         self.depth = len(ancestors(stage.node))

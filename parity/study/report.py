@@ -78,11 +78,11 @@ def _rows(names: dict[str, Any], kinds: Sequence[str]) -> list[dots.Row]:
         tables = [names.get(name, {}).get(kind, {}) for name in ("jax", "torch")]
         for key in tables[0]:
             found = [table.get(key) for table in tables]
-            errors = tuple(None if one is None else _far(one[0]) for one in found)
-            bounds = tuple(None if one is None else _far(one[1]) for one in found)
+            ours, theirs = (None if one is None else _far(one[0]) for one in found)
+            most = [None if one is None else _far(one[1]) for one in found]
             beyond = any(one is not None and one[2] > 1 for one in found)
             label = f"{stepped.bounds.WORDS[kind]} {key}".strip(" *")
-            rows.append(dots.Row(label, errors, bounds, beyond))
+            rows.append(dots.Row(label, (ours, theirs), (most[0], most[1]), beyond))
     return rows
 
 

@@ -288,7 +288,7 @@ class Truth:
             found = distances.each(gradients, truth.gradients)
             return sum(max(0.0, value / allowed[key] - 1) ** 2 for key, value in found.items())
 
-        best = (excess(self.sample), [], self.sample)
+        best: tuple[float, list[Unit], Sample] = (excess(self.sample), [], self.sample)
 
         def attempt(units: list[Unit]) -> None:
             nonlocal best
@@ -458,6 +458,7 @@ def apart(a: Sample, b: Sample) -> dict[str, dict[str, float]]:
 
 def _replacement(name: str, layer: nn.Module, masks: Arrays, sides: _Sides) -> nn.Module | None:
     if name in masks:
+        assert isinstance(layer.p, float)
         return _Masked(masks[name], layer.p)
     if isinstance(layer, nn.ReLU6):
         return _Edge(name, 6.0, sides)

@@ -366,7 +366,8 @@ def summary(settings: Settings, out: Path, seed: int) -> dict[str, Any]:
 
 def summarised(folder: Path, every: int, dtypes: tuple[str, ...]) -> dict[str, Any]:
     """The same of a training in any folder."""
-    stages, tensors = [], {}
+    stages: list[dict[str, Any]] = []
+    tensors: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     links = [0, 0]
     before = 0
@@ -455,7 +456,8 @@ def _type(rows: list[dict[str, Any]], dtype: str) -> dict[str, Any]:
 
 def _most(values: list[float | None]) -> float | None:
     """The largest; None, which is infinite, if there is one."""
-    return None if None in values else max(values, default=0.0)
+    known = [value for value in values if value is not None]
+    return None if len(known) < len(values) else max(known, default=0.0)
 
 
 SHOWN = 240  # points of a curve

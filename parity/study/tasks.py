@@ -172,7 +172,9 @@ def _end_with_parent() -> None:
     """A worker whose parent was killed ends too: its task would be computed twice."""
 
     def wait() -> None:
-        multiprocessing.parent_process().join()
+        parent = multiprocessing.parent_process()
+        assert parent is not None  # a worker has one
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -1,12 +1,13 @@
 """PyTorch's side of a coupled training: the reference port's own steps, one at a time."""
 
 import copy
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from data.images.on_disk import Images
 from data.images.splits import Splits
 from data.recipes.recipe import Recipe
 from data.training.batches import Plan
@@ -17,9 +18,11 @@ from data.tree.selection import HeldOut
 from parity.pairs.passes import DTYPES, recorded_masks
 from parity.study.step import Arrays, Step
 from trunk_torch_ref.inference import route
+from trunk_torch_ref.inference.load import channel_first
 from trunk_torch_ref.inference.model import Model
 from trunk_torch_ref.network import exchange
-from trunk_torch_ref.network.network import seeded
+from trunk_torch_ref.network.network import channels_last, seeded
+from trunk_torch_ref.nodes import NodeNetwork
 from trunk_torch_ref.training import fit, grow, objective
 
 
@@ -43,7 +46,7 @@ class TorchRunner:
 
     def __init__(self, recipe: Recipe, parts: Splits, dtype: str, images: dict[str, torch.Tensor]):
         self.recipe, self.parts, self.dtype, self.images = recipe, parts, dtype, images
-        self.networks: dict[Node, torch.nn.Module] = {}
+        self.networks: dict[Node, NodeNetwork] = {}
 
     def initial(self, stage: Stage) -> Arrays:
         """PyTorch's own initial weights of a stage, as a state_dict of the runner's type."""
@@ -54,7 +57,7 @@ class TorchRunner:
         self.stage, self.phase, self.steps = stage, stage.settings(self.recipe), steps
         network = self._template(stage).to(DTYPES[self.dtype][1])
         network = exchange.from_state_dict(network, state)
-        self.network = network.to(memory_format=torch.channels_last)
+        self.network = channels_last(network)
         self.optimizer = objective.optimizer(self.phase, self.network.parameters())
         self.scheduler = objective.scheduler(self.phase, self.optimizer, steps)
         self.best = copy.deepcopy(self.network)
@@ -73,7 +76,10 @@ class TorchRunner:
         """
         x, targets = self.inputs(number), self.targets(number)
         self.before = Before(self.generator, self.optimizer.param_groups[0]["lr"])
-        record = recorded_masks(self.network) if masks is None else nullcontext({})
+        given: Arrays = {}
+        record: AbstractContextManager[Arrays] = (
+            recorded_masks(self.network) if masks is None else nullcontext(given)
+        )
         with torch.random.fork_rng([]), record as kept:
             torch.set_rng_state(self.generator)
             loss, _ = fit.train_step(
@@ -117,7 +123,7 @@ class TorchRunner:
         self.optimizer.step()
         return exchange.to_state_dict(self.network)
 
-    def converted(self, node: Node, state: Arrays) -> torch.nn.Module:
+    def converted(self, node: Node, state: Arrays) -> NodeNetwork:
         """A finished node's network with these weights, of their type."""
         network = copy.deepcopy(self.networks[node])
         dtype = next(torch.tensor(value).dtype for value in state.values())
@@ -151,10 +157,10 @@ class TorchRunner:
 
     def multiply_adds(self, tree: Tree, node: Node) -> int:
         """Of one image in a node's network of a tree that is thought of."""
-        shape = tuple(self.images["train"].shape[1:])
+        shape = channel_first(self.parts.train.image_shape)
         return grow.multiply_adds(self.recipe, tree, node, self.networks, shape)
 
-    def predict(self, tree: Tree, images: np.ndarray) -> np.ndarray:
+    def predict(self, tree: Tree, images: Images) -> np.ndarray:
         """The labels that the whole tree predicts."""
         return route.predict(Model(self.recipe, tree, self.networks), images).labels
 
@@ -162,7 +168,7 @@ class TorchRunner:
         """A finished node's state_dict."""
         return exchange.to_state_dict(self.networks[node])
 
-    def module(self, state: Arrays) -> torch.nn.Module:
+    def module(self, state: Arrays) -> NodeNetwork:
         """A network of the current stage with these weights."""
         return exchange.from_state_dict(copy.deepcopy(self.network), state)
 
@@ -171,8 +177,8 @@ class TorchRunner:
         batches: Plan = self.run.batches
         return torch.tensor(batches.index[number][batches.valid[number]]).long()
 
-    def _template(self, stage: Stage) -> torch.nn.Module:
-        shape = tuple(self.images["train"].shape[1:])
+    def _template(self, stage: Stage) -> NodeNetwork:
+        shape = channel_first(self.parts.train.image_shape)
         return grow.initial_network(
             self.recipe, stage.tree, stage.node, stage.phase, self.networks, shape
         )

@@ -66,10 +66,11 @@ class Trace:
 
     def last(self) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
         """(differences, bands) of the newest step, by kind and tensor."""
-        return tuple(
+        differences, bands = (
             {kind: {key: values[-1] for key, values in table.items()} for kind, table in of.items()}
             for of in (self.tensors, self.bands)
         )
+        return differences, bands
 
     def to_json(self) -> dict:
         """Plain lists, six digits."""

@@ -26,12 +26,12 @@ class Network:
     own variables and nothing else.
     """
 
-    graph: nnx.GraphDef[NodeNetwork] = field(metadata={"static": True})
+    graph: nnx.GraphDef[Any] = field(metadata={"static": True})
     params: Arrays
     stats: Arrays
 
 
-def split(module: NodeNetwork) -> Network:
+def split(module: nnx.Module) -> Network:
     """The module as a value."""
     graph, *states = nnx.split(module, nnx.Param, nnx.BatchStat)
     params, stats = (nnx.to_pure_dict(state) for state in states)

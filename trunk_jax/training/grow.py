@@ -60,7 +60,7 @@ def grow(
         report(stage="training", note="bfloat16 is for GPUs; on a CPU it is slower than float32")
     networks: dict[Node, Network] = {}
     train, validation = as_array(splits.train.images), as_array(splits.validation.images)
-    image_shape = splits.train.images.shape[1:]
+    image_shape = splits.train.image_shape
 
     def source(images: Array | OnDisk, labels: np.ndarray, stage: Stage) -> Source:
         above = tuple(networks[ancestor] for ancestor in hierarchy.ancestors(stage.node))

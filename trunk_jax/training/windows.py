@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from data.base.prefetch import prefetched
-from data.images.on_disk import OnDisk
+from data.images.on_disk import Images, OnDisk
 from trunk_jax.machine import devices
 from trunk_jax.training.source import Draws, Some, Source
 
@@ -73,7 +73,7 @@ def windows(
     yield from prefetched(read, range(0, steps, size))
 
 
-def as_array(images: np.ndarray | OnDisk) -> jax.Array | OnDisk:
+def as_array(images: Images) -> jax.Array | OnDisk:
     """Images on the device; those that are to stay on disk as they are."""
     return images if isinstance(images, OnDisk) else jax.numpy.asarray(images)
 

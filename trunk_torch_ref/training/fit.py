@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -85,7 +85,7 @@ def inputs(
 
 
 def train_step(
-    network: NodeNetwork,
+    network: nn.Module,
     optimizer: Optimizer,
     x: Tensor,
     targets: Tensor,

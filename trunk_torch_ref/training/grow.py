@@ -11,7 +11,7 @@ import torch
 
 from data.base import streams
 from data.base.errors import UserError
-from data.images.on_disk import OnDisk
+from data.images.on_disk import Images, OnDisk
 from data.images.splits import Splits
 from data.recipes.recipe import Recipe
 from data.training import epochs, growth, stages
@@ -194,7 +194,7 @@ def multiply_adds(
     return cost(network, shape)["multiply_adds"]
 
 
-def _pixels(images: np.ndarray | OnDisk, device: torch.device | str) -> Pixels:
+def _pixels(images: Images, device: torch.device | str) -> Pixels:
     """Images uint8 [N, H, W, C] as [N, C, H, W] on the device; those on disk stay there."""
     if isinstance(images, OnDisk):
         return FromDisk(images, torch.device(device))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from data.base.prefetch import prefetched
-from data.images.on_disk import OnDisk
+from data.images.on_disk import Images, OnDisk
 from data.training.epochs import Pass
 
 
@@ -35,9 +35,10 @@ def size_of(images: Pixels) -> tuple[int, int]:
     return height, width
 
 
-def as_images(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """uint8 [N, H, W, C] to a tensor [N, C, H, W] of its own memory, in that order."""
-    return torch.tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), device=device)
+def as_images(images: Images, device: torch.device | str = "cpu") -> Tensor:
+    """Images uint8 [N, H, W, C] to a tensor [N, C, H, W] of its own memory, in that order."""
+    pixels = np.asarray(images)  # reads all of those on disk
+    return torch.tensor(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), device=device)
 
 
 def batches(images: Pixels, rows: Iterable[np.ndarray]) -> Iterator[Tensor]:
