@@ -183,8 +183,8 @@ def _epoch(case: Case, form: str, folder: Path) -> Round:
     source = fit.Source(jnp.asarray(images(case, count)), jnp.asarray(targets, jnp.int32), above)
     program = fit.program_of(recipe, phase, networks[node])
     if form != "ancestors":
-        source = feature_cache.with_kept(program, source, recipe.augment, 2, lambda note: None)
-        assert source.kept is not None
+        source = feature_cache.cached_source(program, source, recipe.augment, 2, lambda note: None)
+        assert source.cached is not None
     index = jnp.arange(count).reshape(EPOCH_BATCHES, STEP_BATCH)
     steps = fit.Steps(
         policy=recipe.augment,

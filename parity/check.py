@@ -20,7 +20,7 @@ from data.recipes import recipe as recipes
 from data.run import derived
 from parity.checks import baselines, faults, modes, optimisers, processes, report
 from parity.checks.checkpoint import check_checkpoint
-from parity.checks.lowpower import check_background
+from parity.checks.lowpower import check_lowpower
 from parity.checks.nodes import check_node
 from parity.checks.program import check_program
 from parity.checks.stopping import check_exits
@@ -75,7 +75,7 @@ def tasks(seed: int) -> list[Task]:
         result.append(Task(f"steps, {family}", check_steps, (families[family], recipe, seed)))
     result.append(Task("likelihood", check_likelihood, (seed,)))
     result.append(Task("early stopping", check_exits, (seed,)))
-    result.append(Task("low-power background", check_background, (seed,)))
+    result.append(Task("low-power background", check_lowpower, (seed,)))
     result += [
         Task(name, optimisers.check_phase, (name, phase, seed))
         for phase, name in optimisers.phases().items()

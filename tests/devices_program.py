@@ -23,7 +23,7 @@ from trunk_jax.inference.model import Model
 from trunk_jax.machine import devices, hosts, memory
 from trunk_jax.network.network import feature_shape, split
 from trunk_jax.training import fit, grow, joint
-from trunk_jax.training.feature_cache import with_kept
+from trunk_jax.training.feature_cache import cached_source
 
 PHASE = Phase(epochs=2, optimizer="sgd", lr=0.05, momentum=0.9, weight_decay=1e-3)
 TREE = Tree(((0, 0), (1,), (0, 1), (2, 0), (2, 1)), {(): "root", (0,): "a", (2,): "b"})
@@ -63,10 +63,10 @@ def child(dtype):
         return fit.Source(jnp.asarray(found.images), jnp.asarray(targets), (root,))
 
     kept = [
-        with_kept(program, source(count), settings.augment, 2, lambda **_: None)
+        cached_source(program, source(count), settings.augment, 2, lambda **_: None)
         for count in (70, 40)
     ]
-    assert kept[0].kept is not None
+    assert kept[0].cached is not None
     result = fit.fit(
         settings,
         PHASE,

@@ -89,13 +89,13 @@ def test_kept_inputs_are_computed_from_disk_to_the_same_bits(monkeypatch):
     program = fit.program_of(jax_fit.RECIPE, jax_fit.SHORT, jax_fit.node())
 
     def kept(source):
-        return feature_cache.with_kept(program, source, Augmentation(), 2, lambda note: None)
+        return feature_cache.cached_source(program, source, Augmentation(), 2, lambda note: None)
 
     inside = kept(train)
-    assert len(inside.kept) == 256  # two steps of 128
+    assert len(inside.cached) == 256  # two steps of 128
     monkeypatch.setattr(windows, "BYTES", 1)
     outside = kept(on_disk(train))
-    assert np.asarray(inside.kept).tobytes() == np.asarray(outside.kept).tobytes()
+    assert np.asarray(inside.cached).tobytes() == np.asarray(outside.cached).tobytes()
     assert outside.images.shape == (0, 8, 8, 1)  # none is needed any more
 
 

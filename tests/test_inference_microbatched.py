@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from trunk_jax import nodes
 from trunk_jax.inference import microbatched as inference
-from trunk_jax.inference.microbatched import images_at_once, in_pieces, infer
+from trunk_jax.inference.microbatched import images_at_once, in_microbatches, infer
 from trunk_jax.network.network import apply, split
 
 
@@ -52,10 +52,10 @@ def test_a_function_is_given_a_piece_at_a_time_on_a_cpu(monkeypatch):
         return x.sum((1, 2, 3))
 
     x = jnp.arange(4 * 19, dtype=jnp.float32).reshape(19, 2, 2, 1)
-    np.testing.assert_array_equal(in_pieces(f, x), x.sum((1, 2, 3)))
+    np.testing.assert_array_equal(in_microbatches(f, x), x.sum((1, 2, 3)))
     assert {4, 3} <= set(seen)  # 19 are four times four and three
     seen.clear()
-    np.testing.assert_array_equal(in_pieces(f, x, Mesh(jax.devices(), "x")), x.sum((1, 2, 3)))
+    np.testing.assert_array_equal(in_microbatches(f, x, Mesh(jax.devices(), "x")), x.sum((1, 2, 3)))
     assert seen == [19]  # a batch that devices share is not cut
 
 

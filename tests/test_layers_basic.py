@@ -343,7 +343,7 @@ def test_dropout_with_a_given_mask():
     layer = Dropout(0.5, channels=True, stream=3)
     keep = np.zeros((2, 1, 1, 3), bool)
     keep[0, 0, 0, 1] = keep[1, 0, 0, 2] = True
-    y = layer(jnp.ones((2, 2, 2, 3)), Mode(True, keep={3: jnp.asarray(keep)}))
+    y = layer(jnp.ones((2, 2, 2, 3)), Mode(True, masks={3: jnp.asarray(keep)}))
     np.testing.assert_array_equal(y, np.broadcast_to(2 * keep, (2, 2, 2, 3)))
 
 

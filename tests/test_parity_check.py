@@ -28,6 +28,13 @@ rng = np.random.default_rng(0)
 TRUTH = rng.normal(size=200)
 
 
+def test_every_fault_can_be_planted():
+    """Most change a few words of a function, which somebody may have written anew."""
+    for fault in faults.faults():
+        with fault.plant():
+            pass
+
+
 def noisy(size: float) -> np.ndarray:
     """TRUTH with a fixed relative error, in units of roundoff of its scale."""
     signs = np.where(np.arange(200) % 2, 1.0, -1.0)

@@ -16,7 +16,7 @@ from data.recipes import recipe as recipes
 from data.run import lowpower as shared
 from data.run import runfolder
 from data.run.compression import Compression, check
-from parity.checks.lowpower import check_background
+from parity.checks.lowpower import check_lowpower
 from parity.pairs.conversion import convert_run, to_torch
 from trunk_jax import compress, evaluate, lowpower, nodes, train
 from trunk_jax.layers.basic import Conv, Linear
@@ -429,7 +429,7 @@ def test_the_published_sizes(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_both_frameworks_make_the_same_forms():
-    checks = check_background(1)
+    checks = check_lowpower(1)
     assert [c for c in checks if not c.passed] == []
     assert sum(c.what == "scores" for c in checks) == 4
 

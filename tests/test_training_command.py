@@ -182,7 +182,7 @@ def test_a_finished_run_prints_its_summary_again(finished, monkeypatch, capsys, 
 
 def test_a_finished_stage_is_not_prepared_again(copy, monkeypatch):
     """Keeping a stage's inputs takes all images through all ancestors: for epochs to come only."""
-    monkeypatch.setattr(grow, "with_kept", lambda *_: pytest.fail("its inputs were computed"))
+    monkeypatch.setattr(grow, "cached_source", lambda *_: pytest.fail("its inputs were computed"))
     (copy / "summary.json").unlink()
     train.main(["--out", str(copy), "--resume"])
     runfolder.read_json(copy / "summary.json")

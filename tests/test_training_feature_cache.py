@@ -20,7 +20,9 @@ def kept(policy=PLAIN, passes=2, told=None, above=(ABOVE,)):
     train = source(COUNT, above=above, keep=MINE)
     program = fit.program_of(RECIPE, SHORT, ABOVE)
     lines = [] if told is None else told
-    return feature_cache.with_kept(program, train, policy, passes, lambda note: lines.append(note))
+    return feature_cache.cached_source(
+        program, train, policy, passes, lambda note: lines.append(note)
+    )
 
 
 def test_kept_inputs_are_the_features_of_the_nodes_own_images():
@@ -30,13 +32,13 @@ def test_kept_inputs_are_the_features_of_the_nodes_own_images():
     images = jnp.asarray(plain.images[mine], jnp.float32) / 255
     # one rounding of a program of another shape
     np.testing.assert_allclose(
-        found.kept[found.rows[mine]], features(ABOVE, images), rtol=1e-6, atol=1e-6
+        found.cached[found.cached_rows[mine]], features(ABOVE, images), rtol=1e-6, atol=1e-6
     )
 
 
 def test_training_on_kept_inputs_is_training_on_images():
     plain = source(COUNT, above=(ABOVE,), keep=MINE)
-    shape = kept().kept.shape[1:]
+    shape = kept().cached.shape[1:]
     one, rows, _ = run(node(shape, 2), train=plain, check=plain)
     other, others, _ = run(node(shape, 2), train=kept(), check=kept())
     assert [row["train_accuracy"] for row in rows] == [row["train_accuracy"] for row in others]
@@ -53,18 +55,18 @@ def test_training_on_kept_inputs_is_training_on_images():
     ids=["augmented", "used once", "a root"],
 )
 def test_inputs_that_vary_or_are_used_once_are_not_kept(case):
-    assert kept(**case).kept is None
+    assert kept(**case).cached is None
 
 
 def test_short_memory_is_said_and_training_goes_on(monkeypatch):
     needed = 128 * 4 * 4 * 32 * 4
     told = []
     monkeypatch.setattr(memory, "available", lambda: needed / feature_cache.SHARE)
-    assert kept(told=told).kept is not None
+    assert kept(told=told).cached is not None
     assert not told
     monkeypatch.setattr(memory, "available", lambda: needed / feature_cache.SHARE - 1)
     found = kept(told=told)
-    assert found.kept is None
+    assert found.cached is None
     assert found.above == (ABOVE,)
     assert len(told) == 1
     assert "inputs not kept" in told[0]
@@ -75,5 +77,5 @@ def test_on_a_cpu_no_more_is_kept_however_much_is_free(monkeypatch):
     told = []
     monkeypatch.setattr(memory, "available", lambda: 2**50)
     monkeypatch.setattr(feature_cache, "MOST", needed - 1)
-    assert (kept(told=told).kept is None) == (feature_cache.jax.default_backend() == "cpu")
+    assert (kept(told=told).cached is None) == (feature_cache.jax.default_backend() == "cpu")
     assert "a CPU may use" in told[0]

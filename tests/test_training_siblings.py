@@ -106,7 +106,7 @@ def test_a_tree_grown_side_by_side_is_the_tree_grown_one_by_one():
 
     plain = grow()
     serial, trained[:] = list(trained), []
-    tree = grow(ahead=lambda stages: ahead.append([str(stage) for stage in stages]))
+    tree = grow(fit_siblings=lambda stages: ahead.append([str(stage) for stage in stages]))
     assert tree == plain
     # each stage is asked for ahead of its turn, once, and none is left out
     assert sorted(f"{name}/{phase}" for name, phase in serial) == sorted(itertools.chain(*ahead))

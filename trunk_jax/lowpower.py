@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from trunk_jax.layers.basic import record
+    from trunk_jax.layers.basic import layer_shapes
     from trunk_jax.measure.timing import percentiles, seconds
     from trunk_jax.network.exchange import to_state_dict
     from trunk_jax.network.network import apply, cost, merge
@@ -31,12 +31,10 @@ def main(arguments: list[str] | None = None) -> None:
 
     def structure(network: Any) -> list[str]:
         image = jax.ShapeDtypeStruct((1, *lowpower.IMAGE), jnp.float32)
-        with record() as tape:
-            jax.eval_shape(lambda network, x: merge(network)(x), network, image)
         return [
             f"{type(layer).__name__:<16} {'x'.join(map(str, x.shape[1:]))} to "
             f"{'x'.join(map(str, y.shape[1:]))}"
-            for layer, x, y in tape
+            for layer, x, y in layer_shapes(lambda network, x: merge(network)(x), network, image)
         ]
 
     def one(network: Any) -> None:

@@ -21,23 +21,17 @@ def main(arguments: list[str] | None = None) -> None:
     from trunk_torch_ref.inference.load import channel_first
     from trunk_torch_ref.machine.devices import where
     from trunk_torch_ref.measure.costs import cost
+    from trunk_torch_ref.network.calls import recorded
     from trunk_torch_ref.network.exchange import to_state_dict
     from trunk_torch_ref.network.network import seeded
     from trunk_torch_ref.shrink.lowpower import base, compressed, forms
 
     def structure(module: nn.Module, x: torch.Tensor) -> list[str]:
-        lines: list[str] = []
-
-        def note(layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
-            sizes = ("x".join(map(str, t.shape[1:])) for t in (inputs[0], output))
-            lines.append(f"{type(layer).__name__:<18} {' to '.join(sizes)}")
-
-        leaves = [m for m in module.modules() if not any(m.children())]
-        hooks = [leaf.register_forward_hook(note) for leaf in leaves]
-        module(x)
-        for hook in hooks:
-            hook.remove()
-        return lines
+        with recorded(m for m in module.modules() if not any(m.children())) as calls:
+            module(x)
+        sizes = [("x".join(map(str, t.shape[1:])) for t in call[1:]) for call in calls]
+        names = [type(layer).__name__ for layer, _, _ in calls]
+        return [f"{n:<18} {' to '.join(pair)}" for n, pair in zip(names, sizes, strict=True)]
 
     def milliseconds(module: nn.Module, x: torch.Tensor) -> float:
         taken = []

@@ -7,7 +7,7 @@ from typing import Any
 from data.base.errors import UserError
 from data.inference.model import Answer
 from data.inference.shipped import run_of
-from data.run.options import words_of
+from data.run.options import arguments_of
 from trunk_torch_ref.inference.load import load as load_run
 from trunk_torch_ref.inference.model import Model
 
@@ -97,5 +97,5 @@ def grow(
         data = of_arrays(images, labels, classes, test_images=test_images, test_labels=test_labels)
     elif any(given is not None for given in (labels, classes, test_images, test_labels)):
         raise UserError("labels, classes and test images go with images; give images as well")
-    options = train_options("torch", words_of(flags | {"init": init}), data)
+    options = train_options("torch", arguments_of(flags | {"init": init}), data)
     return carry_out(options, on_epoch=on_epoch, show=False, then=load)

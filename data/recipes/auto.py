@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -18,7 +19,7 @@ from data.images.augmentation import Augmentation
 from data.images.on_disk import OnDisk
 from data.images.specs import Spec
 from data.recipes import recipe as recipes
-from data.recipes.networks import Block, Designed, ResNet
+from data.recipes.networks import Block, Designed, ResNet, map_shapes
 from data.recipes.recipe import AUTO, NodeRecipe, Phase, Recipe, Volatility
 
 BACKBONES = ("resnet", "monolith")
@@ -197,19 +198,15 @@ def cost(
     network: ResNet, shape: tuple[int, int, int], outputs: int
 ) -> tuple[int, tuple[int, int, int]]:
     """Multiply-adds of convolutions and the linear layer for one image, and the features' shape."""
-    height, width, channels = shape
-    total = 0
-    if network.stem:
-        total += 9 * channels * network.stem * height * width
-        channels = network.stem
-    for block in network.blocks:
-        height, width = -(-height // block.stride), -(-width // block.stride)
-        each = 9 * channels * block.out + 9 * block.out**2
-        if block.stride != 1 or channels != block.out:
-            each += channels * block.out
-        total += each * height * width
-        channels = block.out
-    return total + channels * outputs, (height, width, channels)
+    shapes = map_shapes(network, shape)
+    total = 9 * shape[2] * math.prod(shapes[0]) if network.stem else 0
+    for block, (before, after) in zip(network.blocks, pairwise(shapes), strict=True):
+        channels, out = before[2], after[2]
+        each = 9 * channels * out + 9 * out**2
+        if block.stride != 1 or channels != out:
+            each += channels * out
+        total += each * after[0] * after[1]
+    return total + shapes[-1][2] * outputs, shapes[-1]
 
 
 def batch_size(images: int, classes: int, designed: Designed, shape: tuple[int, int, int]) -> int:
@@ -234,13 +231,12 @@ def _power(number: float) -> int:
 
 def _activations(designed: Designed, shape: tuple[int, int, int]) -> int:
     """Bytes that an image takes in training: six float32 maps a block, its own and gradients'."""
-    height, width, _ = shape
     total = 0
     for network in (designed.root, designed.others):
-        total += 3 * height * width * network.stem
-        for block in network.blocks:
-            height, width = -(-height // block.stride), -(-width // block.stride)
-            total += 6 * height * width * block.out
+        stem, *blocks = map_shapes(network, shape)
+        total += 3 * math.prod(stem) if network.stem else 0
+        total += 6 * sum(map(math.prod, blocks))
+        shape = blocks[-1]
     return 4 * 2 * total
 
 

@@ -67,6 +67,19 @@ class ResNet:
 Network = MobileNet | Vgg | ResNet
 
 
+def map_shapes(network: ResNet, shape: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """(height, width, channels) after the stem, or of the input without one, and after each block.
+
+    Example: `map_shapes(ResNet(8, (Block(16, 2),)), (32, 32, 3))` is [(32, 32, 8), (16, 16, 16)].
+    """
+    height, width, channels = shape
+    found = [(height, width, network.stem or channels)]
+    for block in network.blocks:
+        height, width = -(-height // block.stride), -(-width // block.stride)
+        found.append((height, width, block.out))
+    return found
+
+
 @dataclass(frozen=True)
 class Designed:
     """The networks of a recipe's own: made for its data (`data.recipes.auto`), or in its file."""

@@ -351,11 +351,11 @@ def train_options(
     )
 
 
-def words_of(flags: Mapping[str, Any]) -> list[str]:
+def arguments_of(flags: Mapping[str, Any]) -> list[str]:
     """Flags by their names in Python as on a command line; None and False: not given.
 
     Example:
-      >>> words_of({"dataset": "digits", "batch_size": 32, "resume": True, "seed": None})
+      >>> arguments_of({"dataset": "digits", "batch_size": 32, "resume": True, "seed": None})
       ['--dataset=digits', '--batch-size=32', '--resume']
 
     """
@@ -498,7 +498,7 @@ def _stored_flags(run: Path, parser: Parser) -> dict[str, Any]:
     flags = runfolder.read_config(run).get("flags")
     if not isinstance(flags, dict) or flags.keys() - DEFAULTS.keys():
         raise UserError(f"{run / 'config.json'} is not a run's configuration")
-    words = words_of(flags)
+    words = arguments_of(flags)
     try:
         return vars(parser.parse_args(words))
     except UserError as error:

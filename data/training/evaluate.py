@@ -43,7 +43,7 @@ def _evaluate(framework: Framework[M], options: EvaluateOptions, shipped: bool) 
         working(f"classifying {len(examples.labels):,} {part} images"),
     ):
         known = exits.known(framework, model, parts.validation, options)
-        model = exits.with_rule(folder, model, known, options, keep=not shipped)
+        model = exits.with_rule(folder, model, known, options, store=not shipped)
         found = framework.predict(model, examples.images)
         drawn = exits.drawn(framework, model, known, examples, options)
     value = results.evaluation(part, recipe, dataset, model.tree, examples, found.labels)

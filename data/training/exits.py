@@ -56,7 +56,7 @@ def known(
 
 
 def with_rule(
-    folder: Path, model: M, found: Known | None, options: EvaluateOptions, *, keep: bool
+    folder: Path, model: M, found: Known | None, options: EvaluateOptions, *, store: bool
 ) -> M:
     """The model with the rule that the flags ask for, which is stored in its run folder."""
     if found is None or (options.stop_at is None and options.beam is None):
@@ -64,7 +64,7 @@ def with_rule(
     best = curve.frontier(found.points)
     wanted = best[-1] if options.stop_at is None else curve.chosen(found.points, options.stop_at)
     about = {"stop_at": options.stop_at, "beam": options.beam, "validation": curve.to_json(wanted)}
-    if keep:
+    if store:
         stopping.write(folder, wanted.rule, about)
     return replace(model, stopping=wanted.rule)
 

@@ -17,7 +17,7 @@ from data.tree.grouping import splits
 from data.tree.hierarchy import ROOT, Groups, Node, Tree
 from data.tree.selection import HeldOut, Selection
 
-Ahead = Callable[[Sequence[Stage]], None]
+FitSiblings = Callable[[Sequence[Stage]], None]
 
 
 def grow(
@@ -27,7 +27,7 @@ def grow(
     likelihood: Callable[[Tree, Node], np.ndarray],
     decide: Callable[[Tree, Node, Callable[[], np.ndarray]], Groups],
     finish: Callable[[Tree, Node], None],
-    ahead: Ahead | None = None,
+    fit_siblings: FitSiblings | None = None,
     exits: bool = False,
     regroups: Callable[[Groups], bool] = splits,
 ) -> Tree:
@@ -39,7 +39,7 @@ def grow(
       likelihood: the ASL of a node that was trained for its classes.
       decide: the node's groups, from its ASL (called for only if not on record).
       finish: called when a node has its final network and the tree its new shape.
-      ahead: if given, the children of a node go on side by side: it is called with their
+      fit_siblings: if given, the children of a node go on side by side: it is called with their
         stages of one phase before `fit` is called for each. The tree is the same: a stage
         depends on its node's own classes and ancestors alone.
       exits: nodes score the classes below them (`Tree.exits`).
@@ -50,22 +50,22 @@ def grow(
     waiting = [[ROOT]]
     while waiting:
         nodes, regrouped = waiting.pop(0), []
-        if ahead:
-            ahead([Stage(tree, node, "class") for node in nodes])
+        if fit_siblings:
+            fit_siblings([Stage(tree, node, "class") for node in nodes])
         for node in nodes:
             fit(tree, node, "class")
             groups = decide(tree, node, partial(likelihood, tree, node))
             if regroups(groups):
                 tree = hierarchy.regroup(tree, node, groups)
                 regrouped.append(node)
-        if ahead and regrouped and not exits:
-            ahead([Stage(tree, node, "group") for node in regrouped])
+        if fit_siblings and regrouped and not exits:
+            fit_siblings([Stage(tree, node, "group") for node in regrouped])
         for node in regrouped:
             if not exits:
                 fit(tree, node, "group")
             paths = {tree.names[child]: child for child in tree.children(node)}
             children = [paths[name] for name in hierarchy.name_order(paths)]
-            waiting += [children] if ahead else [[child] for child in children]
+            waiting += [children] if fit_siblings else [[child] for child in children]
         for node in nodes:
             finish(tree, node)
     return tree
@@ -84,7 +84,7 @@ def grow_into(
     joint: Callable[[Stage], None],
     report: Callable[..., None],
     program: str,
-    ahead: Ahead | None = None,
+    fit_siblings: FitSiblings | None = None,
     given: Tree | None = None,
 ) -> Tree:
     """Grow a tree and keep it in a run folder; an ASL that is there already is used again.
@@ -98,7 +98,7 @@ def grow_into(
       joint: train all nodes of the grown tree together, if the recipe says so.
       report: told in notes how groups were chosen, and why a node has none.
       program: the framework's package, for advice.
-      ahead: as in `grow`.
+      fit_siblings: as in `grow`.
       given: a tree that is there already: its nodes are trained once each, and none is regrouped.
 
     """
@@ -130,7 +130,7 @@ def grow_into(
             likelihood=lambda tree, node: likelihood(Stage(tree, node, "class")),
             decide=decide,
             finish=finish,
-            ahead=ahead,
+            fit_siblings=fit_siblings,
             **kind_of(recipe),
         )
     else:

@@ -459,7 +459,7 @@ def _of_programs() -> list[Fault]:
     """Faults of the programs around the networks, each in the code that it is a fault of."""
     plain, no_recipe = "(), ()", "__import__('dataclasses').replace(recipe, mean=(), std=())"
     mean_of = "inputs - jnp.array(mean", "inputs - jnp.array(std"
-    torch_mean_of = "inputs - mean[", "inputs - std["
+    torch_mean_of = "inputs - centre[", "inputs - scale["
     images = "training images not normalised"
     by_place = "augmentation drawn by place in the batch"
     balance, nesterov = "class balance ignored", "Nesterov ignored"
@@ -540,8 +540,8 @@ def _of_programs() -> list[Fault]:
             _words(
                 fit,
                 "fitting",
-                "keep(validation, recipe.eval_augment)",
-                "keep(validation, recipe.augment)",
+                "cache(validation, recipe.eval_augment)",
+                "cache(validation, recipe.augment)",
             ),
             faulty_in_jax,
         ),

@@ -111,7 +111,7 @@ def _pass(layer: Network, x, dy, keep):
 
     def run(params, x):
         module = merge(replace(layer, params=params))
-        return module(x, layers.Mode(train=True, keep=keep)), split(module).stats
+        return module(x, layers.Mode(train=True, masks=keep)), split(module).stats
 
     y, backward, stats = jax.vjp(run, layer.params, x, has_aux=True)
     dparams, dx = backward(dy)

@@ -21,13 +21,13 @@ from data.run import lowpower
 from parity.checks import tolerance
 from parity.checks.tolerance import Check
 from parity.pairs.conversion import to_torch
-from trunk_torch_ref.shrink.lowpower import Background
+from trunk_torch_ref.shrink.lowpower import SmallNetwork
 
 IMAGES = 8
 
 
 @torch.no_grad()
-def check_background(seed: int) -> list[Check]:
+def check_lowpower(seed: int) -> list[Check]:
     """Weights, sizes and outputs of all forms.
 
     Each framework quantises and prunes on its own; int8 weights, scales and the rows that are
@@ -57,7 +57,7 @@ def check_background(seed: int) -> list[Check]:
 
 
 def _same_weights(
-    name: str, network: trunk_jax.network.network.Network, module: Background
+    name: str, network: trunk_jax.network.network.Network, module: SmallNetwork
 ) -> list[Check]:
     left = trunk_jax.network.exchange.to_state_dict(network)
     right = trunk_torch_ref.network.exchange.to_state_dict(module)
@@ -70,7 +70,7 @@ def _same_weights(
 
 
 def _same_costs(
-    name: str, network: trunk_jax.network.network.Network, module: Background
+    name: str, network: trunk_jax.network.network.Network, module: SmallNetwork
 ) -> list[Check]:
     height, width, channels = lowpower.IMAGE
     left = trunk_jax.network.network.cost(network, lowpower.IMAGE)
@@ -79,7 +79,7 @@ def _same_costs(
 
 
 def _outputs(
-    name: str, network: trunk_jax.network.network.Network, module: Background, x: np.ndarray
+    name: str, network: trunk_jax.network.network.Network, module: SmallNetwork, x: np.ndarray
 ) -> Check:
     pixels = torch.tensor(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
     scores = jax.jit(lambda network, x: trunk_jax.network.network.apply(network, x)[0][1])
@@ -97,12 +97,12 @@ def _outputs(
 
 
 def _dynamic_layer(
-    name: str, network: trunk_jax.network.network.Network, module: Background, x: np.ndarray
+    name: str, network: trunk_jax.network.network.Network, module: SmallNetwork, x: np.ndarray
 ) -> Check:
     pixels = torch.tensor(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
     flat = module.features(pixels).flatten(1)
     ours = trunk_jax.network.network.merge(network)
-    assert isinstance(ours, trunk_jax.shrink.lowpower.Background)
+    assert isinstance(ours, trunk_jax.shrink.lowpower.SmallNetwork)
     left = ours.classifier[1](jnp.asarray(flat.numpy()))
     right = module.classifier[1](flat)
     # a product of two scales, a product with it, a sum: at most three roundings each

@@ -101,7 +101,7 @@ def _jax_steps(both: Pair, dtype: str, phase, kind: str, batches, masks):
         state = fit.State(network, objective.optimizer(phase).init(network.params))
         step = jax.jit(
             lambda state, x, targets, keep: fit.train_step(
-                program, state, x, targets, Mode(True, keep=keep), jnp.asarray(phase.lr, dtype)
+                program, state, x, targets, Mode(True, masks=keep), jnp.asarray(phase.lr, dtype)
             )
         )
         losses = []

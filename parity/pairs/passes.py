@@ -26,6 +26,7 @@ from trunk_torch_ref.baselines.layers import (
     SelfAttention,
     StochasticDepth,
 )
+from trunk_torch_ref.network.calls import recorded
 from trunk_torch_ref.nodes import NodeNetwork
 from trunk_torch_ref.training import objective as torch_objective
 
@@ -82,7 +83,7 @@ def _pass(network: Network, x, targets, keep, kind: str, gradients: bool):
     outputs, _ = apply(network, x)
 
     def loss(params, x):
-        mode = layers.Mode(train=True, keep=keep)
+        mode = layers.Mode(train=True, masks=keep)
         (features, scores), stats = apply(replace(network, params=params), x, mode)
         return objective.loss(scores, targets, None, kind), (features, scores, stats)
 
@@ -227,7 +228,7 @@ def _generator(x: torch.Tensor) -> torch.Generator:
 
 
 def by_stream(network: Network, keep: Mapping[str, np.ndarray]) -> dict[int, jax.Array]:
-    """Dropout masks by layer name as `Mode.keep` takes them."""
+    """Dropout masks by layer name as `Mode.masks` takes them."""
     streams = {
         ".".join(map(str, path)): layer.stream
         for path, layer in nnx.iter_modules(merge(network))
@@ -279,23 +280,20 @@ def activations(
 ) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """(layer, JAX's output, PyTorch's output) of every layer in the order of execution."""
     module = copy.deepcopy(both.torch).to(DEVICE, DTYPES[dtype][1]).train(train)
-    theirs: Arrays = {}
-
-    def note(name, layer, inputs, output):
-        theirs[name] = output.detach().cpu().numpy()
-
-    hooks = [
-        layer.register_forward_hook(partial(note, name)) for name, layer in leaves(module).items()
-    ]
-    with recorded_masks(module) as masks, torch.random.fork_rng(), torch.no_grad():
+    called = {id(layer): name for name, layer in leaves(module).items()}
+    with (
+        recorded(leaves(module).values()) as calls,
+        recorded_masks(module) as masks,
+        torch.random.fork_rng(),
+        torch.no_grad(),
+    ):
         torch.manual_seed(seed)
         module(torch.tensor(x, dtype=DTYPES[dtype][1], device=DEVICE))
-    for hook in hooks:
-        hook.remove()
+    theirs = {called[id(layer)]: y.detach().cpu().numpy() for layer, _, y in calls}
     with jax.enable_x64(dtype == "float64"), layers.record() as tape:
         jax_module = merge(cast(both.jax, dtype))
         names = {id(m): ".".join(map(str, path)) for path, m in nnx.iter_modules(jax_module)}
-        mode = layers.Mode(train=train, keep=by_stream(both.jax, masks))
+        mode = layers.Mode(train=train, masks=by_stream(both.jax, masks))
         jax_module(jnp.asarray(x.transpose(0, 2, 3, 1), DTYPES[dtype][0]), mode)
     rows = []
     for layer, _, output in tape:

@@ -59,7 +59,7 @@ def images_of(parts: Splits) -> dict[str, jax.Array]:
 def _step(program, policy, padded, more, state, source, rows, real, draws, keep, rate):
     x = fit.inputs(program, source, policy, rows, draws)
     targets = jnp.maximum(source.targets[rows], 0)
-    mode = Mode(True, real if padded else None, keep=keep)
+    mode = Mode(True, real if padded else None, masks=keep)
     scores = apply(state.network, x, mode)[0][1] if more else None
     state, loss, _ = fit.train_step(program, state, x, targets, mode, rate)
     return state, loss, (x, scores) if more else None

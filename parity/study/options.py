@@ -13,7 +13,7 @@ from data.images import specs
 from data.recipes import recipe
 from data.recipes.networks import BACKBONES
 from data.recipes.recipe import Recipe
-from data.run.options import train_options, volatility, words_of
+from data.run.options import arguments_of, train_options, volatility
 from parity.study import bounds, plants, verdict
 
 DESIGNS = ("coupled", "independent", "stepwise")
@@ -246,7 +246,7 @@ def _recipe_of(given: argparse.Namespace) -> Recipe:
     words = {name: getattr(given, name) for name in (*names, "batch_size", "limit", "volatility")}
     if given.recipe is None:
         words["recipe"] = "corrected" if given.dataset in specs.SPECS else recipe.AUTO
-    return train_options("jax", [*words_of(words), "--seed=0", "--out=runs/study"]).recipe
+    return train_options("jax", [*arguments_of(words), "--seed=0", "--out=runs/study"]).recipe
 
 
 def config(settings: Settings, fingerprint: str) -> dict[str, Any]:

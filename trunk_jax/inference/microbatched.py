@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from trunk_jax.layers import microbatch
-from trunk_jax.layers.basic import Conv, record
+from trunk_jax.layers.basic import Conv, layer_shapes
 from trunk_jax.network.network import Network, apply
 
 T = TypeVar("T")
@@ -27,11 +27,13 @@ DEPTHWISE, DENSE = 2**20, 2**22
 def infer(
     network: Network, x: Float[Array, "b h w c"], mesh: Mesh | None = None
 ) -> tuple[Float[Array, "b h2 w2 c2"], Float[Array, "b outputs"]]:
-    """(features, scores) of a node. `mesh`: as in `in_pieces`."""
-    return in_pieces(lambda x: apply(network, x)[0], x, mesh)
+    """(features, scores) of a node. `mesh`: as in `in_microbatches`."""
+    return in_microbatches(lambda x: apply(network, x)[0], x, mesh)
 
 
-def in_pieces(f: Callable[[Array], T], x: Float[Array, "b h w c"], mesh: Mesh | None = None) -> T:
+def in_microbatches(
+    f: Callable[[Array], T], x: Float[Array, "b h w c"], mesh: Mesh | None = None
+) -> T:
     """`f(x)`, where `f` treats each image by itself and all that it returns has their axis first.
 
     A batch that is split over the devices of a `mesh` stays whole: a piece would need images of
@@ -51,8 +53,7 @@ def in_pieces(f: Callable[[Array], T], x: Float[Array, "b h w c"], mesh: Mesh | 
 
 def images_at_once(f: Callable[[Array], object], x: Float[Array, "b h w c"]) -> int:
     """The power of two of images whose largest map in `f` is within the bound; at least 1."""
-    with record() as tape:
-        jax.eval_shape(f, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
-    depthwise = any(isinstance(layer, Conv) and layer.groups > 1 for layer, _, _ in tape)
-    largest = max((y.size for _, _, y in tape), default=1)
+    layers = layer_shapes(f, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
+    depthwise = any(isinstance(layer, Conv) and layer.groups > 1 for layer, _, _ in layers)
+    largest = max((y.size for _, _, y in layers), default=1)
     return 2 ** (max(1, (DEPTHWISE if depthwise else DENSE) // largest).bit_length() - 1)

@@ -9,11 +9,11 @@ Every layer is called as `layer(x, mode)`; what differs between training and inf
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ class Mode:
       valid: in a padded batch, which rows are images; None if all are. Padding rows never
         touch statistics or losses.
       key: what dropout masks are drawn from; needed when `train` and the node has dropout.
-      keep: masks to use instead, one per dropout layer by its `stream`, True where an
+      masks: of dropout, to use instead, one per dropout layer by its `stream`, True where an
         element (or a channel) is kept.
 
     """
@@ -44,7 +44,7 @@ class Mode:
     train: bool = False
     valid: Bool[Array, " b"] | None = None
     key: PRNGKeyArray | None = None
-    keep: Mapping[int, Bool[Array, "..."]] | None = None
+    masks: Mapping[int, Bool[Array, "..."]] | None = None
 
 
 EVAL = Mode()
@@ -65,6 +65,20 @@ def record() -> Iterator[list[tuple["Layer", Array, Array]]]:
         yield tape
     finally:
         _recorder.reset(token)
+
+
+def layer_shapes(
+    function: Callable[..., object], *arguments: Any
+) -> list[tuple["Layer", Array, Array]]:
+    """(layer, input, output) of every layer in a function of arrays; nothing is computed.
+
+    Of inputs and outputs only shape, size and type are known. `arguments`: arrays, or their shapes.
+    Whatever asks for the shapes in a network reads them off here: costs, how many images fit the
+    cache, lists of layers.
+    """
+    with record() as tape:
+        jax.eval_shape(function, *arguments)
+    return tape
 
 
 # PyTorch's name -> (our name, axes that turn our layout into PyTorch's). An empty name is a
@@ -262,8 +276,8 @@ class Dropout(Layer):
     def apply(self, x: Float[Array, "b ..."], mode: Mode) -> Float[Array, "b ..."]:
         if not mode.train:
             return x
-        if mode.keep is not None:
-            keep = mode.keep[self.stream]
+        if mode.masks is not None:
+            keep = mode.masks[self.stream]
         else:
             assert mode.key is not None  # in training a network with dropout is given one
             key = jax.random.fold_in(mode.key, self.stream)

@@ -10,8 +10,9 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from data.tree.hierarchy import ROOT, Node
-from trunk_jax.layers.basic import EVAL, Mode, record
+from data.tree import shapes
+from data.tree.hierarchy import Node
+from trunk_jax.layers.basic import EVAL, Mode, layer_shapes
 from trunk_jax.nodes.node import NodeNetwork, Shape
 
 Arrays = dict[str, Any]
@@ -90,15 +91,11 @@ def input_shape(
     `networks`: of the nodes above it at least. `known`: shapes that were asked for before, so that
     none is worked out twice; this one is added.
     """
-    known = {} if known is None else known
-    if node not in known:
-        known[node] = image_shape
-        if node != ROOT:
-            above = node[:-1]
-            shape = input_shape(networks, above, image_shape, known)
-            height, width, channels = feature_shape(networks[above], shape)
-            known[node] = height, width, channels
-    return known[node]
+
+    def features_of(above: Node, shape: Shape) -> tuple[int, ...]:
+        return feature_shape(networks[above], shape)
+
+    return shapes.input_shape(node, image_shape, features_of, known)
 
 
 def cost(network: Network, in_shape: Shape) -> dict[str, int]:
@@ -107,9 +104,10 @@ def cost(network: Network, in_shape: Shape) -> dict[str, int]:
     Counted from the program: every layer's own output shape, padding included, as the
     published figures are.
     """
-    with record() as tape:
-        jax.eval_shape(lambda network, x: apply(network, x)[0], network, _image(network, in_shape))
-    multiply_adds = sum(layer.multiply_adds(x, y) for layer, x, y in tape)
+    layers = layer_shapes(
+        lambda network, x: apply(network, x)[0], network, _image(network, in_shape)
+    )
+    multiply_adds = sum(layer.multiply_adds(x, y) for layer, x, y in layers)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(network.params))
     return {"parameters": parameters, "multiply_adds": multiply_adds}
 

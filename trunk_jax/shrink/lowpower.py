@@ -26,7 +26,7 @@ from trunk_jax.shrink import prune
 from trunk_jax.shrink.quantized import quantize
 
 
-class Background(NodeNetwork):
+class SmallNetwork(NodeNetwork):
     """`features` and `classifier`, as the nodes of a tree have them."""
 
     features: Sequential
@@ -41,10 +41,10 @@ class Background(NodeNetwork):
         return features, self.classifier(features, mode)
 
 
-def base(rng: np.random.Generator) -> Background:
+def base(rng: np.random.Generator) -> SmallNetwork:
     """Two 3x3 convolutions and one linear layer over the whole map."""
     height, width, channels = IMAGE
-    return Background(
+    return SmallNetwork(
         [
             Conv(channels, CHANNELS, 3, padding=1, rng=rng),
             Relu(),
@@ -55,10 +55,10 @@ def base(rng: np.random.Generator) -> Background:
     )
 
 
-def compressed(rng: np.random.Generator) -> Background:
+def compressed(rng: np.random.Generator) -> SmallNetwork:
     """A 3x3 convolution, a depthwise-separable one, global average pool, a linear layer."""
     c = CHANNELS
-    return Background(
+    return SmallNetwork(
         [
             Conv(IMAGE[2], c, 3, padding=1, bias=False, rng=rng),
             BatchNorm(c),

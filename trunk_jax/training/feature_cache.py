@@ -28,7 +28,7 @@ MOST = 2**32  # bytes: with it a training of SVHN stays below 8 GiB, however muc
 BATCH = 128
 
 
-def with_kept(
+def cached_source(
     program: Program,
     source: Source,
     policy: Augmentation,
@@ -74,7 +74,7 @@ def with_kept(
     images = source.images
     if isinstance(images, OnDisk):  # none of which is needed any more
         images = jnp.zeros((0, *images.shape[1:]), jnp.uint8)
-    return replace(source, images=images, above=(), kept=kept, rows=jnp.asarray(rows))
+    return replace(source, images=images, above=(), cached=kept, cached_rows=jnp.asarray(rows))
 
 
 def _compute(

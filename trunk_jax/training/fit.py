@@ -20,7 +20,7 @@ from data.training.batches import Plan, pad
 from data.training.course import epochs_left, finish
 from data.training.epochs import Pass, Position
 from data.tree import metrics
-from trunk_jax.inference.microbatched import in_pieces, infer
+from trunk_jax.inference.microbatched import in_microbatches, infer
 from trunk_jax.layers.basic import Mode
 from trunk_jax.machine import devices, hosts, memory
 from trunk_jax.network.augment import prepare
@@ -113,8 +113,8 @@ def inputs(
 ) -> Array:
     """What the node is given for the images at `index`: augmented, normalised, through `above`."""
     index = devices.split(program.mesh, index)
-    if source.kept is not None and source.rows is not None:
-        return source.kept[source.rows[index]]
+    if source.cached is not None and source.cached_rows is not None:
+        return source.cached[source.cached_rows[index]]
     mine = {name: values[index] for name, values in draws.items()}
     x = prepare(source.images[index], mine, policy, program.mean, program.std, program.dtype)
 
@@ -123,7 +123,7 @@ def inputs(
             x = features(network, x)
         return x
 
-    return in_pieces(through, x, program.mesh) if source.above else x
+    return in_microbatches(through, x, program.mesh) if source.above else x
 
 
 def rounded(values):
@@ -271,7 +271,7 @@ def fitting(
     restore: Callable[[State, Network], tuple[State, Network, Position] | None],
     save: Callable[[State, Network, Position, bool], None],
     report: Callable[..., None],
-    keep: Callable[[Source, Augmentation], Source] = lambda source, policy: source,
+    cache: Callable[[Source, Augmentation], Source] = lambda source, policy: source,
 ) -> Fitting:
     """The course of training `network` for a phase; it returns the best epoch.
 
@@ -283,7 +283,7 @@ def fitting(
       restore: given templates, the (state, best network, position) of an interrupted run.
       save: called after each epoch with the same; its last argument tells the final one.
       report: called with the epoch's numbers, and during it with how far it is.
-      keep: makes a source ready that epochs are to come from; not called if there are none.
+      cache: makes a source ready that epochs are to come from; not called if there are none.
 
     An epoch: train, validate, keep if best, then the next learning rate. The network's type
     is the one that all is computed in.
@@ -302,7 +302,7 @@ def fitting(
         state, best, position = restored
     if position.epoch == phase.epochs:
         return Result(devices.here(best), position.best_accuracy, position.best_epoch)
-    train, validation = keep(train, recipe.augment), keep(validation, recipe.eval_augment)
+    train, validation = cache(train, recipe.augment), cache(validation, recipe.eval_augment)
     plans = one_shape(epochs.training_batches(recipe, stage, phase.epochs, targets))
     padded = not all(batches.valid.all() for batches in plans)
     checks = epochs.validation_batches(recipe, stage, check_targets)

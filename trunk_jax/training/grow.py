@@ -28,7 +28,7 @@ from trunk_jax.network.exchange import to_state_dict
 from trunk_jax.network.network import Network, cost, input_shape, split, warmed
 from trunk_jax.training import joint
 from trunk_jax.training.checkpoint import Checkpoints
-from trunk_jax.training.feature_cache import with_kept
+from trunk_jax.training.feature_cache import cached_source
 from trunk_jax.training.fit import Fitting, Program, evaluate, fitting, program_of
 from trunk_jax.training.siblings import fit_all, wanted
 from trunk_jax.training.source import Source
@@ -71,8 +71,8 @@ def grow(
         network = start(recipe, stage.tree, stage.node, stage.phase, networks, image_shape)
         program = program_of(recipe, phase, network)
 
-        def kept(images: Source, policy: Augmentation) -> Source:
-            return with_kept(program, images, policy, phase.epochs, tell)
+        def cached(images: Source, policy: Augmentation) -> Source:
+            return cached_source(program, images, policy, phase.epochs, tell)
 
         return fitting(
             recipe,
@@ -81,7 +81,7 @@ def grow(
             network,
             source(train, splits.train.labels, stage),
             source(validation, splits.validation.labels, stage),
-            keep=kept,
+            cache=cached,
             restore=checkpoints.restore,
             save=checkpoints.save,
             report=tell,
@@ -147,7 +147,7 @@ def grow(
         joint=fit_tree,
         report=report,
         program="trunk_jax",
-        ahead=fit_nodes if wanted(siblings, isinstance(train, OnDisk)) else None,
+        fit_siblings=fit_nodes if wanted(siblings, isinstance(train, OnDisk)) else None,
         given=None if init is None else init.tree,
     )
     return Model(recipe, tree, networks)

@@ -21,15 +21,16 @@ class Source:
     """Images, on the device or on disk, and how a node sees them.
 
     `targets`: the node's output for each image, -1 for images that are not its own.
-    `above`: the networks of its ancestors, root first; frozen, in eval mode. `kept`: their
-    features, computed already (see `keep`), at `rows` of each image; `above` is then empty.
+    `above`: the networks of its ancestors, root first; frozen, in eval mode. `cached`: their
+    features, computed already (`feature_cache`), at `cached_rows` of each image; `above` is then
+    empty.
     """
 
     images: UInt8[Some, "n h w c"] | OnDisk
     targets: Int[Some, " n"]
     above: tuple[Network, ...]
-    kept: Float[Array, "m h2 w2 c2"] | None = None
-    rows: Int[Array, " n"] | None = None
+    cached: Float[Array, "m h2 w2 c2"] | None = None
+    cached_rows: Int[Array, " n"] | None = None
 
     @property
     def size(self) -> tuple[int, int]:

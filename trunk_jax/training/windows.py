@@ -82,5 +82,5 @@ def on_device(mesh: Mesh | None, source: Source) -> Source:
     """The source in full on every device, but for images that are to stay on disk."""
     if not isinstance(source.images, OnDisk):
         return devices.put(mesh, source)
-    rest = source.targets, source.above, source.kept, source.rows
+    rest = source.targets, source.above, source.cached, source.cached_rows
     return Source(source.images, *devices.put(mesh, rest))

@@ -7,7 +7,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from data.tree.hierarchy import ROOT, Node
+from data.tree import shapes
+from data.tree.hierarchy import Node
 from trunk_torch_ref.nodes import NodeNetwork, Shape
 
 M = TypeVar("M", bound=nn.Module)
@@ -56,15 +57,11 @@ def input_shape(
     `networks`: of the nodes above it at least. `known`: shapes that were asked for before, so that
     none is worked out twice; this one is added.
     """
-    known = {} if known is None else known
-    if node not in known:
-        known[node] = image_shape
-        if node != ROOT:
-            above = node[:-1]
-            shape = input_shape(networks, above, image_shape, known)
-            channels, height, width = feature_shape(networks[above], shape)
-            known[node] = channels, height, width
-    return known[node]
+
+    def features_of(above: Node, shape: Shape) -> tuple[int, ...]:
+        return feature_shape(networks[above], shape)
+
+    return shapes.input_shape(node, image_shape, features_of, known)
 
 
 def channels_last(module: M, yes: bool = True) -> M:

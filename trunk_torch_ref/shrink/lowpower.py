@@ -12,7 +12,7 @@ from trunk_torch_ref.shrink import prune
 from trunk_torch_ref.shrink.quantized import quantize
 
 
-class Background(NodeNetwork):
+class SmallNetwork(NodeNetwork):
     """`features` and `classifier`, as the nodes of a tree have them."""
 
     def __init__(self, features: Sequence[nn.Module], classifier: Sequence[nn.Module]):
@@ -25,11 +25,11 @@ class Background(NodeNetwork):
         return features, self.classifier(features)
 
 
-def base(channels: Sequence[int] = (CHANNELS, CHANNELS)) -> Background:
+def base(channels: Sequence[int] = (CHANNELS, CHANNELS)) -> SmallNetwork:
     """Two 3x3 convolutions, of so many channels, and one linear layer over the whole map."""
     height, width, colours = IMAGE
     first, second = channels
-    return Background(
+    return SmallNetwork(
         [
             nn.Conv2d(colours, first, 3, padding=1),
             nn.ReLU(),
@@ -40,10 +40,10 @@ def base(channels: Sequence[int] = (CHANNELS, CHANNELS)) -> Background:
     )
 
 
-def compressed() -> Background:
+def compressed() -> SmallNetwork:
     """A 3x3 convolution, a depthwise-separable one, global average pool, a linear layer."""
     c = CHANNELS
-    return Background(
+    return SmallNetwork(
         [
             nn.Conv2d(IMAGE[2], c, 3, padding=1, bias=False),
             nn.BatchNorm2d(c),
@@ -60,7 +60,7 @@ def compressed() -> Background:
 
 
 @torch.no_grad()
-def removed(start: Background, share: float) -> Background:
+def removed(start: SmallNetwork, share: float) -> SmallNetwork:
     """A `base` network without the weakest rows of its convolutions, and without what read them."""
     weights = start.state_dict()
     kernels = weights["features.0.weight"], weights["features.2.weight"]
@@ -79,7 +79,7 @@ def removed(start: Background, share: float) -> Background:
     return small
 
 
-def forms(start: Background, other: Background) -> dict[str, Background]:
+def forms(start: SmallNetwork, other: SmallNetwork) -> dict[str, SmallNetwork]:
     """All of `data.run.lowpower.FORMS`, from a `base` and a `compressed` network, in eval mode."""
     return {
         "base": start.eval(),
