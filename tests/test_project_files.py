@@ -53,3 +53,24 @@ def test_the_readmes_commands_exist():
     assert len(names) >= 20, "the pattern has gone stale"
     for name in names:
         assert importlib.util.find_spec(name), name
+
+
+def test_where_to_find_what_is_true_and_complete():
+    """Each place of docs/design.md's table is there, and each folder of code is one of them."""
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    table = page.split("## Where to find what", 1)[1].split("\n## ", 1)[0]
+    frameworks = ("trunk_jax", "trunk_torch_ref")
+    named = set()
+    for cell in re.findall(r"^\|[^|]*\|(.*)\|$", table, re.MULTILINE):
+        for place in re.findall(r"`([\w/]+/|[\w/]+\.py)`", cell):
+            own = place.split("/")[0] in (*frameworks, "data", "parity", "benchmarks")
+            named |= {place} if own else {f"{package}/{place}" for package in frameworks}
+    assert len(named) > 60
+    assert [place for place in sorted(named) if not (ROOT / place).exists()] == []
+    covered = {part.rsplit("/", 1)[0] for part in named}
+    folders = {
+        str(file.parent.relative_to(ROOT))
+        for package in (*frameworks, "data", "parity", "benchmarks")
+        for file in (ROOT / package).rglob("*.py")
+    }
+    assert sorted(folders - covered - {"data", "parity"}) == []  # these hold commands
