@@ -12,13 +12,7 @@ from jaxtyping import install_import_hook
 # Shapes and types that annotations state are checked at each call of the first, in tests; of the
 # others shapes and types of arrays alone, for tests put stand-ins in the place of other values.
 CHECKED = ("trunk_jax.layers", "trunk_jax.nodes", "trunk_torch_ref.nodes")
-ARRAYS_CHECKED = (
-    "data.images",
-    "data.inference",
-    "data.tree",
-    "trunk_jax.inference",
-    "trunk_torch_ref.inference",
-)
+ARRAYS_CHECKED = ("data.images", "data.inference", "data.tree")
 install_import_hook(CHECKED, "typechecked.check")
 install_import_hook(ARRAYS_CHECKED, "typechecked.check_arrays")
 

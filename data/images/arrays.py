@@ -3,13 +3,12 @@
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
 from data.base.errors import UserError
-from data.images.on_disk import OnDisk
+from data.images.on_disk import Images, OnDisk
 
 
-def as_images(images: Any, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "n h w c"]:
+def as_images(images: Any, shape: tuple[int, int, int]) -> Images:
     """Images as the networks of a dataset are given them; those that are so already, uncopied.
 
     Args:

@@ -4,21 +4,19 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
 from data.base.errors import UserError
 from data.images import files
 from data.images.arrays import as_images
 from data.images.fitting import Options
+from data.images.on_disk import Images
 from data.images.specs import Spec
 
 _FILES = (str, PathLike, Image.Image)
 
 
-def pixels_of(
-    images: Any, spec: Spec, shape: tuple[int, int, int], options: Options
-) -> UInt8[np.ndarray, "n h w c"]:
+def pixels_of(images: Any, spec: Spec, shape: tuple[int, int, int], options: Options) -> Images:
     """Images as a dataset's networks are given them.
 
     Args:

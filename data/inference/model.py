@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 
 from data.base.errors import UserError
 from data.images.fitting import Options
+from data.images.on_disk import Images
 from data.images.specs import Spec
 from data.inference.inputs import pixels_of
 from data.inference.stopping import Stopping
@@ -249,7 +250,7 @@ class Model:
         invert: str = "auto",
         fit: str = "crop",
         as_stored: bool = False,
-    ) -> Float[np.ndarray, "n h w c"]:
+    ) -> Float[np.ndarray, "n *features"]:
         """What the children of a node are given for these images; channels come last.
 
         All images are taken through the node and those above it, wherever they would go by
@@ -273,17 +274,15 @@ class Model:
         wanted = self._node(node)
         return self.features_of(self.pixels(images, Options(invert, fit, as_stored)), wanted)
 
-    def pixels(self, images: Any, options: Options) -> UInt8[np.ndarray, "n h w c"]:
+    def pixels(self, images: Any, options: Options) -> Images:
         """Images, or files of them, as the root is given them."""
         return pixels_of(images, self.spec, self.image_shape, options)
 
-    def visits(self, pixels: UInt8[np.ndarray, "n h w c"]) -> Iterator[Visit]:
+    def visits(self, pixels: Images) -> Iterator[Visit]:
         """The visits that take the images to their leaves; of an image, from the root down."""
         raise NotImplementedError
 
-    def features_of(
-        self, pixels: UInt8[np.ndarray, "n h w c"], node: Node
-    ) -> Float[np.ndarray, "n h2 w2 c2"]:
+    def features_of(self, pixels: Images, node: Node) -> Float[np.ndarray, "n *features"]:
         """What `features` returns."""
         raise NotImplementedError
 

@@ -51,7 +51,9 @@ def in_microbatches(
     return lax.platform_dependent(x, cpu=some, default=f)
 
 
-def images_at_once(f: Callable[[Array], object], x: Float[Array, "b h w c"]) -> int:
+def images_at_once(
+    f: Callable[[Array], object], x: Float[Array, "b h w c"] | jax.ShapeDtypeStruct
+) -> int:
     """The power of two of images whose largest map in `f` is within the bound; at least 1."""
     layers = layer_shapes(f, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
     depthwise = any(isinstance(layer, Conv) and layer.groups > 1 for layer, _, _ in layers)

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 
 from data.images.arrays import as_images
 from data.images.augmentation import Augmentation
+from data.images.on_disk import Images
 from data.inference.model import Model, Predictions, Visit, predictions
 from data.inference.stopping import NEVER
 from data.tree import hierarchy
@@ -86,9 +87,7 @@ def predict(model: Model, images: Any, batch: int | None = None) -> Predictions:
     return predictions(model.tree, walk(model, images, batch), len(images))
 
 
-def walk(
-    model: Model, images: UInt8[np.ndarray, "n h w c"], batch: int | None = None
-) -> Iterator[Visit]:
+def walk(model: Model, images: Images, batch: int | None = None) -> Iterator[Visit]:
     """The visits that take each image to its leaf, batch by batch, a node before its children.
 
     A batch is partitioned by child at each node. Parts are padded to one of three sizes
@@ -127,9 +126,7 @@ def _rule_at(model: Model, node: Node) -> dict[str, Any]:
     return result
 
 
-def features(
-    model: Model, images: UInt8[np.ndarray, "n h w c"], node: Node
-) -> Float[np.ndarray, "n h2 w2 c2"]:
+def features(model: Model, images: Images, node: Node) -> Float[np.ndarray, "n *features"]:
     """What the children of `node` are given for all images, wherever they would go."""
     batch, found = max(1, min(batch_of(model), len(images))), []
     for x, places in _batches(model, images, batch):
@@ -166,9 +163,7 @@ def batch_of(model: Model) -> int:
     return model.recipe.eval_batch_size if model.recipe.baseline is not None else BATCH
 
 
-def _batches(
-    model: Model, images: UInt8[np.ndarray, "n h w c"], batch: int
-) -> Iterator[tuple[Array, np.ndarray]]:
+def _batches(model: Model, images: Images, batch: int) -> Iterator[tuple[Array, np.ndarray]]:
     """(`batch` images as the root is given them, which these are); the last one filled up."""
     recipe, dtype = model.recipe, str(dtype_of(model.networks[ROOT]))
     for start in range(0, len(images), batch):

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 import data.inference.model
+from data.images.on_disk import Images
 from data.inference.model import Visit
 from data.tree.hierarchy import Node
 from trunk_torch_ref.inference import route
@@ -19,10 +20,8 @@ class Model(data.inference.model.Model):
 
     networks: dict[Node, NodeNetwork]
 
-    def visits(self, pixels: UInt8[np.ndarray, "n h w c"]) -> Iterator[Visit]:
+    def visits(self, pixels: Images) -> Iterator[Visit]:
         return route.walk(self, pixels)
 
-    def features_of(
-        self, pixels: UInt8[np.ndarray, "n h w c"], node: Node
-    ) -> Float[np.ndarray, "n h2 w2 c2"]:
+    def features_of(self, pixels: Images, node: Node) -> Float[np.ndarray, "n *features"]:
         return route.features(self, pixels, node)

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from data.images.arrays import as_images
 from data.images.augmentation import Augmentation
+from data.images.on_disk import Images
 from data.inference.model import Model, Predictions, Visit, predictions
 from data.inference.stopping import Stopping
 from data.tree import hierarchy
@@ -31,9 +32,7 @@ def predict(model: Model, images: Any, batch: int | None = None) -> Predictions:
     return predictions(model.tree, walk(model, images, batch), len(images))
 
 
-def walk(
-    model: Model, images: UInt8[np.ndarray, "n h w c"], batch: int | None = None
-) -> Iterator[Visit]:
+def walk(model: Model, images: Images, batch: int | None = None) -> Iterator[Visit]:
     """The visits that take each image to its leaf, batch by batch, a node before its children."""
     tree, rule = model.tree, model.stopping
     leaves = set(tree.paths)
@@ -83,9 +82,7 @@ def onward(tree: Tree, node: Node, likelihoods: Tensor, rule: Stopping) -> tuple
     return best, second
 
 
-def features(
-    model: Model, images: UInt8[np.ndarray, "n h w c"], node: Node
-) -> Float[np.ndarray, "n h2 w2 c2"]:
+def features(model: Model, images: Images, node: Node) -> Float[np.ndarray, "n *features"]:
     """What the children of `node` are given for all images; channels last, as the images'."""
     found = []
     for x, _ in _batches(model, images, batch_of(model)):
@@ -124,9 +121,7 @@ def batch_of(model: Model) -> int:
     return model.recipe.eval_batch_size if model.recipe.baseline is not None else BATCH
 
 
-def _batches(
-    model: Model, images: UInt8[np.ndarray, "n h w c"], batch: int
-) -> Iterator[tuple[Tensor, np.ndarray]]:
+def _batches(model: Model, images: Images, batch: int) -> Iterator[tuple[Tensor, np.ndarray]]:
     """(at most `batch` images as the root is given them, which these are)."""
     recipe = model.recipe
     device, dtype = location(model.networks[ROOT])
