@@ -16,9 +16,9 @@ import onnx
 import torch
 
 from data.images.augmentation import Augmentation
+from data.images.on_disk import Images
 from data.inference import curve
 from data.inference.closeness import too_close
-from data.images.on_disk import Images
 from data.inference.model import Model, distribution, paths_met, predictions
 from data.tree.hierarchy import ROOT, Node, Tree
 from parity.checks import tolerance
@@ -172,7 +172,7 @@ def truth_of(theirs: Model, model: onnx.ModelProto, images: Images) -> Truth:
     return Truth(labels, paths, probabilities, close, (largest[0], largest[1]), largest[2])
 
 
-def _truth_with_exits(theirs: Model, model: onnx.ModelProto, images: np.ndarray) -> Truth:
+def _truth_with_exits(theirs: Model, model: onnx.ModelProto, images: Images) -> Truth:
     """As `truth_of`; every node is asked about every image, and the rule followed on its scores."""
     tree, rule = theirs.tree, theirs.stopping
     exact, sessions = _both(theirs, model)

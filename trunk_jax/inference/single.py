@@ -25,11 +25,11 @@ def compile_single(model: Model) -> jax.stages.Compiled:
     """A function of one image, uint8 [h, w, c], compiled ahead of its first call.
 
     It returns an `Answer`, (label, probability, path): the class, the product of the probabilities
-    of the decisions that led to it, and the decision at each depth, -1 below the leaf. In a tree with
-    exits the probability is the class's, and the path the branches that the image went on to, -1
-    from where it stopped. The weights are a part of the program. With JAX's persistent compilation
-    cache switched on (`jax_compilation_cache_dir`) a later process loads the program instead of
-    compiling it.
+    of the decisions that led to it, and the decision at each depth, -1 below the leaf. In a tree
+    with exits the probability is the class's, and the path the branches that the image went on to,
+    -1 from where it stopped. The weights are a part of the program. With JAX's persistent
+    compilation cache switched on (`jax_compilation_cache_dir`) a later process loads the program
+    instead of compiling it.
     """
     image = jax.ShapeDtypeStruct(model.image_shape, jnp.uint8)
     return compile_for_one_image(jax.jit(program_of(model)).lower(image))

@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import UInt8
 
 from data.images.augmentation import Augmentation
+from data.images.on_disk import Images
 from data.inference.model import Model
 from data.tree.hierarchy import ROOT, Node
 from trunk_jax.inference.microbatched import infer
@@ -69,7 +70,7 @@ def percentiles(taken: Sequence[float]) -> tuple[float, float, float]:
 def path_times(
     model: Model,
     path: Sequence[Node],
-    images: UInt8[np.ndarray, "n h w c"],
+    images: Images,
     repeats: int,
 ) -> dict[str, float]:
     """`latency_ms` of one image (the median; `_p10`, `_p90`), `images_per_second` in batches."""
