@@ -14,7 +14,6 @@ from data.images.on_disk import Images
 from data.inference.model import Predictions
 from data.recipes.baselines import models as recipes
 from data.recipes.baselines.architectures import QuantResNet
-from data.run.results import Costs
 from data.training.framework import Framework
 from data.training.placement import Free
 from data.tree import hierarchy
@@ -25,10 +24,10 @@ from trunk_jax.inference import route
 from trunk_jax.inference.load import load
 from trunk_jax.inference.model import Model
 from trunk_jax.machine import devices, hosts, memory, settings
-from trunk_jax.measure.costs import input_shapes
+from trunk_jax.measure.costs import costs
 from trunk_jax.network.augment import prepare
 from trunk_jax.network.exchange import to_state_dict
-from trunk_jax.network.network import Network, cost
+from trunk_jax.network.network import Network
 from trunk_jax.training import grow
 
 
@@ -75,14 +74,6 @@ def as_int8(model: Model, images: Images) -> tuple[np.ndarray, int]:
         x = resize(prepare(part, {}, Augmentation(), recipe.mean, recipe.std))
         labels.append(np.asarray(int8.scores(small, x).argmax(1)))
     return np.concatenate(labels), int8.size(small)
-
-
-def costs(model: Model) -> Costs:
-    """Parameters and multiply-adds of each node, by name."""
-    shapes = input_shapes(model)
-    return {
-        model.tree.names[node]: cost(model.networks[node], shape) for node, shape in shapes.items()
-    }
 
 
 def out_of_memory(error: RuntimeError) -> bool:

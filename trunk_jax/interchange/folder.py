@@ -36,9 +36,9 @@ def export(run: Path, folder: Path, data_dir: str | None, called: Path | None = 
     backend.start()
     import orbax.checkpoint as ocp  # after what can be a user's mistake: they take seconds to load
 
-    from trunk_jax.framework import FRAMEWORK
     from trunk_jax.inference import route
     from trunk_jax.inference.load import load
+    from trunk_jax.measure.costs import costs
 
     model = load(run)
     to_the_end = replace(model, stopping=Stopping())  # by which the summary was made
@@ -52,7 +52,7 @@ def export(run: Path, folder: Path, data_dir: str | None, called: Path | None = 
     stopped: dict[str, Any] | None = None
     if model.stopping != Stopping():
         found = route.predict(model, test.images)
-        mean = curve.of(found, model.tree, FRAMEWORK.costs(model))
+        mean = curve.of(found, model.tree, costs(model))
         stopped = results.accuracy_of(test.labels, found.labels) | mean
     with new_folder(folder) as aside:
         for name in (*KEPT, *([stopping.FILE] if (run / stopping.FILE).exists() else [])):

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from data.inference.model import Model
+from data.run.results import Costs
 from data.tree.hierarchy import Node
 from trunk_jax.measure.program import peak_bytes, work
 from trunk_jax.network.network import Network, apply, cost, dtype_of, input_shape
@@ -23,6 +24,14 @@ def input_shapes(model: Model) -> dict[Node, Shape]:
     for node in model.tree.nodes:
         input_shape(model.networks, node, model.image_shape, known)
     return known
+
+
+def costs(model: Model) -> Costs:
+    """Parameters and multiply-adds of each node, by name."""
+    shapes = input_shapes(model)
+    return {
+        model.tree.names[node]: cost(model.networks[node], shape) for node, shape in shapes.items()
+    }
 
 
 def node_costs(model: Model, folder: Path) -> dict[Node, dict[str, int]]:
