@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 from data.base import machine, tables
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
-from data.base.writing import save_json
+from data.base.writing import save_bytes, save_json
 from data.images.on_disk import Images
 from data.inference.shipped import run_of
 from data.run import results
@@ -232,11 +233,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 rows.append(row)
         first = first_answers(folder, images[0], options.starts)
     value = {
-        "run": str(run),
+        "run": options.run,
+        "machine": {
+            "cores": machine.cores(),
+            "processor": machine.processor(),
+            "packages": {name: metadata.version(name) for name in ("jax", "torch", "onnxruntime")},
+        },
         "export": found,
         "times": rows,
         "first": first,
-        "cores": machine.cores(),
         "vnni": has_vnni(),
     }
     return value | {"bars": [asdict(bar) | {"met": bar.met} for bar in bars(value)]}
@@ -254,8 +259,8 @@ def _cell(row: dict[str, Any], name: str) -> str:
     return f"{row['us'][name]:,.0f} ({row['share_of_peak'][name]:.0%})"
 
 
-def show(value: dict[str, Any]) -> None:
-    """Three tables on standard output."""
+def three(value: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """The tables of what was measured: (title, columns, rows) of each."""
     names = list(value["times"][0]["us"])
     rows = [
         [
@@ -269,20 +274,34 @@ def show(value: dict[str, Any]) -> None:
         "microseconds an image, median, and the share of the measured peak of all cores; ours in "
         "JAX takes one image at a time, on all cores"
     )
-    tables.print_table(title, ["threads", "batch", *names], rows)
+    yield title, ["threads", "batch", *names], rows
     rows = [
         [name, f"{row['seconds']:.2f}", tables.mb(row["bytes"])]
         for name, row in value["first"].items()
     ]
     columns = ["one answer by a process", "seconds", "resident MB"]
-    tables.print_table("MB are 1e6 bytes; of C the most that it had", columns, rows)
+    yield "MB are 1e6 bytes; of C the most that it had", columns, rows
     rows = [
         [bar["what"], f"{bar['measured']:.2f}", f"{bar['most']:.2f}", "yes" if bar["met"] else "no"]
         for bar in value["bars"]
     ]
     vnni = {True: "with VNNI", False: "without VNNI", None: "which does not tell of VNNI"}
     title = f"what was aimed at; a processor {vnni[value['vnni']]}"
-    tables.print_table(title, ["", "measured", "at most", "met"], rows)
+    yield title, ["", "measured", "at most", "met"], rows
+
+
+def markdown(value: dict[str, Any]) -> str:
+    """The tables as a page."""
+    about = value["machine"]
+    parts = [
+        f"# {value['export']['nodes']} nodes in ONNX and in our own programs, measured",
+        f"`python -m benchmarks.onnx {value['run']}` on {about['cores']} cores of "
+        f"{about['processor']}; "
+        + ", ".join(f"{name} {version}" for name, version in about["packages"].items()),
+    ]
+    for title, columns, rows in three(value):
+        parts += [f"{title[0].upper()}{title[1:]}:", tables.markdown(columns, rows)]
+    return "\n\n".join(parts) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -304,14 +323,18 @@ def main(arguments: list[str] | None = None) -> None:
     add("--starts", type=int, default=11, help="processes (default: %(default)s)")
     add("--data-dir", help="folder of prepared TFDS datasets (default: the run's own)")
     add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
+    add("--table", type=target, metavar="FILE", help="and its tables as Markdown (default: none)")
     options = parser.parse_args(arguments)
     counts = (*options.batches, *options.threads, options.repeats, options.starts)
     if min(counts) < 1:
         raise UserError("--batches, --threads, --repeats and --starts must be 1 or more")
     value = measure(options)
-    show(value)
+    for title, columns, rows in three(value):
+        tables.print_table(title, columns, rows)
     if options.json:
         save_json(options.json, value)
+    if options.table:
+        save_bytes(options.table, markdown(value).encode())
 
 
 if __name__ == "__main__":

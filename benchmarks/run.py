@@ -140,20 +140,12 @@ def about(device: str) -> dict[str, Any]:
     return {
         "device": device,
         "cpus": machine.cores(),
-        "processor": _processor(),
+        "processor": machine.processor(),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in ("jax", "jaxlib", "torch")},
         "malloc": os.environ.get("GLIBC_TUNABLES", ""),
         "git": git(Path(__file__)),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def recorded(file: Path | None, here: dict[str, Any]) -> list[dict[str, Any]]:

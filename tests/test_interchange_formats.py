@@ -328,7 +328,8 @@ def test_the_benchmark_in_its_smallest_form(run, tmp_path, capsys):
     from benchmarks import onnx as benchmark
 
     words = ["--batches", "1", "2", "--threads", "1", "--repeats", "1", "--starts", "1"]
-    benchmark.main([str(run), *words, "--json", str(tmp_path / "j")])
+    written = ["--json", str(tmp_path / "j"), "--table", str(tmp_path / "t")]
+    benchmark.main([str(run), *words, *written])
     value = runfolder.read_json(tmp_path / "j")
     names = ["jax", "pytorch", "onnx float32", "onnx int8"]
     assert [(row["batch"], list(row["us"])) for row in value["times"]] == [
@@ -346,5 +347,8 @@ def test_the_benchmark_in_its_smallest_form(run, tmp_path, capsys):
     assert (bar["most"], bar["met"]) == (0.35, bar["measured"] <= 0.35)
     assert all(row["bytes"] > 1e7 and row["seconds"] > 0 for row in value["first"].values())
     assert "onnx a file a node" in capsys.readouterr().out
+    page = (tmp_path / "t").read_text()
+    assert page.startswith("# 4 nodes in ONNX and in our own programs, measured\n")
+    assert f"| 1 | 1 | {us['jax']:,.0f} (" in page
     with pytest.raises(UserError, match="must be 1 or more"):
         benchmark.main([str(run), "--starts", "0"])

@@ -93,7 +93,7 @@ def manifest(
         "device": device,
         "machine": {
             "system": platform.platform(),
-            "processor": _processor(),
+            "processor": machine.processor(),
             "cores": machine.cores(),
         },
         "environment": environment(),
@@ -162,11 +162,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor()
