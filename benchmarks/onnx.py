@@ -132,7 +132,7 @@ def first_answers(folder: Path, image: np.ndarray, repeats: int) -> dict[str, An
         for name, (code, file) in cases.items():
             words = [str(folder / file), str(folder / "image.npy")]
             began = time.perf_counter()
-            subprocess.run([sys.executable, "-c", code, *words], check=True)
+            subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True)
             rows[name]["seconds"].append(time.perf_counter() - began)
             done = subprocess.run(
                 [sys.executable, "-c", code + _MEMORY, *words],
@@ -140,7 +140,7 @@ def first_answers(folder: Path, image: np.ndarray, repeats: int) -> dict[str, An
                 capture_output=True,
                 text=True,
             )
-            rows[name]["bytes"].append(1024 * int(done.stdout))
+            rows[name]["bytes"].append(1024 * int(done.stdout.split()[-1]))
         if program is not None:
             seconds, most = _timed_program(program, folder / "float32.onnx", folder / "image.pnm")
             rows.setdefault(FROM_C, {"seconds": [], "bytes": []})
