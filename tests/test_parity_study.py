@@ -280,6 +280,19 @@ def test_what_is_written(plain):
     text = (folder / "summary.md").read_text()
     assert text.splitlines()[2] == f"**{report.findings.headline(value)}**"
     assert "no difference beyond rounding was found in float64 and float32" in text
+    # tables first: what stands before the first sentence of a section are cells
+    assert text.index("| type | seed | stage |") < text.index("\n- ")
+    assert text.index("| framework | runs |") < text.index("\n- With these spreads")
+    stage = value["coupled"][0]["stages"][0]
+    row = next(line for line in text.splitlines() if line.startswith("| float64 | 0 | root/class"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    last, answers = stage["series"]["distance"]["weight"][-1], stage["epochs"][-1]["test"]
+    right = [f"{answers['right'][name]:,}" for name in ("jax", "torch")]
+    assert cells[3:5] == [str(stage["steps"]), f"{last:.1e}"]
+    assert cells[6:10] == [f"{stage['resolution']['weight']:.1e}", *right, "150"]
+    low, high = value["independent"]["comparison"]["interval"]
+    assert f"(95 %: {low:+.2f} to {high:+.2f})" in text
+    assert '<th scope="col">weights apart</th>' in (folder / "report.html").read_text()
     for name in re.findall(r"\]\((\w+\.svg)\)", text):
         assert (folder / name).stat().st_size > 1000
     steps = (folder / "coupled-steps.csv").read_text().splitlines()
@@ -292,12 +305,16 @@ def ends(*_):
     os._exit(9)
 
 
+# That a process which dies is told, and that a stop ends the workers, is what
+# tests/test_parity_processes.py shows in less time: these two start whole studies.
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "perform", ends)
     with pytest.raises(UserError, match=r"a process of the study was killed.*--jobs"):
         command.main([*TINY, "--dtype", "float64", "--out", str(tmp_path / "study")])
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_worker_and_one_word(tmp_path):
     """Python's resource tracker warns of what a pool that was left behind still holds."""
     # enough seeds that work is left when the first epoch of the first is over
@@ -346,12 +363,21 @@ def test_a_study_that_was_cut_off_goes_on(plain, tmp_path, monkeypatch):
         study(again, *few, "--batch-size", "32")
 
 
+def repeated(*case):
+    """A case that only repeats, with another fault, what a quick one shows."""
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
+# A fault of the update is found by `test_a_jump_is_no_finding_and_hides_none` too; one of the
+# statistics, and of the moments, by the stepwise design's quick tests.
 @pytest.mark.parametrize(
     ("fault", "cause", "layer", "first"),
     [
-        ("biased-running-variance", "statistics", "features.1", "running variance features.1"),
-        ("decoupled-weight-decay", "update", "features.0", "weight after the update"),
-        ("adams-eps-inside-the-root", "update", "features.0", "weight after the update"),
+        repeated(
+            "biased-running-variance", "statistics", "features.1", "running variance features.1"
+        ),
+        repeated("decoupled-weight-decay", "update", "features.0", "weight after the update"),
+        repeated("adams-eps-inside-the-root", "update", "features.0", "weight after the update"),
         ("batch-norm-eps-outside-the-root", "forward", "features.1", "output of features.1"),
     ],
 )
@@ -364,7 +390,7 @@ def test_a_planted_fault_is_found_where_it_is(fault, cause, layer, first, tmp_pa
     assert report.findings.headline(value).startswith("The frameworks differ: root/class, step 1")
 
 
-@pytest.mark.parametrize("faulty_from", [None, 3])
+@pytest.mark.parametrize("faulty_from", [repeated(None), 3])  # the second has the first's jump
 def test_a_jump_is_no_finding_and_hides_none(faulty_from, tmp_path, monkeypatch):
     """JAX's weights are moved once, as if by a kink; its steps are right, or wrong from the 3rd."""
     step = JaxRunner.step

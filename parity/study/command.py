@@ -48,22 +48,33 @@ def main(arguments: list[str], inline: bool = False) -> int:
             stepwise.compute(settings, options.data_dir, out, options.jobs, inline)
             trained = [stepwise.summary(settings, out, seed) for seed in range(settings.seeds)]
         value = outcome(options, dataset, found, trained)
-        made = figures.figures(value)
-        for name, drawing in made.items():
-            write(drawing, out, name)
         tables.write(out, found, trained)
-        page = report.page(value, arguments, made)
-        writing.write_bytes(out / "report.html", page.encode())
-        text = report.markdown(value, arguments, list(made))
-        writing.write_bytes(out / "summary.md", text.encode())
+        write_pages(value, out)
         writing.write_json(out / "study.json", value)
-    for section in report.sections(value):
-        print(f"\n{section['title']}", *(f"- {line}" for line in section["lines"]), sep="\n")
-    print(f"\n{findings.headline(value)}\n{out / 'report.html'}")
+    say(value, out)
     if options.json:
         save_json(options.json, value)
     beyond = any(coupled["finding"] for coupled in value["coupled"])
     return 1 if beyond or any(one["beyond"] for one in value["stepwise"]) else 0
+
+
+def write_pages(value: dict[str, Any], out: Path) -> None:
+    """The pictures, the page and the summary of what `study.json` holds."""
+    made = figures.figures(value)
+    for name, drawing in made.items():
+        write(drawing, out, name)
+    writing.write_bytes(out / "report.html", report.page(value, made).encode())
+    writing.write_bytes(out / "summary.md", report.markdown(value, list(made)).encode())
+
+
+def say(value: dict[str, Any], out: Path) -> None:
+    """The same on the terminal."""
+    for section in report.sections(value):
+        print(f"\n{section['title']}")
+        for table in section["tables"]:
+            table.print()
+        print(*(f"- {line}" for line in section["lines"]), sep="\n")
+    print(f"\n{findings.headline(value)}\n{out / 'report.html'}")
 
 
 def _keep_manifest(options: Options, dataset: Dataset) -> None:

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from parity.study import stepped
+from parity.study import overview, stepped
+from parity.study.overview import size, told
 from parity.study.verdict import WORDS
 
 NAMES = {"jax": "JAX", "torch": "PyTorch"}
@@ -80,7 +81,7 @@ CAUSES = {
 
 
 def of_coupled(coupled: dict[str, Any]) -> list[str]:
-    """A coupled pair of runs."""
+    """A coupled pair of runs: what its rows in the tables say, and what they do not show."""
     lines = []
     stages, runs = coupled["stages"], len(coupled["runs"]) - 2
     steps = sum(stage["steps"] for stage in stages)
@@ -92,35 +93,15 @@ def of_coupled(coupled: dict[str, Any]) -> list[str]:
         )
     else:
         lines.append(f"{what}, {runs} control runs: **nothing beyond the control**.")
-    for stage in stages:
-        series, last = stage["series"], -1
-        low, high = series["control"]["weight"][last]
-        loss = _size(series["distance"]["loss"][last])
-        most = _size(series["control"]["loss"][last][1])
+    if lost := [stage["stage"] for stage in stages if not told(stage)]:
         lines.append(
-            f"{stage['stage']}, {stage['steps']} steps: weights end "
-            f"{_size(series['distance']['weight'][last])} apart (share of their length), the "
-            f"controls {_size(low)} to {_size(high)}; loss {loss} apart, controls up to {most}. "
-            + _reach(stage, coupled["dtype"])
-            + " "
-            + _agreement(stage["epochs"][-1]["test"])
+            f"{coupled['dtype']}, {', '.join(lost)}: at the end the controls have come so far "
+            "apart that a difference of any size would pass for rounding. By then this type can "
+            "show nothing."
         )
+    for stage in stages:
         lines += _looked_at(stage)
-    for name, row in coupled["groups"].items():
-        lines.append(_grouping(name, row))
-    if coupled["predictions"]:
-        lines.append(f"Whole tree: {_agreement(coupled['predictions'])}")
     return lines
-
-
-def _reach(stage: dict[str, Any], dtype: str) -> str:
-    reach = stage["resolution"]["weight"]
-    if reach is None or reach >= 1:
-        return (
-            "At the end the controls have come so far apart that a difference of any size would "
-            f"pass for rounding: by then {dtype} can show nothing."
-        )
-    return f"A difference of more than {_size(reach)} in any tensor's weights would have been seen."
 
 
 def _looked_at(stage: dict[str, Any]) -> list[str]:
@@ -133,9 +114,9 @@ def _looked_at(stage: dict[str, Any]) -> list[str]:
 
 def _jump(stage: str, jump: dict[str, Any]) -> str:
     return (
-        f"{stage}, step {jump['step']}: {_named(jump)} came {_size(jump['difference'])} apart "
-        f"where the control allows {_size(jump['allowed'])}. It is rounding that grew by a jump: "
-        f"from the same state the two frameworks take this step {_size(jump['same_state'])} apart, "
+        f"{stage}, step {jump['step']}: {_named(jump)} came {size(jump['difference'])} apart "
+        f"where the control allows {size(jump['allowed'])}. It is rounding that grew by a jump: "
+        f"from the same state the two frameworks take this step {size(jump['same_state'])} apart, "
         "no further than lowest bits of the weights explain."
     )
 
@@ -144,7 +125,7 @@ def _cleared(stage: str, jumps: list[dict[str, Any]]) -> str:
     jump = jumps[0]
     truth = jump["truth"]
     errors = " and ".join(
-        f"{NAMES[name]}'s is {_size(error)} (rounding may take it {_size(truth['allowed'][name])})"
+        f"{NAMES[name]}'s is {size(error)} (rounding may take it {size(truth['allowed'][name])})"
         for name, error in truth["errors"].items()
     )
     taken = " and ".join(f"{NAMES[name]}'s {n}" for name, n in truth["sides"].items() if n)
@@ -160,9 +141,9 @@ def _cleared(stage: str, jumps: list[dict[str, Any]]) -> str:
     )
     others = f" {len(jumps)} steps of this stage were cleared like that." if len(jumps) > 1 else ""
     return (
-        f"{stage}, step {jump['step']}: {_named(jump)} came {_size(jump['difference'])} apart in "
+        f"{stage}, step {jump['step']}: {_named(jump)} came {size(jump['difference'])} apart in "
         f"float32 from the same state too. In float64 the frameworks take that very step "
-        f"{_size(truth['apart'])} apart.{end}{others}"
+        f"{size(truth['apart'])} apart.{end}{others}"
     )
 
 
@@ -174,92 +155,37 @@ def _count_of(units: int) -> str:
     return f"{units} unit{'' if units == 1 else 's'}"
 
 
-def _agreement(row: dict[str, Any]) -> str:
-    pairs = dict(row["pairs"])
-    cross = pairs.pop("jax, torch")
-    right = row["right"]
-    gap = 100 * (right["jax"] - right["torch"]) / row["images"]
-    kappa = "" if cross["kappa"] is None else f", kappa {cross['kappa']:.3f}"
-    text = (
-        f"Test: JAX {right['jax']:,}, PyTorch {right['torch']:,} of {row['images']:,} right "
-        f"({gap:+.2f} points); {cross['agree']:,} predictions equal{kappa}"
-    )
-    if pairs:
-        agree = [pair["agree"] for pair in pairs.values()]
-        text += f"; controls {min(agree):,} to {max(agree):,} equal"
-    return text + "."
-
-
-def _grouping(name: str, row: dict[str, Any]) -> str:
-    same = "the same groups" if row["same"] else "OTHER groups"
-    count = len(row["groups"]["torch"])
-    return (
-        f"Groups at {name}, from each framework's own likelihoods: {same} ({count}, adjusted Rand "
-        f"index {row['adjusted_rand']:g}); {row['controls_same']} of {row['controls']} controls "
-        f"have those of the run they control. Likelihoods differ by {_size(row['asl_difference'])} "
-        f"at most, and the nearest pair of classes is {_size(row['margin'])} from the threshold."
-    )
+def columns() -> list[str]:
+    """What the columns of the coupled design's tables mean."""
+    return [
+        "Apart: the two frameworks' weights, as a share of their length; likewise a control and "
+        "the run that it repeats. Would be seen from: the smallest difference of any tensor's "
+        "weights that the rule would have found. Right and equal: answers on test images.",
+        "Groups: made of each framework's own likelihoods; the last column is how far the nearest "
+        "pair of classes is from the threshold.",
+    ]
 
 
 def of_independent(value: dict[str, Any]) -> list[str]:
-    """The independent design."""
-    c, accuracies = value["comparison"], value["accuracies"]
-    count = len(accuracies["jax"])
+    """The independent design: what the tables do not show."""
+    c = value["comparison"]
     lines = [
-        f"{count} runs a framework: JAX {c['means'][0]:.2f} % (standard deviation "
-        f"{c['spreads'][0]:.2f}), PyTorch {c['means'][1]:.2f} % ({c['spreads'][1]:.2f}). "
-        f"Difference {c['difference']:+.2f} points, 95 % interval {c['interval'][0]:+.2f} to "
-        f"{c['interval'][1]:+.2f} (Welch, p = {c['p_difference']:.2g}).",
-        f"Equivalence within {c['margin']:g} points (two one-sided tests): p = "
-        f"{c['p_equivalence']:.2g}, " + _equivalence(c),
-    ]
-    if c["p_variance"] is not None:
-        lines.append(f"Equal variances (Brown-Forsythe): p = {c['p_variance']:.2g}.")
-    lines.append(
         f"With these spreads {_seeds(c['seeds_equivalence'])} a framework would show equivalence "
         f"with power {c['power']:g} if the means are equal, and {_seeds(c['seeds_difference'])} "
         f"would show a true difference of {c['margin']:g} points."
-    )
-    agree = value["agreement"]
-    lines.append(
-        "Predictions of two runs are equal for "
-        + ", ".join(
-            f"{100 * row['agree']:.1f} % ({name}{_kappa(row)})" for name, row in agree.items()
-        )
-        + " of the images, on average."
-    )
-    for name, row in value["trees"].items():
+    ]
+    lone = [overview.PAIRS[name] for name, row in value["trees"].items() if not row["split"]]
+    if lone:
         lines.append(
-            f"Root's groups, {name}: equal in {row['same_groups']} of {row['pairs']} pairs, "
-            f"adjusted Rand index {row['adjusted_rand']:.2f} on average, {row['lowest']:.2f} at "
-            "the least"
-            + ("" if row["split"] else " (one group of all classes: there is nothing to compare)")
-            + ("" if row["same_trees"] is None else f"; whole trees equal in {row['same_trees']}")
-            + "."
+            f"Groups of {', '.join(lone)}: one group of all classes, so there is nothing to "
+            "compare."
         )
     return lines
 
 
-def _equivalence(c: dict[str, Any]) -> str:
-    if c["equivalent"]:
-        return "**equivalent**."
-    if c["different"]:
-        return "**not shown, and the means differ**."
-    return "**not shown**."
-
-
 def of_devices(value: dict[str, Any]) -> list[str]:
-    """The precisions."""
-    lines = [
-        f"The trained root in float64 on the CPU has {value['truth']:,} of {value['images']:,} "
-        "right."
-    ]
-    lines += [
-        f"{NAMES[row['framework']]} in {row['mode']} on {value['device'][row['framework']]}: "
-        f"{row['right']:,} right, {row['changed']} decisions changed, error of scores "
-        f"{_size(row['error'])} of the largest."
-        for row in value["rows"]
-    ]
+    """The precisions: how the table is to be read."""
+    lines = ["The error of scores is a share of the largest, against float64 on the CPU."]
     return lines + ([f"{value['note'][0].upper()}{value['note'][1:]}."] if value["note"] else [])
 
 
@@ -305,11 +231,3 @@ def _count(items: list, word: str) -> str:
 
 def _seeds(count: int | None) -> str:
     return "more than 100,000 runs" if count is None else f"{count} runs"
-
-
-def _kappa(row: dict[str, Any]) -> str:
-    return "" if row["kappa"] is None else f", kappa {row['kappa']:.3f}"
-
-
-def _size(number: float | None) -> str:
-    return "infinitely far" if number is None else f"{number:.1e}"

@@ -8,7 +8,7 @@ import numpy as np
 
 from data.images.datasets import Dataset
 from data.recipes.recipe import to_json
-from parity.study import statistics, trees, verdict
+from parity.study import report, statistics, trees, verdict
 from parity.study.coupled import kappa
 from parity.study.options import Options
 from parity.study.tasks import Task
@@ -36,6 +36,8 @@ def outcome(
         "recipe": to_json(recipe),
         "nodes": options.settings.nodes,
         "fault": options.settings.fault,
+        "command": report.command(options.command),
+        "versions": report.versions(),
         "rule": {"K": verdict.K, "floors": verdict.FLOORS, "units": verdict.UNITS},
         "coupled": [_coupled(value) for value in of["coupled"]],
         "independent": _independent(of["independent"], options) if of["independent"] else None,

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from data.base import pages
 from data.run.manifest import PACKAGES
 from parity.pages import dots
-from parity.study import findings, stepped, verdict
+from parity.study import findings, overview, stepped, verdict
 from trunk_jax.pictures.style import inline
 
 _PICTURES = {
@@ -33,24 +33,37 @@ def title(value: dict[str, Any]) -> str:
 
 
 def sections(value: dict[str, Any]) -> list[dict[str, Any]]:
-    """Titles, sentences and pictures, in order."""
-    result = []
-    if value["coupled"]:
-        lines = [line for coupled in value["coupled"] for line in findings.of_coupled(coupled)]
-        made = {"title": "Coupled", "lines": lines, "pictures": ["divergence", "layers"]}
-        result += [{"title": "The rule", "lines": rule(), "pictures": []}, made]
+    """Titles, tables, pictures and sentences, in order: what was found, then how to read it."""
+    found, rules = [], []
     if value["stepwise"]:
         lines = [line for one in value["stepwise"] for line in stepped.lines_of(one)]
-        made = {"title": "Stepwise", "lines": lines, "pictures": ["steps"]}
-        result += [{"title": "The rule", "lines": stepped.rule(), "pictures": []}, made]
+        tables = overview.of_stepwise(value["stepwise"])
+        found.append(_section("Stepwise", lines, tables, ["steps"]))
+        rules += stepped.rule()
+    if value["coupled"]:
+        lines = [line for coupled in value["coupled"] for line in findings.of_coupled(coupled)]
+        tables = overview.of_coupled(value["coupled"])
+        found.append(_section("Coupled", lines, tables, ["divergence", "layers"]))
+        rules += rule() + findings.columns()
     if value["independent"]:
         lines = findings.of_independent(value["independent"])
-        result.append({"title": "Independent", "lines": lines, "pictures": ["accuracy"]})
+        tables = overview.of_independent(value["independent"])
+        found.append(_section("Independent", lines, tables, ["accuracy"]))
     if value["devices"]:
         lines = findings.of_devices(value["devices"])
-        result.append({"title": "Precisions", "lines": lines, "pictures": []})
-    result.append({"title": "Limits", "lines": findings.limits(value), "pictures": []})
-    return result
+        found.append(_section("Precisions", lines, overview.of_devices(value["devices"])))
+    if rules:
+        found.append(_section("The rule", rules))
+    return [*found, _section("Limits", findings.limits(value))]
+
+
+def _section(
+    title: str,
+    lines: Sequence[str],
+    tables: Sequence[overview.Table] = (),
+    pictures: Sequence[str] = (),
+) -> dict[str, Any]:
+    return {"title": title, "lines": lines, "tables": tables, "pictures": pictures}
 
 
 def charts(value: dict[str, Any]) -> list[tuple[str, Markup]]:
@@ -139,21 +152,22 @@ def versions() -> str:
     return f"Python {platform.python_version()}, {', '.join(found)}"
 
 
-def markdown(value: dict[str, Any], arguments: Sequence[str], pictures: Sequence[str]) -> str:
-    """The summary: answer, command, what was seen, limits."""
+def markdown(value: dict[str, Any], pictures: Sequence[str]) -> str:
+    """The summary: answer, tables and pictures, what they do not show, limits, command."""
     lines = [f"# {title(value)}", "", f"**{findings.headline(value)}**", ""]
-    lines += ["```sh", command(arguments), "```", ""]
     for section in sections(value):
         lines += [f"## {section['title']}", ""]
-        lines += [f"- {line}" for line in section["lines"]] + [""]
+        for table in section["tables"]:
+            lines += [table.markdown(), ""]
         for name in section["pictures"]:
             if name in pictures:
                 lines += [f"![{_PICTURES[name]}]({name}.svg)", ""]
-    lines += [versions() + ".", ""]
+        lines += [f"- {line}" for line in section["lines"]] + [""]
+    lines += ["## Made by", "", "```sh", value["command"], "```", "", value["versions"] + ".", ""]
     return "\n".join(lines)
 
 
-def page(value: dict[str, Any], arguments: Sequence[str], drawings: dict[str, Figure]) -> str:
+def page(value: dict[str, Any], drawings: dict[str, Figure]) -> str:
     """One HTML page that needs nothing else."""
     settings = {key: value[key] for key in ("nodes", "fault", "recipe", "dataset_sha256", "rule")}
     content = {
@@ -172,8 +186,8 @@ def page(value: dict[str, Any], arguments: Sequence[str], drawings: dict[str, Fi
         "charts": charts(value),
         "style": dots.style(),
         "key": dots.key(),
-        "command": command(arguments),
-        "versions": versions(),
+        "command": value["command"],
+        "versions": value["versions"],
         "settings": json.dumps(settings, indent=1),
     }
     return pages.render(Path(__file__).with_name("report.html"), content)

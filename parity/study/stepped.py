@@ -123,26 +123,9 @@ def _of_type(dtype: str, one: dict[str, Any], judged: int) -> list[str]:
     else:
         told = f", {one['open']:,} cannot be told" if one["open"] else ""
         lines.append(f"{dtype}: **{one['agree']:,} of {judged:,} steps agree to rounding**{told}.")
-    for name, worst in one["worst"].items():
-        kind = max(worst, key=lambda kind: float("inf") if worst[kind] is None else worst[kind])
-        size = "infinitely much" if worst[kind] is None else f"{100 * worst[kind]:.0f} %"
-        who = f"{NAMES[name]} came" if dtype == "float32" else "the two came"
-        lines.append(
-            f"{dtype}: {who} nearest to a bound (the floor, where that was enough) with {size} of "
-            f"it, in a {bounds.WORDS[kind]}."
-        )
-    sides = [
-        f"{NAMES[name]} in {count:,}" for name, count in one["on_other_sides"].items() if count
-    ]
     lines.append(
         f"{dtype}: {one['by_model']:,} steps were beyond the floor and were held against the whole "
-        "rounding model"
-        + (
-            ", with activations on the other side of an edge than float64's: " + ", ".join(sides)
-            if sides
-            else ""
-        )
-        + "."
+        "rounding model."
     )
     return lines
 
@@ -162,8 +145,9 @@ def rule() -> list[str]:
         "all layers, unamplified; of a loss: of the scores too); what is beyond it is held against "
         "the whole model, with random errors in every layer, and may take the other side of a "
         "ReLU's or a max pool's edge where float64 lies within rounding of it.",
-        "A share of 100 % is the bound. Moments and weights are held against what PyTorch's "
-        "float64 optimiser makes of the step's own gradients.",
+        "Nearest to its bound: 100 % is the bound (the floor, where that was enough). Other side "
+        "of an edge: the steps with activations that are not on float64's side. Moments and "
+        "weights are held against what PyTorch's float64 optimiser makes of the step's gradients.",
     ]
 
 
