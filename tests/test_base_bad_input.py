@@ -388,6 +388,7 @@ def test_measurements_predictions_and_metrics(run):
         "balanced": None,
         "name": "x",
         "summary": results.read_summary(run),
+        "standing": results.standing(run, results.read_summary(run)),
         "config": "",
         "licence": "",
         "manifest": runfolder.read_manifest(run),

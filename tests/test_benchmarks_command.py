@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import reading, run
 from benchmarks.cases import FORMS, PAIRS, Case, cases, recipe_of, tree_of
+from data.base import machine
 from data.base.errors import UserError
 
 CASE = Case("step", "svhn", "mobilenet", FORMS, 0.9)
@@ -88,7 +89,7 @@ def test_rows_go_on_in_the_file_but_not_on_another_machine(tmp_path, monkeypatch
     order = [case.name for case in cases()]
     assert [row["name"] for row in rows] == [name for name in order if name in measured]
     assert table.read_text().count("\n| ") == 1 + len(rows)
-    monkeypatch.setattr(run, "_processor", lambda: "another")
+    monkeypatch.setattr(machine, "processor", lambda: "another")
     with pytest.raises(UserError, match="another processor"):
         run.main(["--only", "svhn vgg", *flags])
     with pytest.raises(UserError, match="no case"):
