@@ -14,11 +14,16 @@ demo: $(VENV)/.installed
 	$(RUN) -m trunk_jax.train --dataset digits --out runs/demo
 	$(RUN) -m parity.check --checkpoint runs/demo
 
+# The quick tests. Two processes on two cores: PyTorch's threads would only wait for each other.
+# Bytecode is kept, also where Python is told not to. For --quick-compile see docs/testing.md.
+test: export OMP_NUM_THREADS = 1
+test: export PYTHONDONTWRITEBYTECODE =
+test: export PYTHONPYCACHEPREFIX = $(CURDIR)/$(VENV)/bytecode
 test: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest -n 2 -m "not slow"
+	$(RUN) -m pytest -n 2 --dist worksteal --quick-compile -m "not slow"
 
 # The documentation as a site in build/site; a broken link is an error.
 docs: $(VENV)/.installed-docs
@@ -26,7 +31,7 @@ docs: $(VENV)/.installed-docs
 
 # With the slow ones too: self-tests, rehearsals, whole trainings. Before every release.
 test-all: $(VENV)/.installed-test
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n 2 --dist worksteal
 
 # The JAX side's quick tests with the newest versions that pyproject.toml admits, without PyTorch
 # and in an environment of its own: make test-newest PYTHON=python3.13

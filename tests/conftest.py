@@ -51,6 +51,34 @@ def _own_cache(tmp_path_factory):
         yield
 
 
+def pytest_addoption(parser):
+    """What `make test` asks for, so that its tests spend less on compiling."""
+    parser.addoption(
+        "--quick-compile",
+        action="store_true",
+        help="compile without what takes XLA's and LLVM's optimisers long; commands in processes "
+        "of their own compile as a user's do",
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiling(request):
+    """Of what the tests compile in this process; see `--quick-compile`."""
+    if not request.config.getoption("--quick-compile"):
+        yield
+        return
+    import jax
+
+    from trunk_jax.machine import settings
+
+    # the commands would switch it off, and a run that a process goes on with would tell of it
+    name, now = "jax_disable_most_optimizations", settings._now
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings, "_now", lambda which, *more: which != name and now(which, *more))
+        jax.config.update(name, True)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of published files and prepared datasets beside the repository."""

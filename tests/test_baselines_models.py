@@ -204,6 +204,7 @@ def test_both_frameworks_compute_the_same(model):
         assert f"{block}.mlp.1: gradient of input" in whats
 
 
+@pytest.mark.slow  # tests/test_parity_processes.py trains a smaller model in both
 def test_both_frameworks_train_convnext_alike():
     """In float64, stochastic depth's masks shared."""
     case = small("convnext_base")

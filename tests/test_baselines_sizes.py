@@ -46,7 +46,17 @@ def runs_in_torch(name, size):
     return scores.shape == (1, 10)
 
 
-@pytest.mark.parametrize("model", [m for m in models.MODELS if "qat" not in m])
+LONG = ("convnext_base", "mobilenet_v2")  # of the others the rules are the same
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(model, marks=pytest.mark.slow if model in LONG else ())
+        for model in models.MODELS
+        if "qat" not in model
+    ],
+)
 def test_exactly_the_sizes_that_both_frameworks_take_are_accepted(model):
     name = models.STARTS[model]
     for size in SIZES:

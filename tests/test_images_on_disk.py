@@ -72,7 +72,13 @@ def test_the_next_item_is_made_while_one_is_used_and_no_more():
 
 
 @pytest.mark.parametrize(
-    ("steps", "policy"), [(2, Augmentation(crop_padding=2)), (50, Augmentation())], ids=str
+    ("steps", "policy"),
+    [
+        (2, Augmentation(crop_padding=2)),
+        # with a window that holds all steps, and nothing to augment
+        pytest.param(50, Augmentation(), marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_a_node_trains_to_the_same_bits_in_jax(steps, policy, monkeypatch):
     """70 images fill 3 batches of 20, so 2 steps a window leave one in the last window."""

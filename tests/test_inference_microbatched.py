@@ -30,7 +30,10 @@ def test_a_piece_has_the_images_whose_largest_map_is_within_the_bound(dataset, b
     assert images_at_once(lambda x: apply(network, x)[0], x) == images
 
 
-@pytest.mark.parametrize("backbone", ["mobilenet", "vgg", "resnet"])
+# the same layers, and depthwise ones, which take long
+@pytest.mark.parametrize(
+    "backbone", [pytest.param("mobilenet", marks=pytest.mark.slow), "vgg", "resnet"]
+)
 @pytest.mark.parametrize(
     "count", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 8)), 19]
 )

@@ -29,14 +29,13 @@ TRAIN = {
     "place of epsilon",
     "nesterov",
 }
+# One of a constant, of an order, of what is missing and of an activation: the others, of the same
+# kinds, differ in the cause that is tried. (A tanh GELU is named in a pure function, below.)
 QUICK = {
     "epsilon under the root",
     "gates i f o g",
     "a bias forgotten",
     "another slope",
-    "flattened as NHWC",
-    "BGR",
-    "GELU by tanh",
 }
 
 
@@ -73,7 +72,10 @@ def test_a_planted_fault_is_found_located_and_named(fault):
     assert first.after <= values.SAME
 
 
-@pytest.mark.parametrize("seed", range(3, 9))
+# The quick test of each other model is the one above: with its fault taken away it is the same.
+@pytest.mark.parametrize(
+    "seed", [3, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 9))]
+)
 def test_nothing_is_reported_without_a_fault(seed):
     result = one(seed, train=seed == 3)
     assert result["found"] == []

@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
@@ -37,10 +38,17 @@ BAD = ("exception", "exit", "odd exception", "kill")
 NAMES = ("first", *BAD, "last")
 
 
-@pytest.mark.parametrize(("jobs", "fresh"), [(1, False), (2, True)])
-def test_one_that_breaks_is_a_failed_check_and_the_others_go_on(jobs, fresh, capsys):
-    # a process each, as `--baselines` runs, takes long to start
-    names = ("exception", "kill", "last") if fresh else NAMES
+@pytest.mark.parametrize(
+    ("names", "jobs", "fresh"),
+    [
+        (("first", "odd exception", "exception", "kill", "last"), 1, False),
+        # the same with a death of the other kind, and in processes of one item, as `--baselines`
+        # has them: each takes seconds to start
+        pytest.param(NAMES, 1, False, marks=pytest.mark.slow),
+        pytest.param(("exception", "kill", "last"), 2, True, marks=pytest.mark.slow),
+    ],
+)
+def test_one_that_breaks_is_a_failed_check_and_the_others_go_on(names, jobs, fresh, capsys):
     work = [Task(name, works, (name,)) for name in names]
     checks = check.run(work, jobs, fresh=fresh)
     assert [(c.name, c.passed) for c in checks] == [(name, name not in BAD) for name in names]
@@ -51,8 +59,9 @@ def test_one_that_breaks_is_a_failed_check_and_the_others_go_on(jobs, fresh, cap
     said = capsys.readouterr().err.splitlines()
     assert len(said) == len(why), "one line each"
     assert any(line.startswith("exception: the check broke: KeyError") for line in said)
-    if not fresh:
+    if "odd exception" in names:
         assert why["odd exception"].startswith("Unsendable: a b at test_parity_processes.py:")
+    if "exit" in names:
         assert "its process died" in why["exit"]
 
 
@@ -68,6 +77,13 @@ def test_a_stop_ends_the_workers(monkeypatch):
 
 
 def test_what_broke_fails_the_command(monkeypatch, tmp_path, capsys):
+    """In this process; the test of all that can break has processes."""
+
+    def died(run, items, jobs, fresh):
+        assert fresh
+        yield 0, processes._told(BrokenProcessPool())
+
+    monkeypatch.setattr(processes, "outcomes", died)
     monkeypatch.setattr(
         check, "baseline_tasks", lambda which, seed: [Task("a model", works, ("kill",))]
     )

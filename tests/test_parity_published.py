@@ -160,7 +160,7 @@ def walk(dataset, tree, networks, image):
     return tree.paths.index(path)
 
 
-@pytest.fixture(scope="module", params=["svhn", "emnist"])
+@pytest.fixture(scope="module")
 def made(request, tmp_path_factory):
     """(dataset, folder, tree, networks, images) of a made-up published folder."""
     dataset = request.param
@@ -200,6 +200,10 @@ def serve(patch, dataset, images, labels):
     patch.setattr(datasets, "load", lambda name, data_dir: given if name == dataset else None)
 
 
+# The second layout has three nodes and older files; that the first is read shows the rest.
+@pytest.mark.parametrize(
+    "made", ["svhn", pytest.param("emnist", marks=pytest.mark.slow)], indirect=True
+)
 def test_folders_of_the_release_are_classified_by_both(made, tmp_path, monkeypatch, capsys):
     dataset, folder, tree, networks, images = made
     trap = tmp_path / "opened"
@@ -488,6 +492,7 @@ def report_on_release(tmp_path, *more):
     return json.loads(file.read_text())
 
 
+@pytest.mark.slow  # made-up folders in its layout are read above
 @needs_release
 @pytest.mark.usefixtures("_cifar10")
 def test_the_release_on_the_first_images(tmp_path):

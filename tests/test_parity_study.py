@@ -332,6 +332,8 @@ def test_ctrl_c_leaves_no_worker_and_one_word(tmp_path):
     assert (process.returncode, rest.splitlines()[-1]) == (130, told)
 
 
+# of the stepwise design a quick test shows it (tests/test_parity_stepwise.py)
+@pytest.mark.slow
 def test_a_study_that_was_cut_off_goes_on(plain, tmp_path, monkeypatch):
     """Only what is missing is computed, and the result is that of an undisturbed study."""
     folder, _, _ = plain

@@ -92,8 +92,15 @@ def test_a_bad_flag_of_evaluate(arguments, part, tmp_path, capsys):
     ("arguments", "parts"),
     [
         (["train", "--dataset", "mnist"], ["'mnist'", "digits, svhn, emnist, cifar10"]),
-        (["train", "--batch-size", "100000"], ["--batch-size 100000", "training images"]),
-        (["evaluate", "nowhere"], ["nowhere", "no such folder"]),
+        # one process is enough to see what becomes of any such error
+        pytest.param(
+            ["train", "--batch-size", "100000"],
+            ["--batch-size 100000", "training images"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["evaluate", "nowhere"], ["nowhere", "no such folder"], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_the_command_itself(arguments, parts, tmp_path):

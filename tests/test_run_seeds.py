@@ -10,7 +10,7 @@ from data.base.errors import UserError
 from data.run import results, seeds
 from data.tree import metrics
 
-FLAGS = ["--backbone", "monolith", "--epochs", "1", "--limit", "300"]
+FLAGS = ["--backbone", "monolith", "--epochs", "1", "--limit", "100"]
 
 
 def test_interval_is_students():

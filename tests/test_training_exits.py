@@ -273,7 +273,15 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("name", RULES)
+# the last rule has both others in it: some images go to the end, some stop by a threshold
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("to the end", marks=pytest.mark.slow),
+        pytest.param("thresholds", marks=pytest.mark.slow),
+        "two branches",
+    ],
+)
 @pytest.mark.parametrize("framework", ["jax", "torch"])
 def test_images_stop_where_the_rule_says(networks, scores, framework, name):
     rule, recipe = RULES[name], replace(RECIPE, exits=Exits())
