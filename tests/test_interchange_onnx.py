@@ -1,6 +1,7 @@
 """Trees as ONNX: they decide as ours do, compute the nodes on the path alone, refuse faults."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import random_trees  # noqa: E402
 from flax import nnx  # noqa: E402
 
 from data.base.errors import UserError  # noqa: E402
-from data.run import runfolder  # noqa: E402
+from data.run import results, runfolder  # noqa: E402
 from data.tree.hierarchy import ROOT, ancestors  # noqa: E402
 from data.tree.metrics import softmax  # noqa: E402
 from trunk_jax import export  # noqa: E402
@@ -173,6 +174,20 @@ def test_a_model_says_what_it_is(models, trained):
 
 def list_of(info):
     return [d.dim_param or d.dim_value for d in info.type.tensor_type.shape.dim]
+
+
+def test_the_accuracy_that_a_model_tells_is_that_of_its_rule(runs, tmp_path):
+    """That of the summary is of images that go on to the end, which this model does not do."""
+    run = Path(shutil.copytree(runs[EXITS], tmp_path / "run"))
+    assert of_run(run).about["test_images_right"] == of_run(run).about["accuracy"] == "unknown"
+    counts = {"accuracy": 0.25, "correct": 90, "total": 360}
+    mean = {"multiply_adds": 1.0, "parameters": 2.0, "last": {"root": 1.0}}
+    results.write_stopped(run, "test", counts | mean)
+    assert of_run(run).about["test_images_right"] == "90 of 360"
+    assert of_run(run).about["accuracy"] == "0.250000"
+    results.forget_predictions(run)  # as a new rule does
+    assert of_run(run).about["accuracy"] == "unknown"
+    assert not list(run.glob("stopped-*"))
 
 
 def test_a_monolith_is_a_tree_of_one_node(tmp_path, images):

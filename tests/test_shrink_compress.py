@@ -1,5 +1,6 @@
 """int8 and structured pruning, of layers, of whole trees, and of the low-power background."""
 
+import contextlib
 import json
 
 import jax
@@ -225,21 +226,23 @@ def test_shapes_that_do_not_fit_together():
 # --- a whole tree
 
 
+def trained(tmp_path_factory, flags):
+    """A finished run of vgg nodes on digits."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    words = f"--backbone vgg --batch-size 32 {flags}".split()
+    train.main([*words, "--out", str(folder)])
+    return folder
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    flags = "--backbone vgg --limit 300 --epochs 3 --batch-size 32 --volatility 1.2"
-    train.main([*flags.split(), "--out", str(folder)])
-    return folder
+    return trained(tmp_path_factory, "--limit 300 --epochs 3 --volatility 1.2")
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A finished run of one node, hardly trained."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    flags = "--backbone vgg --limit 100 --epochs 1 --batch-size 32 --volatility 1e-9"
-    train.main([*flags.split(), "--out", str(folder)])
-    return folder
+    """Of one node, hardly trained."""
+    return trained(tmp_path_factory, "--limit 100 --epochs 1 --volatility 1e-9")
 
 
 @pytest.mark.slow
@@ -362,6 +365,25 @@ def test_a_curve_of_shares_with_training_after_pruning(finished, tmp_path, capsy
     assert "tree/recovery" in shown.err
 
 
+def test_what_another_process_works_in_is_left_alone(tmp_path, monkeypatch):
+    of, state = {"weights_sha256": "x"}, tmp_path / "out.unfinished"
+    state.mkdir()
+    writing.write_json(state / "of.json", of)
+
+    @contextlib.contextmanager
+    def busy(path):
+        raise UserError(f"{path} is in use by another process")
+        yield
+
+    monkeypatch.setattr(compress, "hold", busy)
+    with (
+        pytest.raises(UserError, match="in use by another process"),
+        compress.unfinished(tmp_path / "out", of, resume=True),
+    ):
+        pass
+    assert (state / "of.json").exists()
+
+
 @pytest.mark.slow
 def test_training_after_pruning_that_is_stopped_goes_on_to_the_same_bits(
     finished, tmp_path, monkeypatch
@@ -369,17 +391,17 @@ def test_training_after_pruning_that_is_stopped_goes_on_to_the_same_bits(
     """Stopped in the second share's second epoch: the first is not done again, no epoch is lost."""
     words = [str(finished), "--prune", "0.2", "0.5", "--epochs", "3", "--out"]
     compress.main([*words, str(tmp_path / "whole")])
-    trained, kept = [], recover.recover
+    epochs, kept = [], recover.recover
 
-    def stopped(model, epochs, splits, folder, report):
+    def stopped(model, count, splits, folder, report):
         def tell(row=None, **progress):
             report(row=row, **progress)
             if row is not None:
-                trained.append(row["epoch"])
-                if len(trained) == 5:  # what Ctrl-C raises
+                epochs.append(row["epoch"])
+                if len(epochs) == 5:  # what Ctrl-C raises
                     raise KeyboardInterrupt
 
-        return kept(model, epochs, splits, folder, tell)
+        return kept(model, count, splits, folder, tell)
 
     out, state = tmp_path / "out", tmp_path / "out.unfinished"
     monkeypatch.setattr(recover, "recover", stopped)
@@ -392,7 +414,7 @@ def test_training_after_pruning_that_is_stopped_goes_on_to_the_same_bits(
         compress.main([*words[:3], "0.3", *words[4:], str(out), "--resume"])
     assert state.is_dir()
     compress.main([*words, str(out), "--resume"])
-    assert trained == [1, 2, 3, 1, 2, 2, 3]  # the epoch that was cut off has not been saved
+    assert epochs == [1, 2, 3, 1, 2, 2, 3]  # the epoch that was cut off has not been saved
     for name in ("prune20-3epochs", "prune50-3epochs"):
         files = sorted(file.name for file in (out / name / "weights").iterdir())
         assert files

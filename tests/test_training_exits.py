@@ -441,9 +441,13 @@ def test_a_tree_is_trained_and_stops_for_a_wanted_cost(framework, tmp_path, caps
         name: node["multiply_adds"]
         for name, node in json.loads((run / "summary.json").read_text())["nodes"].items()
     }
+    evaluate([str(run)])  # images have no rule to stop by yet
+    assert (run / "predictions-test.csv").exists()
+    assert not (run / "stopped-test.json").exists()
     wanted = costs["root"] + 100_000
     flags = ["--stop-at", str(wanted), "--curve", "--json", str(report)]
     evaluate([str(run), "--split", "validation", *flags])
+    assert not (run / "predictions-test.csv").exists()  # it would be of no rule that there is
     found = json.loads(report.read_text())
     assert costs["root"] <= found["mean"]["multiply_adds"] <= wanted
     kept = json.loads((run / stopping.FILE).read_text())["about"]["validation"]

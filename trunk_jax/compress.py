@@ -67,14 +67,15 @@ def unfinished(out: Path, of: dict[str, Any], resume: bool) -> Iterator[Path]:
         raise UserError(
             f"{state} is of another run or other flags; remove it, or choose another --out"
         )
-    writing.write_json(file, of)
-    done = False
+    held = done = False
     try:
         with hold(state):
+            held = True
+            writing.write_json(file, of)
             yield state
         done = True
-    finally:
-        if done or not any(entry.is_dir() for entry in state.iterdir()):
+    finally:  # what another process holds is not ours to remove
+        if held and (done or not any(entry.is_dir() for entry in state.iterdir())):
             shutil.rmtree(state)
 
 

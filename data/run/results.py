@@ -167,6 +167,13 @@ def write_stopped(folder: Path, split: str, stopped: dict[str, Any] | None) -> N
         writing.write_json(file, stopped)
 
 
+def forget_predictions(folder: Path) -> None:
+    """Remove a run's predictions of every split, and what they cost: they are true no more."""
+    for kind in ("predictions-*.csv", "confusion-*.csv", "stopped-*.json"):
+        for file in folder.glob(kind):
+            file.unlink()
+
+
 def standing(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
     """What a finished run is compared by: `correct` and `total` on test, and what an image costs.
 

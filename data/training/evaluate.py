@@ -8,6 +8,7 @@ from data.base.progress import working
 from data.base.writing import save_json
 from data.images.splits import split
 from data.inference import curve
+from data.inference.stopping import Stopping
 from data.run import derived, results, runfolder
 from data.run.dataset import load_of_run
 from data.run.options import EvaluateOptions
@@ -53,7 +54,8 @@ def _evaluate(framework: Framework[M], options: EvaluateOptions, shipped: bool) 
         place = derived.claim(folder) if shipped else folder
         results.write_predictions(place, part, dataset, examples, found.labels, found.confidence)
         counts = {key: value[key] for key in ("accuracy", "correct", "total")}
-        results.write_stopped(place, part, counts | value["mean"] if "mean" in value else None)
+        ruled = model.stopping != Stopping()
+        results.write_stopped(place, part, counts | value["mean"] if ruled else None)
     if dataset.fingerprint != runfolder.read_config(folder).get("dataset_sha256"):
         print("note: these are not the images that the run was trained on", file=sys.stderr)
     print(

@@ -10,6 +10,7 @@ from data.base.errors import UserError
 from data.images.datasets import Examples
 from data.inference import curve, stopping
 from data.inference.curve import Asked, Point
+from data.run import results
 from data.run.options import EvaluateOptions
 from data.run.results import Costs
 from data.training.framework import Framework, M
@@ -65,6 +66,8 @@ def with_rule(
     wanted = best[-1] if options.stop_at is None else curve.chosen(found.points, options.stop_at)
     about = {"stop_at": options.stop_at, "beam": options.beam, "validation": curve.to_json(wanted)}
     if store:
+        if wanted.rule != model.stopping:  # predictions by the rule before are none of this one
+            results.forget_predictions(folder)
         stopping.write(folder, wanted.rule, about)
     return replace(model, stopping=wanted.rule)
 

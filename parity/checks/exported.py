@@ -194,8 +194,9 @@ def _truth_with_exits(theirs: Model, model: onnx.ModelProto, images: Images) -> 
             largest[1] = max(largest[1], share)
             inputs |= dict.fromkeys(tree.children(node), (features64, features))
         count = len(places)
-        met = predictions(tree, curve.visits(tree, scores, rule), count).met
-        shares = distribution(tree, curve.visits(tree, scores, rule), count)
+        visits = list(curve.visits(tree, scores, rule))
+        met = predictions(tree, visits, count).met
+        shares = distribution(tree, visits, count)
         close = too_close(tree, rule, scores, error, met)
         found.append((shares.argmax(1), paths_met(tree, met), shares, close))
     labels, paths, probabilities, close = map(np.concatenate, zip(*found, strict=True))

@@ -45,19 +45,17 @@ def program_of(model: Model) -> Callable[[UInt8[Array, "h w c"]], Answer]:
     stopping.need_one_branch(model.stopping, "a program for one image")
     weights = {tree.names[node]: networks[node] for node in tree.nodes}
     dtype = str(dtype_of(networks[ROOT]))
-    if tree.exits:
-        return partial(_stop_early, model.stopping, tree, recipe.mean, recipe.std, dtype, weights)
-    return partial(_follow, tree, recipe.mean, recipe.std, dtype, weights)
+    way = partial(_stop_early, model.stopping) if tree.exits else _follow
+
+    def program(image: UInt8[Array, "h w c"]) -> Answer:
+        x = prepare(image[None], {}, Augmentation(), recipe.mean, recipe.std, dtype)
+        return way(tree, weights, x)
+
+    return program
 
 
-def _follow(
-    tree: Tree,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    dtype: str,
-    networks: dict[str, Network],
-    image: UInt8[Array, "h w c"],
-) -> Answer:
+def _follow(tree: Tree, networks: dict[str, Network], x: Array) -> Answer:
+    """The answer for the root's input `x`, of one image."""
     leaves = {path: label for label, path in enumerate(tree.paths)}
     depth = max(map(len, leaves))
 
@@ -79,19 +77,10 @@ def _follow(
         path = path.at[len(node)].set(chosen.astype(jnp.int32))
         return jax.lax.switch(chosen, branches, likelihood + likelihoods[chosen], path, features)
 
-    x = prepare(image[None], {}, Augmentation(), mean, std, dtype)
     return visit(ROOT, jnp.zeros((), x.dtype), jnp.full(depth, -1, jnp.int32), x)
 
 
-def _stop_early(
-    rule: Stopping,
-    tree: Tree,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    dtype: str,
-    networks: dict[str, Network],
-    image: UInt8[Array, "h w c"],
-) -> Answer:
+def _stop_early(rule: Stopping, tree: Tree, networks: dict[str, Network], x: Array) -> Answer:
     """As `_follow`, of a tree with exits: `data.inference.model.distribution` in a program."""
 
     def visit(node: Node, shares: Array, path: Array, x: Array) -> tuple[Array, Array]:
@@ -115,7 +104,6 @@ def _stop_early(
         went = jnp.where(way > 0, best, -1).astype(jnp.int32)
         return jax.lax.switch(way, ways, shares, path.at[len(node)].set(went), features)
 
-    x = prepare(image[None], {}, Augmentation(), mean, std, dtype)
     start = jnp.zeros(len(tree.paths), x.dtype).at[0].set(1)  # the root's classes have 1 together
     shares, path = visit(ROOT, start, jnp.full(tree.depth, -1, jnp.int32), x)
     label = shares.argmax().astype(jnp.int32)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.inference import stopping
+from data.inference.stopping import Stopping
 from data.recipes.recipe import Recipe
 from data.run import results, runfolder
 from data.tree import hierarchy
@@ -44,8 +45,8 @@ class Trained:
 
 def of_run(run: Path) -> Trained:
     """What is in a finished run's folder. UserError if it is not finished."""
-    facts = _measured(run)
     model = load(run)
+    facts = _measured(run, model.stopping != Stopping())
     stopping.need_one_branch(model.stopping, "export")
     return Trained(model, about(model.recipe, model.tree) | facts)
 
@@ -71,14 +72,19 @@ def about(recipe: Recipe, tree: Tree) -> dict[str, str]:
     }
 
 
-def _measured(run: Path) -> dict[str, str]:
-    """What the run says of itself: test accuracy, and the commit that trained it."""
+def _measured(run: Path, ruled: bool) -> dict[str, str]:
+    """What the run says of itself: test accuracy, and the commit that trained it.
+
+    `ruled`: whether images stop by a rule, which then has to have been measured on test.
+    """
     summary: dict[str, Any] = results.read_summary(run)
     git = runfolder.read_manifest(run).get("git") or {}
-    test = summary["accuracy"]["test"]
+    found = results.standing(run, summary)
+    right, total = found["correct"], found["total"]
+    known = found["stopped"] == ruled
     return {
         "dataset": summary["dataset_title"],
-        "accuracy": f"{test['accuracy']:.6f}",
-        "test_images_right": f"{test['correct']} of {test['total']}",
+        "accuracy": f"{right / total:.6f}" if known else "unknown",
+        "test_images_right": f"{right} of {total}" if known else "unknown",
         "commit": git.get("commit", "unknown"),
     }
