@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -334,8 +335,9 @@ def test_flags_of_training_after_pruning(small, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_curve_of_shares_with_training_after_pruning(finished, tmp_path, capsys):
-    out, file = tmp_path / "out", tmp_path / "result.json"
+def test_a_curve_of_shares_with_training_after_pruning(finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # short names, which the table does not fold
+    out, file = Path("out"), tmp_path / "result.json"
     words = ["--prune", "0.2", "0.5", "--epochs", "3", "--out", str(out), "--json", str(file)]
     compress.main([str(finished), *words])
     value = json.loads(file.read_text())
