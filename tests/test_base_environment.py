@@ -253,6 +253,21 @@ def test_a_folder_of_the_same_name_hides_nothing(tmp_path):
 # --- systems that lack a function
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc on this system")
+def test_peak_memory_does_not_count_what_the_parent_had():
+    child = "from data.base import machine; x = b'x' * 50_000_000; del x; "
+    child += "print(machine.peak_memory())"
+    parent = f"""
+import subprocess, sys
+held = b"x" * 400_000_000
+subprocess.run([sys.executable, "-c", {child!r}], check=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", parent], check=True, capture_output=True, text=True
+    )
+    assert 50e6 < int(done.stdout) < 200e6  # 400 MB more by getrusage
+
+
 def test_without_functions_of_linux(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.delattr(os, "posix_fallocate", raising=False)
@@ -266,7 +281,7 @@ def test_without_functions_of_linux(tmp_path, monkeypatch):
     assert sizes == [3 * 2**20 + 5]
     for module in ("resource", "fcntl"):
         monkeypatch.setitem(sys.modules, module, None)
-    assert machine.peak_memory() == 0
+    assert machine.peak_memory(tmp_path) == 0  # nor its /proc
     try:
         importlib.reload(locking)
         with locking.hold(tmp_path):  # by a file that names the process

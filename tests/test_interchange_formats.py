@@ -342,10 +342,12 @@ def test_the_benchmark_in_its_smallest_form(run, tmp_path, capsys):
     assert set(value["first"]) == expected | built
     us, found = value["times"][0]["us"], {bar["what"]: bar for bar in value["bars"]}
     assert len(found) == 4 + len(built)
-    bar = found["one image, 1 threads: onnx float32 / pytorch"]
+    bar = found["one image, 1 thread: onnx float32 / pytorch"]
     assert bar["measured"] == us["onnx float32"] / us["pytorch"]
     assert (bar["most"], bar["met"]) == (0.35, bar["measured"] <= 0.35)
-    assert all(row["bytes"] > 1e7 and row["seconds"] > 0 for row in value["first"].values())
+    # Ours has more than 500 MB, which no part of what is started counts.
+    assert all(1e7 < row["bytes"] < 2e8 for row in value["first"].values())
+    assert all(row["seconds"] > 0 for row in value["first"].values())
     assert "onnx a file a node" in capsys.readouterr().out
     page = (tmp_path / "t").read_text()
     assert page.startswith("# 4 nodes in ONNX and in our own programs, measured\n")

@@ -42,8 +42,16 @@ def available_memory(root: Path = _ROOT) -> int | None:
     return min((left for left in _left(root) if left is not None), default=None)
 
 
-def peak_memory() -> int:
-    """The most bytes that this process has had so far; 0 where the system does not say."""
+def peak_memory(root: Path = _ROOT) -> int:
+    """The most bytes that this process has had so far; 0 where the system does not say.
+
+    On Linux those of its own memory alone: what `getrusage` tells there counts what the process
+    that started it had, as long as that was more. `root`: where `proc` is.
+
+    Example: `peak_memory()` gives 300_000_000 after an array of 290 MB was made and let go.
+    """
+    if "VmHWM" in (rows := _rows(root / "proc/self/status")):
+        return 1024 * rows["VmHWM"]
     try:
         import resource
     except ImportError:  # Windows
