@@ -11,7 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
@@ -100,8 +100,7 @@ def likelihood() -> list[Check]:
 
 def small_tree() -> list[Check]:
     """A tree grown with all the release's faults: subsets as batches, so batches are padded."""
-    recipe = training.small_recipe(faults=True)
-    return training.check_tree(replace(recipe, limit=200), "digits tree")
+    return training.check_tree(training.small_recipe(faults=True), "digits tree")
 
 
 def routing() -> list[Check]:
