@@ -12,7 +12,7 @@ from data.images import datasets
 from data.images.splits import split
 from data.recipes import recipe as recipes
 from data.run import runfolder
-from parity.study import bounds, command, jax_runner, lead, moments, stepped, stepwise
+from parity.study import bounds, command, jax_runner, lead, moments, overview, stepped, stepwise
 from parity.study.bounds import Verdict
 from parity.study.jax_runner import JaxRunner
 from parity.study.options import options_of
@@ -291,3 +291,14 @@ def test_flags_that_make_no_sense(flags, words):
 
 def test_jax_is_left_as_it_was():
     assert not jax.config.jax_enable_x64
+
+
+@pytest.mark.parametrize(
+    ("worst", "shown"),
+    [(0.984572, "98 %"), (37.5, "3750 %"), (3.7585e8, "3.8e+08 times"), (None, "not finite")],
+)
+def test_how_much_of_a_bound_an_error_is_stays_short(worst, shown):
+    one = {"agree": 1, "beyond": 1, "open": 0, "worst": {"jax": {"weight": worst}}}
+    one["on_other_sides"] = {}
+    table = overview.of_stepwise([{"seed": 0, "judged": 2, "types": {"float64": one}}])[0]
+    assert table.rows[0][7] == shown

@@ -48,7 +48,7 @@ def of_stepwise(trained: Sequence[dict[str, Any]]) -> list[Table]:
             counts = [f"{one[key]:,}" for key in ("agree", "beyond", "open")]
             for name, worst in one["worst"].items():
                 kind = max(worst, key=lambda kind: _number(worst[kind]))
-                near = "not finite" if worst[kind] is None else f"{100 * worst[kind]:.0f} %"
+                near = _share(worst[kind])
                 who = NAMES[name] if dtype == "float32" else "JAX and PyTorch"
                 sides = one["on_other_sides"].get(name)
                 rows.append(
@@ -64,6 +64,13 @@ def of_stepwise(trained: Sequence[dict[str, Any]]) -> list[Table]:
                     ]
                 )
     return [Table("Steps", columns, rows, words=(0, 1, 2, 8))]
+
+
+def _share(worst: float | None) -> str:
+    """How much of a bound an error is, in few characters however far beyond it is."""
+    if worst is None:
+        return "not finite"
+    return f"{100 * worst:.0f} %" if worst < 100 else f"{worst:.1e} times"
 
 
 def of_coupled(runs: Sequence[dict[str, Any]]) -> list[Table]:
