@@ -3,6 +3,8 @@
 import importlib.util
 import os
 import re
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,10 @@ CHECKED = ("trunk_jax.layers", "trunk_jax.nodes", "trunk_torch_ref.nodes")
 ARRAYS_CHECKED = ("data.images", "data.inference", "data.tree")
 install_import_hook(CHECKED, "typechecked.check")
 install_import_hook(ARRAYS_CHECKED, "typechecked.check_arrays")
+
+# A shell's background jobs ignore Ctrl-C, and so would the processes that tests start and stop.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples on every machine and in every run, however slow the machine is.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -49,6 +55,15 @@ def _own_cache(tmp_path_factory):
         if "TRUNK_CACHE_DIR" not in os.environ:
             patch.setenv("TRUNK_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _precision():
+    """The checks ask for exact products in the whole process: of a run that is a setting."""
+    yield
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.config.jax_default_matmul_precision is not None:
+        jax.config.update("jax_default_matmul_precision", None)
 
 
 def pytest_addoption(parser):

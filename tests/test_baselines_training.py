@@ -83,7 +83,8 @@ def test_a_run_is_a_trees_run(tmp_path, capsys):
     # what is of trees alone says so before it takes time
     for command, words in (
         (metrics, ["run"]),
-        (export, ["run", "out"]),
+        (export, ["run", "--format", "folder", "--out", "out"]),
+        (export, ["run", "--format", "hub", "--out", "out"]),
         (compress, ["run", "--prune", "0.2"]),
     ):
         with pytest.raises(UserError, match=r"is a baseline \(mobilenet_v2\)"):

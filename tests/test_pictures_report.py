@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -24,6 +25,7 @@ from parity.checks import report as parity_report
 from parity.checks.tolerance import equal
 from trunk_jax import pictures, report
 from trunk_jax.pictures import __main__ as command
+from trunk_jax.pictures import style
 from trunk_jax.pictures.confusion import confusion_matrix
 from trunk_jax.pictures.curves import training_curves
 from trunk_jax.pictures.likelihood import likelihoods
@@ -352,3 +354,27 @@ def test_runs_and_published_points_stand_where_they_were_measured(tmp_path):
         writing.write_json(tmp_path / "wrong.json", wrong)
         with pytest.raises(UserError, match="another form"):
             results.read_published(tmp_path / "wrong.json")
+
+
+def test_letters_without_a_font_are_told_of_once(tmp_path, capsys):
+    def drawn():
+        drawing = style.figure(2, 1)
+        drawing.text(0.1, 0.5, "a\U000f1234\U000f1235")  # in no font: for private use
+        style.write(drawing, tmp_path, "x")
+
+    drawn()
+    said = capsys.readouterr().err
+    assert said.startswith("note: no font here has \U000f1234\U000f1235: pictures show boxes")
+    assert said.count("\n") == 1
+    drawn()
+    assert capsys.readouterr().err == ""
+
+
+def test_other_warnings_of_a_drawing_are_not_lost():
+    @style.styled
+    def drawn():
+        warnings.warn("something else", stacklevel=2)
+        return style.figure(1, 1)
+
+    with pytest.warns(UserWarning, match="something else"):
+        drawn()

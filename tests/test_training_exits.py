@@ -421,6 +421,13 @@ def test_rules_are_calibrated_and_of_group_trees_have_second_branches_alone(scor
     assert {frozenset(rule.thresholds) for rule in tried} == {frozenset({"root", "b"})}
     assert {rule.second for rule in tried} == {None, *curve._BOTH_FROM}
     assert max(t for rule in tried for t in rule.thresholds.values()) == stopping.NEVER
+    # no image is so near to a threshold that rounding, 1e-6 of a probability, decides on it
+    heated = scores[ROOT] / tried[0].temperature("root")
+    sure = np.exp(curve.log_softmax(heated)).max(1)
+    shares = np.array([rule.threshold("root") for rule in tried])
+    assert len(np.unique(shares)) > 40
+    assert np.abs(sure / shares[:, None] - 1).min() > 1e-5
+    assert (sure >= shares.min()).all()  # the first one stops them all
     plain = curve.Asked(replace(TREE, exits=False), scores, labels)
     assert curve.rules(plain, both_ways=False) == [Stopping()]
     assert [rule.second for rule in curve.rules(plain, both_ways=True)] == [None, *curve._BOTH_FROM]

@@ -169,7 +169,9 @@ def of(found: Predictions, tree: Tree, costs: Costs) -> dict[str, Any]:
 def rules(asked: Asked, both_ways: bool) -> list[Stopping]:
     """The rules that are tried, on validation images: calibrated, each with one threshold for all.
 
-    Thresholds are quantiles of the root's certainty, so that they are close where many images are.
+    Thresholds are quantiles of the root's certainty, so that they are close where many images are;
+    each halfway to the next image that is less sure, for at the value of an image rounding would
+    decide where it stops.
     `both_ways`: also with second branches. Where nodes score groups images stop nowhere, so only
     second branches are tried.
     """
@@ -180,8 +182,11 @@ def rules(asked: Asked, both_ways: bool) -> list[Stopping]:
     calibrated = temperatures(asked)
     inner = [tree.names[node] for node in tree.nodes if tree.children(node)]
     sure = np.exp(log_softmax(asked.scores[ROOT] / calibrated[tree.names[ROOT]])).max(1)
-    tried = np.quantile(sure, np.linspace(0, 1, _STEPS, endpoint=False))
-    tried = np.unique(np.minimum(tried, _SUREST))
+    quantiles = np.quantile(sure, np.linspace(0, 1, _STEPS, endpoint=False), method="lower")
+    values = np.unique(sure)
+    places = np.searchsorted(values, quantiles)
+    below = np.where(places > 0, values[places - 1], 0.99 * values[0])
+    tried = np.unique(np.minimum((values[places] + below) / 2, _SUREST))
     return [
         Stopping(calibrated, dict.fromkeys(inner, float(share)), second)
         for share in (*tried, NEVER)

@@ -7,8 +7,11 @@ is right on white and, in a page, on black: there ink and lines become the page'
 import html
 import io
 import re
-from collections.abc import Callable
-from functools import wraps
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
@@ -18,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.patches import Rectangle
 
 from data.base import writing
@@ -33,7 +37,6 @@ ACCURACY = LinearSegmentedColormap.from_list("accuracy", ["#b42318", "#e8b04b", 
 _SETTINGS: "dict[RcKeyType, Any]" = {
     "figure.autolayout": False,
     "figure.constrained_layout.use": False,
-    "font.family": "sans-serif",
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -51,11 +54,51 @@ _SETTINGS: "dict[RcKeyType, Any]" = {
     "svg.hashsalt": "trunk",  # and the same file in every run
     "legend.frameon": False,
 }
+# After matplotlib's own font, which comes with it and knows European scripts, one is asked for what
+# it lacks: class names are in any script. Those that usual systems have.
+_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Microsoft YaHei")
+_FONTS += ("PingFang SC", "Hiragino Sans", "Malgun Gothic", "Noto Sans Devanagari", "Nirmala UI")
+_FONTS += ("Noto Sans Thai", "Leelawadee UI", "Arial Unicode MS")
+
+
+@cache
+def _fonts() -> list[str]:
+    here = {font.name for font in fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in _FONTS if name in here)]
+
+
+_missing: set[str] = set()  # characters that were told of
+
+
+@contextmanager
+def _settings(**more: Any) -> Iterator[None]:
+    """Ours, whatever the user's matplotlibrc says; characters without a font are told of once."""
+    with (
+        matplotlib.rc_context(_SETTINGS | {"font.family": _fonts()} | more),
+        warnings.catch_warnings(record=True) as caught,
+    ):
+        warnings.simplefilter("always")
+        yield
+    lacking = set()
+    for each in caught:
+        found = re.match(r"Glyph (\d+) .*missing from font", str(each.message))
+        if found:
+            lacking.add(chr(int(found[1])))
+        else:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    if new := sorted(lacking - _missing):
+        _missing.update(new)
+        told = "".join(new).encode(sys.stderr.encoding or "ascii", "backslashreplace")
+        print(
+            f"note: no font here has {told.decode(sys.stderr.encoding or 'ascii')}: pictures show "
+            "boxes for it; a font that has, such as Noto Sans CJK, mends that",
+            file=sys.stderr,
+        )
 
 
 def figure(width: float, height: float) -> Figure:
     """An empty figure of so many inches, without a global state behind it."""
-    with matplotlib.rc_context(_SETTINGS):
+    with _settings():
         return Figure(figsize=(width, height))
 
 
@@ -64,7 +107,7 @@ def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
 
     @wraps(function)
     def drawn(*arguments: P.args, **named: P.kwargs) -> Figure:
-        with matplotlib.rc_context(_SETTINGS):
+        with _settings():
             return function(*arguments, **named)
 
     return drawn
@@ -73,7 +116,7 @@ def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
 def write(drawing: Figure, folder: Path, name: str) -> list[Path]:
     """`name.png` (150 dots an inch) and `name.svg`, whole or not at all, on white."""
     png, svg = io.BytesIO(), io.BytesIO()
-    with matplotlib.rc_context(_SETTINGS):
+    with _settings():
         FigureCanvasAgg(drawing).print_png(png, metadata={"Software": None})
         drawing.savefig(svg, format="svg", metadata={"Date": None})
     writing.write_bytes(folder / f"{name}.png", png.getvalue())
@@ -87,7 +130,7 @@ def inline(drawing: Figure, name: str, title: str) -> str:
     `name` keeps its ids apart from those of other pictures; `title` is read out in its place.
     """
     buffer = io.StringIO()
-    with matplotlib.rc_context(_SETTINGS | {"svg.hashsalt": name}):
+    with _settings(**{"svg.hashsalt": name}):
         drawing.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
