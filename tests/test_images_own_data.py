@@ -473,7 +473,7 @@ def test_every_command_works_on_a_run_on_photographs(run, photos, tmp_path, caps
     report.main([str(folder), "--out", str(tmp_path / "report")])
     compress.main([str(folder), "--quantize", "int8", "--out", str(tmp_path / "small")])
     handed = tmp_path / "handed on"
-    export.main([str(folder), str(handed)])
+    export.main([str(folder), "--format", "folder", "--out", str(handed)])
     assert str(photos) not in (handed / "config.json").read_text()
     image = str(photos / "夜" / "IMG_0.jpg")
     given = []
