@@ -56,9 +56,11 @@ _SETTINGS: "dict[RcKeyType, Any]" = {
 }
 # After matplotlib's own font, which comes with it and knows European scripts, one is asked for what
 # it lacks: class names are in any script. Those that usual systems have.
-_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Microsoft YaHei")
-_FONTS += ("PingFang SC", "Hiragino Sans", "Malgun Gothic", "Noto Sans Devanagari", "Nirmala UI")
-_FONTS += ("Noto Sans Thai", "Leelawadee UI", "Arial Unicode MS")
+_FONTS = [
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Microsoft YaHei"),
+    *("PingFang SC", "Hiragino Sans", "Malgun Gothic", "Noto Sans Devanagari", "Nirmala UI"),
+    *("Noto Sans Thai", "Leelawadee UI", "Arial Unicode MS"),
+]
 
 
 @cache
@@ -71,10 +73,11 @@ _missing: set[str] = set()  # characters that were told of
 
 
 @contextmanager
-def _settings(**more: Any) -> Iterator[None]:
+def _settings(more: "dict[RcKeyType, Any] | None" = None) -> Iterator[None]:
     """Ours, whatever the user's matplotlibrc says; characters without a font are told of once."""
+    chosen: dict[RcKeyType, Any] = {**_SETTINGS, "font.family": _fonts(), **(more or {})}
     with (
-        matplotlib.rc_context(_SETTINGS | {"font.family": _fonts()} | more),
+        matplotlib.rc_context(chosen),
         warnings.catch_warnings(record=True) as caught,
     ):
         warnings.simplefilter("always")
@@ -130,7 +133,7 @@ def inline(drawing: Figure, name: str, title: str) -> str:
     `name` keeps its ids apart from those of other pictures; `title` is read out in its place.
     """
     buffer = io.StringIO()
-    with _settings(**{"svg.hashsalt": name}):
+    with _settings({"svg.hashsalt": name}):
         drawing.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
