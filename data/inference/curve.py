@@ -185,6 +185,7 @@ def rules(asked: Asked, both_ways: bool) -> list[Stopping]:
     quantiles = np.quantile(sure, np.linspace(0, 1, _STEPS, endpoint=False), method="lower")
     values = np.unique(sure)
     places = np.searchsorted(values, quantiles)
+    # nobody is less sure than the least sure: a little less than that stops them all
     below = np.where(places > 0, values[places - 1], 0.99 * values[0])
     tried = np.unique(np.minimum((values[places] + below) / 2, _SUREST))
     return [

@@ -91,9 +91,8 @@ def _settings(more: "dict[RcKeyType, Any] | None" = None) -> Iterator[None]:
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
     if new := sorted(lacking - _missing):
         _missing.update(new)
-        told = "".join(new).encode(sys.stderr.encoding or "ascii", "backslashreplace")
         print(
-            f"note: no font here has {told.decode(sys.stderr.encoding or 'ascii')}: pictures show "
+            f"note: no font here has {''.join(new)}: pictures show "
             "boxes for it; a font that has, such as Noto Sans CJK, mends that",
             file=sys.stderr,
         )
