@@ -32,6 +32,13 @@ def main(arguments: list[str] | None = None) -> None:
         help="which, in this order, the first ones "
         "perhaps for so many seconds at most, e.g. 1:30 2 (default: all)",
     )
+    add(
+        "--jobs",
+        nargs="+",
+        metavar="NAME",
+        help="only these of them, in this order; a name may hold *, e.g. 'step-cifar10-*' "
+        "(default: all, in the order of --list)",
+    )
     add("--out", metavar="DIR", help="folder of results and runs; what is in it is gone on with")
     add(
         "--data-dir",
@@ -57,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not 0.1 <= options.minutes <= 600:
         raise UserError("--minutes must be 0.1 to 600")
-    stages = plan.stages()
+    stages = plan.chosen(plan.stages(), options.jobs or ["*"])
     if options.list:
         for stage in stages:
             print(f"stage {stage.number}, {stage.title}, share {stage.share:g}")

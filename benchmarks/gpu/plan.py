@@ -1,8 +1,9 @@
 """What is done on a GPU: stages of jobs, as data in `stages.toml` and `trees.toml`."""
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,30 @@ def stages(file: Path = HERE / "stages.toml", trees: Path = HERE / "trees.toml")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{file}: two jobs are called {', '.join(twice)}")
     return result
+
+
+def chosen(plan: Sequence[Stage], patterns: Sequence[str]) -> list[Stage]:
+    """The stages with only those jobs whose names match a pattern, in the patterns' order.
+
+    UserError if a pattern matches none.
+    """
+    names = [job.name for stage in plan for job in stage.jobs]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(f"--jobs {pattern}: there is no such job; --list names them all")
+
+    def first(job: Job) -> int:
+        """The first pattern that the job's name matches; behind the last one if it has none."""
+        matches = (fnmatchcase(job.name, pattern) for pattern in patterns)
+        return next((place for place, match in enumerate(matches) if match), len(patterns))
+
+    return [
+        replace(
+            stage,
+            jobs=tuple(sorted((j for j in stage.jobs if first(j) < len(patterns)), key=first)),
+        )
+        for stage in plan
+    ]
 
 
 def _read(file: Path, form: reading.Form) -> dict[str, Any]:
