@@ -97,6 +97,15 @@ def test_a_combination_of_values_is_a_job_and_the_trees_are_those_of_their_file(
         plan.stages(file, trees)
 
 
+def test_chosen_jobs_come_in_the_order_they_are_named():
+    stages = [Stage(3, "t", 1, (job("step-a", 1), job("step-b", 1), job("tree", 1), job("z", 1)))]
+    (only,) = plan.chosen(stages, ["tree", "step-b", "step-*"])
+    assert [each.name for each in only.jobs] == ["tree", "step-b", "step-a"]
+    assert plan.chosen(stages, ["*"]) == stages
+    with pytest.raises(UserError, match=r"--jobs stop-\*: there is no such job"):
+        plan.chosen(stages, ["tree", "stop-*"])
+
+
 # Time
 
 
@@ -111,7 +120,8 @@ class Clock:
             self.done.append((job.name, round(limit_s)))
             self.now += min(takes, limit_s)
             status = runner.DONE if takes <= limit_s else runner.UNFINISHED
-            return {"job": job.name, "stage": stage.number, "status": status, "seconds": takes}
+            took = min(takes, limit_s)
+            return {"job": job.name, "stage": stage.number, "status": status, "seconds": took}
 
         monkeypatch.setattr(runner, "perform", perform)
         monkeypatch.setattr(runner.time, "monotonic", lambda: self.now)
@@ -156,6 +166,9 @@ def test_stages_share_the_time_and_go_on_where_they_stopped(monkeypatch, tmp_pat
     # 30 s at most of stage 1, where only what takes long is left; stage 2 goes on
     clock.now = 0.0
     assert call(700, "1:30", "2") == [("train", 700)]
+    # its seconds are those of both parts
+    result = json.loads(places.result(stages[1].jobs[0]).read_text())
+    assert (result["status"], result["seconds"], result["parts"]) == ("done", 850, [350, 500])
     # what is done is left out, and its stage takes no time
     clock.now = 0.0
     assert call(900) == [("long", 900)]

@@ -18,6 +18,7 @@ from data.recipes import recipe as recipes
 from data.run import lowpower as shared
 from data.run import runfolder
 from data.run.compression import Compression, check
+from parity.checks import lowpower as lowpower_check
 from parity.checks.lowpower import check_lowpower
 from parity.pairs.conversion import convert_run, to_torch
 from trunk_jax import compress, evaluate, lowpower, nodes, train
@@ -469,6 +470,26 @@ def test_both_frameworks_make_the_same_forms():
     checks = check_lowpower(1)
     assert [c for c in checks if not c.passed] == []
     assert sum(c.what == "scores" for c in checks) == 4
+
+
+def test_int8_weights_do_not_depend_on_a_devices_quotients(monkeypatch):
+    """On a GPU XLA's are good to two units in the last place only: weights are made on the host."""
+    linear = Linear(3000, 7, rng=rng())
+    expected, scale = torch_quantize_array(torch.tensor(np.asarray(linear.kernel[...]).T), dim=1)
+    monkeypatch.setattr(quantized.lax, "div", lambda x, y: x / y * jnp.float32(1 - 2**-10))
+    made = quantized.QuantizedLinear(linear, True)
+    assert (np.asarray(made.kernel[...]).T == expected.numpy()).all()
+    assert (np.asarray(made.scale[...]) == scale.numpy().ravel()).all()
+
+
+def test_off_ties_no_value_is_near_half_a_step():
+    x = rng(5).normal(size=(3, 5000)).astype(np.float32)
+    x[2] = 0
+    moved = lowpower_check.off_ties(x)
+    steps = moved[:2].astype(np.float64) / (np.abs(x[:2]).max(1, keepdims=True) / 127.0)
+    assert np.abs(steps - np.rint(steps)).max() == pytest.approx(0.4, abs=1e-3)
+    assert (np.rint(steps) == np.rint(x[:2] / (np.abs(x[:2]).max(1, keepdims=True) / 127))).all()
+    assert (moved[2] == 0).all()
 
 
 def test_wrong_flags():

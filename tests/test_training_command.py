@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import json
 import os
 import shlex
 import shutil
@@ -148,6 +149,19 @@ def test_a_run_killed_and_then_interrupted_ends_with_the_same_bits(finished, tmp
     about = runfolder.read_json(folder / "manifest.json")
     assert len(about["resumed"]) == 2
     assert about["started"] < about["resumed"][0] < about["resumed"][1]
+
+
+@pytest.mark.slow
+def test_the_seconds_of_a_resumed_run_are_those_of_all_its_parts(tmp_path):
+    """The part that was killed said nothing, the one that was interrupted did."""
+    folder = tmp_path / "stopped"
+    stop(folder, signal.SIGINT, epochs_done(1))
+    before = runfolder.read_json(folder / "manifest.json")["seconds"]
+    train.main(["--out", str(folder), "--resume"])
+    after = runfolder.read_json(folder / "manifest.json")["seconds"]
+    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert before >= epochs[0]["seconds"] > 0
+    assert after > before + 0.9 * sum(epoch["seconds"] for epoch in epochs[2:])
 
 
 @pytest.mark.slow

@@ -109,10 +109,26 @@ def _stage(
         left = end - time.monotonic()
         if left < (SAVING_S if job.resumes or dry else job.needs_s):
             continue  # a shorter one may fit still
-        result = perform(stage, job, left, places, dry)
+        before = _unfinished(places, job)
+        result = _together(before, perform(stage, job, left, places, dry))
         writing.write_json(places.result(job), result)
         tell(f"  {job.name}: {result['status']} in {result['seconds']:.0f} s")
         after()
+
+
+def _unfinished(places: Places, job: Job) -> dict[str, Any] | None:
+    """The result of a job that was stopped and goes on where it was."""
+    file = places.result(job)
+    if not file.exists():
+        return None
+    before = reading.json_of_form(file, RESULT, "a job's result")
+    return before if before["status"] == UNFINISHED else None
+
+
+def _together(before: dict[str, Any] | None, result: dict[str, Any]) -> dict[str, Any]:
+    """A result whose `seconds` are those of all its parts, which `parts` has one by one."""
+    parts = [*(before.get("parts", [before["seconds"]]) if before else []), result["seconds"]]
+    return result | {"seconds": round(sum(parts), 2), "parts": parts}
 
 
 def perform(stage: Stage, job: Job, limit_s: float, places: Places, dry: bool) -> dict[str, Any]:

@@ -128,10 +128,13 @@ def _grow_and_evaluate(
             file=sys.stderr,
         )
     writing.write_json(folder / "manifest.json", about)
-    model = _grow(framework, options, dataset, splits, on_epoch, initial, placed.line)
-    summary = _evaluate(framework, options, dataset, splits, model)
-    about["seconds"] = round(time.monotonic() - began, 1)
-    writing.write_json(folder / "manifest.json", about)
+    earlier = about.get("seconds", 0.0)
+    try:
+        model = _grow(framework, options, dataset, splits, on_epoch, initial, placed.line)
+        summary = _evaluate(framework, options, dataset, splits, model)
+    finally:  # a part that is stopped counts too
+        about["seconds"] = round(earlier + time.monotonic() - began, 1)
+        writing.write_json(folder / "manifest.json", about)
     writing.write_json(folder / "summary.json", summary)  # last: it marks a finished run
 
 
@@ -144,7 +147,10 @@ def _continued(file: Path, about: dict[str, Any]) -> tuple[dict[str, Any], list[
     if not isinstance(before.get("resumed", []), list):
         raise UserError(f"{file} is not a run's file; remove it to go on without its dates")
     resumed = [*before.get("resumed", []), about["started"]]
-    return about | {"started": before["started"], "resumed": resumed}, changes(before, about)
+    kept = {"started": before["started"], "resumed": resumed}
+    if isinstance(before.get("seconds", 0.0), int | float):
+        kept["seconds"] = before.get("seconds", 0.0)  # of the parts before this one
+    return about | kept, changes(before, about)
 
 
 def _grow(
