@@ -20,8 +20,8 @@ DIGITS = specs.spec("digits")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A small finished tree on digits, of this recipe."""
-    from trunk_jax import train
+    """A small finished tree on digits, of PyTorch, which has nothing to compile."""
+    from trunk_torch_ref import train
 
     folder = tmp_path_factory.mktemp("run") / "run"
     with pytest.MonkeyPatch.context() as patch:
