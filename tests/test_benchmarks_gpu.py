@@ -400,10 +400,10 @@ def test_the_archive_stays_under_its_limit_and_keeps_what_is_worth_most(tmp_path
         archive.unpack(bad, again)
 
 
-def test_a_table_has_a_row_for_each_job_and_says_what_is_not_measured(tmp_path):
+def test_a_table_has_a_row_for_each_result_and_names_what_is_not_measured(tmp_path):
     jobs = [job for stage in plan.stages() for job in stage.jobs]
-    empty = table.lines({})
-    assert sum(table.NOTHING in line for line in empty) == len(jobs) == len(empty) - 2
+    empty = "\n".join(table.lines({}))
+    assert all(f"`{job.name}`" in empty for job in jobs)
     (tmp_path / "results").mkdir()
 
     def write(name, result, **more):
@@ -440,7 +440,8 @@ def test_a_table_has_a_row_for_each_job_and_says_what_is_not_measured(tmp_path):
     assert "float32 25.0 T, tf32 200.0 T, bfloat16 385.0 T" in text
     assert "8.03 us an image, compile 11.10; 0.72 of torch.compile; bar missed" in text
     assert text.count("Card 1, 2026-11-27") == 3
-    assert text.count(table.NOTHING) == len(jobs) - 3
+    assert sum(f"`{job.name}`" in text for job in jobs) == len(jobs) - 3
+    assert "`step-cifar10-vgg-2048-float32`" not in text
 
 
 def test_the_page_holds_the_expectations_of_the_sweep_and_a_place_for_results():
@@ -448,6 +449,8 @@ def test_the_page_holds_the_expectations_of_the_sweep_and_a_place_for_results():
     assert table.written(page, "expected", table.expectations()) == page, (
         "python -m benchmarks.gpu.table --write docs/gpu.md, with the folders of results"
     )
+    folders = sorted((ROOT / "benchmarks" / "gpu" / "measured").iterdir())
+    assert table.written(page, "measured", table.lines(table.found(folders))) == page
     assert table.written(page, "measured", ["x"]) != page
     with pytest.raises(UserError, match="no place for measured"):
         table.written("", "measured", [])

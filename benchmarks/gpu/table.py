@@ -1,7 +1,7 @@
 """`python -m benchmarks.gpu.table FOLDER...`: results as a table of docs/gpu.md.
 
-Each FOLDER is an `--out` of `python -m benchmarks.gpu`, or what came back of one, unpacked. Every
-job of the plan has a row; one without a result says "not measured".
+Each FOLDER is an `--out` of `python -m benchmarks.gpu`, or what came back of one, unpacked. A job
+with a result has a row; the others are named below the table.
 """
 
 import sys
@@ -15,7 +15,6 @@ from data.base import reading, writing
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
 
-NOTHING = "not measured"
 Result = dict[str, Any]
 
 
@@ -122,18 +121,21 @@ def found(folders: list[Path]) -> dict[str, Result]:
 
 
 def lines(results: dict[str, Result]) -> list[str]:
-    """The table, a row for each job of the plan."""
+    """The table, a row for each job of the plan that has a result, and the names of the others."""
     made = ["| stage | what | result | in all, s | bar | card, day |", "|---|---|---|--:|---|---|"]
+    missing = []
     for stage in plan.stages():
         for job in stage.jobs:
             row = results.get(job.name)
-            if row is None:
-                cells = [NOTHING, "", job.bar, ""]
-            else:
+            if row is not None:
                 day = f"{row['card']}, {row['finished'][:10]}"
                 cells = [told(row["result"]), f"{row['seconds']:.0f}", job.bar, day]
-            made.append("| " + " | ".join([str(stage.number), job.what, *cells]) + " |")
-    return made
+                made.append("| " + " | ".join([str(stage.number), job.what, *cells]) + " |")
+        names = [f"`{job.name}`" for job in stage.jobs if job.name not in results]
+        missing += [f"- stage {stage.number}: {', '.join(names)}"] if names else []
+    if missing:
+        made += ["", "Not measured yet (`python -m benchmarks.gpu --list` says what each is):", ""]
+    return made + missing
 
 
 def expectations() -> list[str]:
@@ -169,7 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
         "folders",
         nargs="*",
         metavar="FOLDER",
-        help="of results (default: none, a table of what is not measured)",
+        help="of results (default: none, a list of what is not measured)",
     )
     parser.add_argument(
         "--write",
