@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +58,11 @@ def test_every_job_of_the_plan_is_a_command_that_there_is():
             assert "<" not in " ".join(job.command), job.name
     assert [stage.number for stage in plan.stages()] == [1, 2, 3, 4, 5]
     assert all(any(job.dry is not None for job in stage.jobs) for stage in plan.stages())
+    for stage in plan.stages():
+        names = [job.name for job in stage.jobs]
+        for job in stage.jobs:
+            assert not job.after or names.index(job.after) < names.index(job.name)
+    assert [stage.number for stage in plan.stages() if stage.alone] == [3]
 
 
 def test_a_combination_of_values_is_a_job_and_the_trees_are_those_of_their_file(tmp_path):
@@ -177,6 +184,80 @@ def test_stages_share_the_time_and_go_on_where_they_stopped(monkeypatch, tmp_pat
         runner.wishes(["7"], stages)
     with pytest.raises(UserError, match="1:x"):
         runner.wishes(["1:x"], stages)
+
+
+def test_jobs_that_are_not_timed_run_beside_each_other_once_what_they_need_is_done(
+    monkeypatch, tmp_path
+):
+    places = runner.Places(tmp_path, tmp_path)
+    two = threading.Barrier(2, timeout=20)  # passed only by two jobs at the same time
+    events = []
+
+    def perform(stage, job, limit_s, places, dry):
+        events.append(("begins", job.name))
+        if job.name in ("a", "b"):
+            two.wait()
+        events.append(("ends", job.name))
+        return {"job": job.name, "stage": stage.number, "status": runner.DONE, "seconds": 1.0}
+
+    monkeypatch.setattr(runner, "perform", perform)
+    shared = stage(1, 1, job("a", 1), replace(job("c", 1), after="a"), job("b", 1))
+    timed = replace(stage(2, 1, job("x", 1), job("y", 1)), alone=True)
+    runner.run(
+        [shared, timed],
+        [runner.Wish(1), runner.Wish(2)],
+        100,
+        places,
+        dry=False,
+        tell=lambda _: None,
+        after=lambda: None,
+        parallel=2,
+    )
+    assert events.index(("begins", "c")) > events.index(("ends", "a"))
+    assert events[6:] == [("begins", "x"), ("ends", "x"), ("begins", "y"), ("ends", "y")]
+    assert all(runner.status(places, each) == runner.DONE for each in (*shared.jobs, *timed.jobs))
+    # what is needed does not fit into the time: what needs it is tried all the same
+    late = stage(1, 1, job("long", 500), replace(job("d", 1), after="long"))
+    runner.run(
+        [late],
+        [runner.Wish(1)],
+        100,
+        places,
+        dry=False,
+        tell=lambda _: None,
+        after=lambda: None,
+        parallel=2,
+    )
+    assert (runner.status(places, late.jobs[0]), runner.status(places, late.jobs[1])) == (
+        None,
+        runner.DONE,
+    )
+
+
+def test_jobs_end_with_the_command_that_runs_them(monkeypatch, tmp_path):
+    (tmp_path / "sleeps.py").write_text("import time; time.sleep(60)")
+    at = (("PYTHONPATH", str(tmp_path)),)
+    jobs = [replace(job(name, 1), command=("sleeps",), environment=at) for name in "ab"]
+    broken = replace(job("c", 1), command=("no_such_module_of_ours",))
+
+    def interrupted(line):
+        if line.startswith("  c"):
+            raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(
+            [stage(1, 1, *jobs, broken)],
+            [runner.Wish(1)],
+            50,
+            runner.Places(tmp_path, tmp_path),
+            dry=False,
+            tell=interrupted,
+            after=lambda: None,
+            parallel=3,
+        )
+    assert time.monotonic() - began < 20
+    assert not runner._LIVE
 
 
 def test_a_job_that_takes_too_long_is_stopped_and_saves(tmp_path):

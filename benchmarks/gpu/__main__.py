@@ -39,6 +39,14 @@ def main(arguments: list[str] | None = None) -> None:
         help="only these of them, in this order; a name may hold *, e.g. 'step-cifar10-*' "
         "(default: all, in the order of --list)",
     )
+    add(
+        "--parallel",
+        type=int,
+        default=1,
+        metavar="N",
+        help="so many jobs at a time in the stages whose jobs are not timed (default: "
+        "%(default)s; most of a short job is compiling, for which the card is not needed)",
+    )
     add("--out", metavar="DIR", help="folder of results and runs; what is in it is gone on with")
     add(
         "--data-dir",
@@ -64,6 +72,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not 0.1 <= options.minutes <= 600:
         raise UserError("--minutes must be 0.1 to 600")
+    if not 1 <= options.parallel <= 16:
+        raise UserError("--parallel must be 1 to 16")
     stages = plan.chosen(plan.stages(), options.jobs or ["*"])
     if options.list:
         for stage in stages:
@@ -94,6 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
             dry=options.dry_run,
             tell=lambda line: print(line, flush=True),
             after=after,
+            parallel=options.parallel,
         )
     finally:
         after()

@@ -20,10 +20,17 @@ _JOB: reading.Form = {
     "resumes?": bool,
     "bar?": str,
     "environment?": {str: str},
+    "after?": str,
     "dry?": [str],
     "each?": {str: [str]},
 }
-_STAGE: reading.Form = {"number": int, "title": str, "share": float, "job": [_JOB]}
+_STAGE: reading.Form = {
+    "number": int,
+    "title": str,
+    "share": float,
+    "alone?": bool,
+    "job": [_JOB],
+}
 _TREE: reading.Form = {
     "recipe": str,
     "dataset": str,
@@ -47,6 +54,7 @@ class Job:
       resumes: it can be stopped at any time and goes on when it is called again.
       bar: what its result is held to, in words; empty for nothing.
       environment: variables that it is given.
+      after: the job of its stage that it needs; empty for none.
       dry: arguments that make it a rehearsal of seconds, after the others; None: no rehearsal.
 
     """
@@ -58,17 +66,25 @@ class Job:
     resumes: bool = False
     bar: str = ""
     environment: tuple[tuple[str, str], ...] = ()
+    after: str = ""
     dry: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Jobs in order of worth. `share`: of the time, in proportion to the other stages'."""
+    """Jobs in order of worth.
+
+    Attributes:
+      share: of the time, in proportion to the other stages'.
+      alone: its jobs are timed, so that no other may run beside them.
+
+    """
 
     number: int
     title: str
     share: float
     jobs: tuple[Job, ...]
+    alone: bool = False
 
 
 def stages(file: Path = HERE / "stages.toml", trees: Path = HERE / "trees.toml") -> list[Stage]:
@@ -83,6 +99,7 @@ def stages(file: Path = HERE / "stages.toml", trees: Path = HERE / "trees.toml")
             row["title"],
             float(row["share"]),
             tuple(job for entry in row["job"] for job in _jobs(entry)) or tuple(_trees(trees)),
+            row.get("alone", False),
         )
         for row in table
     ]
@@ -140,6 +157,7 @@ def _jobs(row: dict[str, Any]) -> Iterator[Job]:
             row.get("resumes", False),
             row.get("bar", ""),
             tuple((key, filled(value)) for key, value in row.get("environment", {}).items()),
+            row.get("after", ""),
             dry,
         )
 

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ REPOSITORY = Path(__file__).parents[2]
 SAVING_S = 20.0  # for a training that is told to stop, to save its last epoch
 NOISE = ("cuda_timer.cc", "Delay kernel timed out")  # lines of XLA's that no user should see
 RESULT: reading.Form = {"job": str, "stage": int, "status": str, "seconds": float}
+_LIVE: set[subprocess.Popen] = set()  # jobs that are running
 DONE, UNFINISHED, FAILED, CUT = "done", "unfinished", "failed", "cut off"
 
 
@@ -71,11 +73,13 @@ def run(
     dry: bool,
     tell: Callable[[str], None],
     after: Callable[[], None],
+    parallel: int = 1,
 ) -> None:
     """Do the stages that are wished for in `seconds`; `after` is called after each job.
 
     What is done already is left out, and its time is the other stages'. In a rehearsal (`dry`)
-    jobs without one are left out.
+    jobs without one are left out. `parallel`: so many jobs at a time in stages that need not
+    have the card alone.
     """
     stages = {stage.number: stage for stage in plan}
     end = time.monotonic() + seconds
@@ -93,7 +97,8 @@ def run(
             mine *= stage.share / sum(stages[w.number].share for w in wishes[place:] if to_do(w))
         mine = min(mine, wish.most_s) if wish.most_s is not None else mine
         tell(f"stage {stage.number}, {stage.title}: {len(jobs)} jobs, {mine:.0f} s")
-        _stage(stage, jobs, time.monotonic() + mine, places, dry, tell, after)
+        at_a_time = 1 if stage.alone else parallel
+        _stage(stage, jobs, time.monotonic() + mine, places, dry, tell, after, at_a_time)
 
 
 def _stage(
@@ -104,16 +109,40 @@ def _stage(
     dry: bool,
     tell: Callable[[str], None],
     after: Callable[[], None],
+    parallel: int,
 ) -> None:
-    for job in jobs:
-        left = end - time.monotonic()
-        if left < (SAVING_S if job.resumes or dry else job.needs_s):
-            continue  # a shorter one may fit still
-        before = _unfinished(places, job)
-        result = _together(before, perform(stage, job, left, places, dry))
-        writing.write_json(places.result(job), result)
-        tell(f"  {job.name}: {result['status']} in {result['seconds']:.0f} s")
-        after()
+    waiting, running = list(jobs), dict[Future, Job]()
+
+    def do(job: Job, left: float) -> dict[str, Any]:
+        return _together(_unfinished(places, job), perform(stage, job, left, places, dry))
+
+    with ThreadPoolExecutor(parallel) as pool:
+        try:
+            while running or _startable(waiting, ()):
+                for job in _startable(waiting, running.values()):
+                    if len(running) == parallel:
+                        break
+                    waiting.remove(job)
+                    left = end - time.monotonic()
+                    if left >= (SAVING_S if job.resumes or dry else job.needs_s):
+                        running[pool.submit(do, job, left)] = job
+                    # else it is left out; a shorter one may fit still
+                finished = wait(running, return_when=FIRST_COMPLETED).done if running else ()
+                for future in finished:
+                    job, result = running.pop(future), future.result()
+                    writing.write_json(places.result(job), result)
+                    tell(f"  {job.name}: {result['status']} in {result['seconds']:.0f} s")
+                    after()
+        except BaseException:  # stopped: the jobs' processes are sessions of their own
+            for process in list(_LIVE):
+                _end(process)
+            raise
+
+
+def _startable(waiting: Sequence[Job], running: Iterable[Job]) -> list[Job]:
+    """The jobs that no other one, which they need, is still to come before."""
+    to_come = {job.name for job in (*waiting, *running)}
+    return [job for job in waiting if job.after not in to_come]
 
 
 def _unfinished(places: Places, job: Job) -> dict[str, Any] | None:
@@ -154,10 +183,12 @@ def perform(stage: Stage, job: Job, limit_s: float, places: Places, dry: bool) -
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
+        _LIVE.add(process)
         try:
             code = _wait(process, limit_s, SAVING_S if job.resumes else 1.0)
         finally:
             _end(process)
+            _LIVE.discard(process)
     text = log.read_text(errors="replace")
     last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
     good = answer.exists() and code in (0, 1)  # 1: a check that says what it found
