@@ -509,17 +509,19 @@ def test_a_table_has_a_row_for_each_result_and_names_what_is_not_measured(tmp_pa
     speed = {
         "ours_s": 8.03e-6,
         "theirs_s": 11.1e-6,
-        "best": "compile",
+        "best": "eager",
         "ratio": 0.723,
         "bar": 0.5,
         "limit_s": 9e-6,
-        "ratio_to_compile": 0.723,
+        "ratio_to_compile": 0.5,
+        "rounds": {"ours": [8.03e-6], "eager": [11.1e-6], "compile": [16e-6, 16.06e-6, 17e-6]},
     }
     write("step-cifar10-vgg-2048-float32", speed)
     text = "\n".join(table.lines(table.found([tmp_path])))
     assert "99.16 % (356 of 359), 2 nodes | 12 |" in text
     assert "float32 25.0 T, tf32 200.0 T, bfloat16 385.0 T" in text
-    assert "8.03 us an image, compile 11.10; 0.72 of torch.compile; bar missed" in text
+    assert "8.03 us an image; eager 11.10 (0.72); compile 16.06 (0.50); bar missed" in text
+    assert "0.5 of PyTorch's best form, 9 us |" in text
     assert text.count("Card 1, 2026-11-27") == 3
     assert sum(f"`{job.name}`" in text for job in jobs) == len(jobs) - 3
     assert "`step-cifar10-vgg-2048-float32`" not in text

@@ -4,12 +4,13 @@ Each FOLDER is an `--out` of `python -m benchmarks.gpu`, or what came back of on
 with a result has a row; the others are named below the table.
 """
 
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import sweep
+from benchmarks import run, sweep
 from benchmarks.gpu import plan
 from data.base import reading, writing
 from data.base.errors import UserError, run_command
@@ -30,7 +31,8 @@ def _evaluation(value: Result) -> str:
 def _checks(value: Result) -> str:
     checks = value["checks"]
     if isinstance(checks, int):
-        return f"{value['passed']} of {checks} pass; kinds left: {len(value['kinds_left'])}"
+        left, kinds = len(value["kinds_left"]), len(value["kinds_left"]) + len(value["kinds_done"])
+        return f"{value['passed']} of {checks} pass; {left} of {kinds} kinds not reached"
     return f"{sum(check['passed'] for check in checks)} of {len(checks)} pass"
 
 
@@ -48,14 +50,25 @@ def _modes(value: Result) -> str:
 
 
 def _speed(value: Result) -> str:
-    text = f"{1e6 * value['ours_s']:.2f} us an image, {value['best']} {1e6 * value['theirs_s']:.2f}"
-    if "ratio_to_compile" in value:
-        text += f"; {value['ratio_to_compile']:.2f} of torch.compile"
-    if (value["bar"] and value["ratio"] > value["bar"]) or value["ours_s"] > value.get(
-        "limit_s", 1e9
-    ):
-        text += "; bar missed"
-    return text
+    compiled = value["rounds"].get("compile")
+    forms = {value["best"]: value["theirs_s"]}
+    if compiled:
+        forms["compile"] = statistics.median(compiled)
+    text = f"{1e6 * value['ours_s']:.2f} us an image; " + "; ".join(
+        f"{form} {1e6 * seconds:.2f} ({value['ours_s'] / seconds:.2f})"
+        for form, seconds in forms.items()
+    )
+    return text + ("; bar missed" if run.missed(value) else "")
+
+
+def _bar(value: Result) -> str:
+    """What a speed is held to, in words; empty for other results."""
+    bars = []
+    if value.get("ours_s") and value["bar"] is not None:
+        bars.append(f"{value['bar']:g} of PyTorch's best form")
+    if value.get("limit_s") is not None:
+        bars.append(f"{1e6 * value['limit_s']:g} us")
+    return ", ".join(bars)
 
 
 def _sweep(value: Result) -> str:
@@ -129,7 +142,8 @@ def lines(results: dict[str, Result]) -> list[str]:
             row = results.get(job.name)
             if row is not None:
                 day = f"{row['card']}, {row['finished'][:10]}"
-                cells = [told(row["result"]), f"{row['seconds']:.0f}", job.bar, day]
+                bar = job.bar or _bar(row["result"])
+                cells = [told(row["result"]), f"{row['seconds']:.0f}", bar, day]
                 made.append("| " + " | ".join([str(stage.number), job.what, *cells]) + " |")
         names = [f"`{job.name}`" for job in stage.jobs if job.name not in results]
         missing += [f"- stage {stage.number}: {', '.join(names)}"] if names else []

@@ -223,8 +223,8 @@ def train_parser(framework: str) -> Parser:
         "--deterministic",
         action="store_true",
         help="compute so that the same command on the same "
-        "GPU gives the same bits; on a CPU it does without; what it costs in time is not measured "
-        f"yet (default: {always})",
+        "GPU gives the same bits; on a CPU it does without; what it costs a long training is not "
+        f"measured (default: {always})",
     )
     if framework == "jax":
         add(
