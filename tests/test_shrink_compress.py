@@ -478,8 +478,8 @@ def test_int8_weights_do_not_depend_on_a_devices_quotients(monkeypatch):
     expected, scale = torch_quantize_array(torch.tensor(np.asarray(linear.kernel[...]).T), dim=1)
     monkeypatch.setattr(quantized.lax, "div", lambda x, y: x / y * jnp.float32(1 - 2**-10))
     made = quantized.QuantizedLinear(linear, True)
-    assert (np.asarray(made.kernel[...]).T == expected.numpy()).all()
-    assert (np.asarray(made.scale[...]) == scale.numpy().ravel()).all()
+    assert np.array_equal(np.asarray(made.kernel[...]).T, expected.numpy())
+    assert np.array_equal(np.asarray(made.scale[...]), scale.numpy().ravel())
 
 
 def test_off_ties_no_value_is_near_half_a_step():

@@ -105,9 +105,8 @@ def _dynamic_layer(
     bound = 6 * tolerance.UNIT
     if not _exact_quotients():
         flat = torch.tensor(off_ties(flat.numpy()))
-        bound += (
-            4 * tolerance.UNIT
-        )  # the quotient that is a row's scale: two units in the last place
+        # a row's scale is a quotient: two units in the last place
+        bound += 4 * tolerance.UNIT
     ours = trunk_jax.network.network.merge(network)
     assert isinstance(ours, trunk_jax.shrink.lowpower.SmallNetwork)
     left = ours.classifier[1](jnp.asarray(flat.numpy()))

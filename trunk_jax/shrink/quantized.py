@@ -62,8 +62,8 @@ class QuantizedLinear(Linear):
 def quantize_array(x: Float[Array, "..."], axis: Any) -> tuple[Int8[Array, "..."], Array]:
     """(q, s) with x about q * s: one s for all that lies along `axis`, kept as ones in its shape.
 
-    Rounding is to the nearest, halves to even; s is 1 where all is zero. On a GPU XLA's quotients of
-    float32 are good to two units in the last place (`div.full`), so that a value that lies as
+    Rounding is to the nearest, halves to even; s is 1 where all is zero. On a GPU XLA's quotients
+    of float32 are good to two units in the last place (`div.full`), so that a value that lies as
     near as that to half a step can become the other neighbour there.
     """
     largest = jnp.abs(x).max(axis, keepdims=True)
