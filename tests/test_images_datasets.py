@@ -375,6 +375,7 @@ def test_offline_is_one_line_and_no_noise(name, tmp_path, monkeypatch, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow  # it waits for six seconds
 def test_server_that_never_answers_is_given_up_within_ten_seconds(tmp_path, monkeypatch):
     released = threading.Event()
     with _server({}, behave=lambda handler: released.wait(30)) as (address, _):

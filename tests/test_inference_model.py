@@ -216,6 +216,7 @@ def test_nodes_are_named(model):
     assert model._node("sg4") == model._node((2,)) == (2,)
 
 
+@pytest.mark.slow  # test_training_exits has the rule, in both frameworks
 def test_a_loaded_tree_stops_where_its_folder_says(tmp_path):
     run = random_trees.write_run(tmp_path / "run", "resnet", exits=True)
     images, found = random_trees.test_images().images, []

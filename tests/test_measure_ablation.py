@@ -92,6 +92,7 @@ def swept(tmp_path_factory):
     return out, trained
 
 
+@pytest.mark.slow
 def test_what_is_shared_is_trained_once(swept):
     out, trained = swept
     names = [stage for stage, _ in trained]
@@ -105,6 +106,7 @@ def test_what_is_shared_is_trained_once(swept):
     assert asl[0][1] != asl[1][1], "the two trees are the same: nothing is tested"
 
 
+@pytest.mark.slow
 def test_a_tree_that_shares_is_the_tree_that_it_would_have_been(swept, tmp_path):
     """Bit for bit, with all its metrics."""
     out, _ = swept
@@ -124,6 +126,7 @@ def test_a_tree_that_shares_is_the_tree_that_it_would_have_been(swept, tmp_path)
     assert (alone / "tree.json").read_bytes() == (shared / "tree.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_an_equal_tree_is_shared_whole(swept, tmp_path):
     """Its checkpoints and metrics; what is there already stays."""
     out, _ = swept
@@ -138,6 +141,7 @@ def test_an_equal_tree_is_shared_whole(swept, tmp_path):
     assert sharing.share(tmp_path / "other", recipe, 10, []) == []
 
 
+@pytest.mark.slow
 def test_the_files_and_resuming(swept, capsys):
     out, _ = swept
     with open(out / "ablation.csv") as lines:

@@ -371,7 +371,8 @@ def repeated(*case):
 
 
 # A fault of the update is found by `test_a_jump_is_no_finding_and_hides_none` too; one of the
-# statistics, and of the moments, by the stepwise design's quick tests.
+# statistics, and of the moments, by the stepwise design's quick tests; one of the forward pass by
+# those of parity.compare.
 @pytest.mark.parametrize(
     ("fault", "cause", "layer", "first"),
     [
@@ -380,7 +381,9 @@ def repeated(*case):
         ),
         repeated("decoupled-weight-decay", "update", "features.0", "weight after the update"),
         repeated("adams-eps-inside-the-root", "update", "features.0", "weight after the update"),
-        ("batch-norm-eps-outside-the-root", "forward", "features.1", "output of features.1"),
+        repeated(
+            "batch-norm-eps-outside-the-root", "forward", "features.1", "output of features.1"
+        ),
     ],
 )
 def test_a_planted_fault_is_found_where_it_is(fault, cause, layer, first, tmp_path):
