@@ -201,33 +201,28 @@ def test_jobs_that_are_not_timed_run_beside_each_other_once_what_they_need_is_do
         return {"job": job.name, "stage": stage.number, "status": runner.DONE, "seconds": 1.0}
 
     monkeypatch.setattr(runner, "perform", perform)
+
+    def call(*stages):
+        runner.run(
+            stages,
+            [runner.Wish(each.number) for each in stages],
+            100,
+            places,
+            dry=False,
+            tell=lambda _: None,
+            after=lambda: None,
+            parallel=2,
+        )
+
     shared = stage(1, 1, job("a", 1), replace(job("c", 1), after="a"), job("b", 1))
     timed = replace(stage(2, 1, job("x", 1), job("y", 1)), alone=True)
-    runner.run(
-        [shared, timed],
-        [runner.Wish(1), runner.Wish(2)],
-        100,
-        places,
-        dry=False,
-        tell=lambda _: None,
-        after=lambda: None,
-        parallel=2,
-    )
+    call(shared, timed)
     assert events.index(("begins", "c")) > events.index(("ends", "a"))
     assert events[6:] == [("begins", "x"), ("ends", "x"), ("begins", "y"), ("ends", "y")]
     assert all(runner.status(places, each) == runner.DONE for each in (*shared.jobs, *timed.jobs))
     # what is needed does not fit into the time: what needs it is tried all the same
     late = stage(1, 1, job("long", 500), replace(job("d", 1), after="long"))
-    runner.run(
-        [late],
-        [runner.Wish(1)],
-        100,
-        places,
-        dry=False,
-        tell=lambda _: None,
-        after=lambda: None,
-        parallel=2,
-    )
+    call(late)
     assert (runner.status(places, late.jobs[0]), runner.status(places, late.jobs[1])) == (
         None,
         runner.DONE,

@@ -153,15 +153,15 @@ def test_a_run_killed_and_then_interrupted_ends_with_the_same_bits(finished, tmp
 
 @pytest.mark.slow
 def test_the_seconds_of_a_resumed_run_are_those_of_all_its_parts(tmp_path):
-    """The part that was killed said nothing, the one that was interrupted did."""
     folder = tmp_path / "stopped"
     stop(folder, signal.SIGINT, epochs_done(1))
-    before = runfolder.read_json(folder / "manifest.json")["seconds"]
+    about = runfolder.read_json(folder / "manifest.json")
+    epoch = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    assert about["seconds"] >= epoch["seconds"] > 0  # the part that was interrupted counts
+    # as if it had taken hours, which the second part cannot
+    writing.write_json(folder / "manifest.json", about | {"seconds": 9999.0})
     train.main(["--out", str(folder), "--resume"])
-    after = runfolder.read_json(folder / "manifest.json")["seconds"]
-    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert before >= epochs[0]["seconds"] > 0
-    assert after > before + 0.9 * sum(epoch["seconds"] for epoch in epochs[2:])
+    assert 9999 < runfolder.read_json(folder / "manifest.json")["seconds"] < 9999 + 600
 
 
 @pytest.mark.slow
