@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile
+COMPILE := $(RUN) -m compileall -qq -j 0 -x '/tests?/|/transformers/models/' $(VENV)/lib
 
 .PHONY: demo docs test test-all test-newest constraints clean
 .NOTPARALLEL:
@@ -15,7 +16,9 @@ demo: $(VENV)/.installed
 	$(RUN) -m parity.check --checkpoint runs/demo
 
 # The quick tests. Two processes on two cores: PyTorch's threads would only wait for each other.
-# Bytecode is kept, also where Python is told not to. For --quick-compile see docs/testing.md.
+# Bytecode is kept, also where Python is told not to; what the packages have is made at their
+# install, by all cores, instead of by both processes of the first run at once. For
+# --quick-compile see docs/testing.md.
 test: export OMP_NUM_THREADS = 1
 test: export PYTHONDONTWRITEBYTECODE =
 test: export PYTHONPYCACHEPREFIX = $(CURDIR)/$(VENV)/bytecode
@@ -57,6 +60,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@echo "installing into $(VENV): one to two minutes, without the downloads"
 	$(INSTALL) --constraint constraints.txt --editable ".[test]"
+	$(COMPILE) || true
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/pip
@@ -81,5 +85,5 @@ constraints:
 # Everything that the commands above made; other runs under runs/ stay.
 clean:
 	rm -rf $(VENV) $(VENV)-fresh $(NEWEST) constraints.new runs/demo build dist *.egg-info
-	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .mypy_cache .mypy_worker.* .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1154,7 +1154,10 @@ def test_at_least_500_bad_inputs():
 @pytest.mark.parametrize(
     ("module", "name", "content"),
     [
-        ("trunk_torch_ref.evaluate", "config.json", b"[" * 10_000),
+        # the next shows this command's line; such nesting in any file of a run is tried above
+        pytest.param(
+            "trunk_torch_ref.evaluate", "config.json", b"[" * 10_000, marks=pytest.mark.slow
+        ),
         ("trunk_torch_ref.evaluate", "weights/root.safetensors", pickle.dumps([1])),
         ("trunk_jax.predict", "image.png", b"%!PS-Adobe-3.0 EPSF-3.0"),
         ("data.table", "summary.json", b'{"accuracy": 1}'),

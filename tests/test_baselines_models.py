@@ -190,10 +190,14 @@ def small(model):
 
 
 @pytest.mark.parametrize(
-    "model", [pytest.param("vit_b_16", marks=pytest.mark.slow), "dinov2_vitb14_reg"]
+    "model",
+    [pytest.param(model, marks=pytest.mark.slow) for model in ("vit_b_16", "dinov2_vitb14_reg")],
 )
 def test_both_frameworks_compute_the_same(model):
-    """The other models' turn is `python -m parity.check --baselines`."""
+    """A vgg16's quick turn is in tests/test_parity_processes.py.
+
+    The other models' turn is `python -m parity.check --baselines`.
+    """
     checks = check_baseline(small(model), seed=1)
     assert all(check.passed for check in checks), [c for c in checks if not c.passed]
     whats = {check.what for check in checks}

@@ -29,13 +29,12 @@ TRAIN = {
     "place of epsilon",
     "nesterov",
 }
-# One of a constant, of an order, of what is missing and of an activation: the others, of the same
-# kinds, differ in the cause that is tried. (A tanh GELU is named in a pure function, below.)
+# One of a constant, of an order and of what is missing: the others, of the same kinds, differ in
+# the cause that is tried. (Of activations a tanh GELU is named in a pure function, below.)
 QUICK = {
     "epsilon under the root",
     "gates i f o g",
     "a bias forgotten",
-    "another slope",
 }
 
 

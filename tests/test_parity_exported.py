@@ -71,6 +71,7 @@ def test_the_third_runtime_is_within_rounding_of_the_truth(runs, backbone):
     assert "0 of 96 images are closer" in checks[0].detail
 
 
+@pytest.mark.slow  # tests/test_interchange_onnx.py refuses a file that stops elsewhere
 def test_a_tree_with_exits_and_a_rule_that_the_file_does_not_follow(tmp_path, monkeypatch):
     subject = subject_of(random_trees.write_run(tmp_path / "run", "resnet", exits=True))
     checks = checks_of(subject)

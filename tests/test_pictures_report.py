@@ -350,10 +350,54 @@ def test_runs_and_published_points_stand_where_they_were_measured(tmp_path):
     assert (tmp_path / "accuracy-cost.svg").is_file()
     with pytest.raises(UserError, match="name two or more RUNs"):
         command.main([str(runs[0]), *words[2:]])
-    for wrong in ([known[0] | {"correct": 10**6}], [{"data": "x"}], {}):
+    with pytest.raises(UserError, match="no RUN is named"):
+        command.main([])
+    for wrong in (
+        [known[0] | {"correct": 10**6}],
+        [known[0] | {"kind": "tree"}],
+        [{"data": "x"}],
+        {},
+    ):
         writing.write_json(tmp_path / "wrong.json", wrong)
         with pytest.raises(UserError, match="another form"):
             results.read_published(tmp_path / "wrong.json")
+
+
+def test_a_curve_has_a_point_for_each_rule_and_the_band_of_its_intervals(tmp_path):
+    from trunk_jax.pictures.accuracy_cost import accuracy_cost, curve
+
+    rules = [(900, 30e6), (880, 10e6)]  # as evaluate writes them; by cost in the picture
+    value = {
+        "dataset_title": "CIFAR-10",
+        "curve": [
+            {
+                "validation": {"correct": 1, "total": 2, "multiply_adds": 1.0},
+                "test": {"correct": correct, "total": 1000, "multiply_adds": cost},
+            }
+            for correct, cost in rules
+        ],
+    }
+    writing.write_json(tmp_path / "a.json", value)
+    line = curve(f"a tree={tmp_path / 'a.json'}")
+    axes = accuracy_cost([], "title", [line]).axes[0]
+    (drawn,) = axes.lines
+    assert (list(drawn.get_xdata()), list(drawn.get_ydata())) == ([10, 30], [88, 90])
+    corners = axes.collections[0].get_paths()[0].vertices
+    assert corners[:, 1].min() == pytest.approx(85.84, abs=0.01)  # Wilson, 880 of 1,000
+    assert corners[:, 1].max() == pytest.approx(91.71, abs=0.01)  # 900 of 1,000
+    command.main(["--curve", f"a tree={tmp_path / 'a.json'}", "--out", str(tmp_path)])
+    assert (tmp_path / "accuracy-cost.svg").is_file()
+    for wrong, message in (
+        ({"curve": []}, "is not what"),
+        (value | {"curve": []}, "without points"),
+        (value | {"curve": [{"test": {"correct": 2, "total": 1, "multiply_adds": 1}}]}, "cannot"),
+        ([], "is not what"),
+    ):
+        writing.write_json(tmp_path / "wrong.json", wrong)
+        with pytest.raises(UserError, match=message):
+            curve(f"a tree={tmp_path / 'wrong.json'}")
+    with pytest.raises(UserError, match="LABEL=FILE"):
+        curve(str(tmp_path / "a.json"))
 
 
 def test_letters_without_a_font_are_told_of_once(tmp_path, capsys):

@@ -273,6 +273,7 @@ def accuracy_of(true: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
 
 # --- classifiers that others have published
 
+PUBLISHED, TREE, SINGLE = KINDS = "published tree", "tree of ours", "one network"
 _PUBLISHED: reading.Form = {
     "data": str,
     "network": str,
@@ -287,7 +288,8 @@ def read_published(file: Path) -> list[dict[str, Any]]:
     """The classifiers of a JSON list such as docs/published.json. UserError for another form.
 
     An entry: `{"data": "CIFAR-10", "network": "published tree (vgg)", "correct": 8153, "total":
-    10000, "multiply_adds": 101e6, "parameters": 310e3}`.
+    10000, "multiply_adds": 101e6, "parameters": 310e3}`. `kind` may say what pictures draw it as:
+    "published tree" (where none is said), "tree of ours" or "one network".
     """
     found = reading.json_file(file)
     try:
@@ -295,6 +297,8 @@ def read_published(file: Path) -> list[dict[str, Any]]:
         for row in found:
             if not 0 <= row["correct"] <= row["total"] or row["total"] < 1:
                 raise ValueError(f"{row['data']} counts what cannot be")
+            if row.get("kind", KINDS[0]) not in KINDS:
+                raise ValueError(f"its kind is {row['kind']!r}, none of {', '.join(KINDS)}")
     except ValueError as error:
         raise UserError(f"{file} has another form than docs/published.json ({error})") from None
     return found

@@ -6,7 +6,7 @@ from pathlib import Path
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser
 from data.run import derived
-from trunk_jax.pictures.accuracy_cost import accuracy_cost, point, published
+from trunk_jax.pictures.accuracy_cost import accuracy_cost, curve, point, published
 from trunk_jax.pictures.run import drawings
 from trunk_jax.pictures.style import write
 
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
         "one picture: accuracy against multiply-adds.",
     )
     add = parser.add_argument
-    add("runs", metavar="RUN", nargs="+", help="a run folder, or several to compare")
+    add("runs", metavar="RUN", nargs="*", help="a run folder, or several to compare")
     add(
         "--split",
         choices=("train", "validation", "test"),
@@ -40,8 +40,18 @@ def main(arguments: list[str] | None = None) -> None:
     add(
         "--published",
         metavar="FILE",
-        help="with several runs: a JSON list of published points "
-        "to draw beside them, such as docs/published.json",
+        action="append",
+        default=[],
+        help="with several runs or a curve: a JSON list of published points to draw beside them, "
+        "such as docs/published.json (again for another)",
+    )
+    add(
+        "--curve",
+        metavar="LABEL=FILE",
+        action="append",
+        default=[],
+        help="draw what `evaluate --curve --json FILE` wrote as a curve in the same picture; LABEL "
+        "stands in the legend (again for another)",
     )
     add(
         "--out",
@@ -50,14 +60,17 @@ def main(arguments: list[str] | None = None) -> None:
         "several runs: runs/figures)",
     )
     options = parser.parse_args(arguments)
-    if len(options.runs) > 1:
-        points = published(Path(options.published)) if options.published else []
+    if len(options.runs) > 1 or options.curve:
+        points = [p for file in options.published for p in published(Path(file))]
         points += [point(Path(run)) for run in options.runs]
-        drawing = accuracy_cost(points, "What accuracy costs")
+        curves = [curve(named) for named in options.curve]
+        drawing = accuracy_cost(points, "What accuracy costs", curves)
         print(*write(drawing, Path(options.out or "runs/figures"), "accuracy-cost"), sep="\n")
         return
     if options.published:
         raise UserError("--published draws points beside several runs; name two or more RUNs")
+    if not options.runs:
+        raise UserError("no RUN is named: a run folder, several to compare, or --curve LABEL=FILE")
     folder = Path(options.runs[0])
     out = Path(options.out) if options.out else derived.place(folder) / "figures"
     made = drawings(folder, options.split, options.leaves == "images", options.data_dir)
