@@ -70,6 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
         out = Path(options.out) if options.out else folder.with_suffix(".safetensors")
         print(f"{out}: {convert_file(folder, out)} tensors")
         return
+    if not folder.exists():
+        raise UserError(f"{folder} is missing: name a run folder, or a file of weights")
     if options.to is None:
         raise UserError("--to is missing: convert the run to torch or to jax?")
     out = Path(options.out) if options.out else derived.named(folder, f"-{options.to}")

@@ -421,6 +421,8 @@ def test_the_default_folder_and_what_is_there_already(runs, tmp_path, monkeypatc
         main([str(run), "--to", "jax"])
     with pytest.raises(UserError, match="--to is missing"):
         main([str(run)])
+    with pytest.raises(UserError, match=r"none\.pth is missing: name a run folder, or a file"):
+        main(["none.pth"])
 
 
 def test_a_tensor_that_changes_on_the_way_is_noticed(runs, tmp_path, monkeypatch):

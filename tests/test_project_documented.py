@@ -19,6 +19,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +86,20 @@ def test_commands_are_found():
     assert "python -m trunk_jax.train --dataset svhn" in ALL
 
 
+def test_the_lists_have_every_command():
+    """`python -m trunk_jax` those of all packages, the other two their own."""
+    from data.__main__ import GROUPS as of_data
+    from data.base import commands as found
+    from parity.__main__ import GROUPS as of_parity
+    from trunk_jax.__main__ import GROUPS, PACKAGES
+
+    def all_of(*packages):
+        return sorted(f"{name}.{c}" for name in packages for c in found.commands(ROOT / name))
+
+    for groups, packages in ((GROUPS, PACKAGES), (of_data, ["data"]), (of_parity, ["parity"])):
+        assert sorted(itertools.chain(*groups.values())) == all_of(*packages)
+
+
 @pytest.mark.parametrize("command", ALL, ids=str)
 def test_each_has_one_rule(command):
     found = kinds(command)
@@ -129,10 +144,10 @@ def filled(command, folder):
     A variable of a loop in a shell gives a line for some of its values.
     """
     fill = {
-        "RUN": "runs/demo",
+        "RUN": "runs/finished",
         "TREE": "checkpoints/cifar10-efficient",
         "MONOLITH": "checkpoints/cifar10-efficient-monolith",
-        "DIR": str(DATA),
+        "DIR": shlex.quote(str(DATA)),
         "NEW": "runs/new",
         "FOLDER": "runs/handed-on",
         "IMAGE": "image.png",
@@ -141,9 +156,8 @@ def filled(command, folder):
         "FILE.zip": "file.zip",
         "VARIANT": "plain",
         "LEVEL": "1",
-        "{out}": "out",
         "NAME": "resnet50",
-        "COMMAND": "true",
+        "COMMAND": f"{shlex.quote(sys.executable)} -m trunk_jax.train --limit 100 --epochs 1",
     }
     loops = {"$v": ["plain"], "$seed": ["0"], "$network": ["resnet", "monolith"]}
     used = [name for name in loops if name in command]
@@ -151,7 +165,7 @@ def filled(command, folder):
         text = command
         for name, value in zip(used, values, strict=True):
             text = text.replace(name, value)
-        words = [fill.get(word, word) for word in shlex.split(text)]
+        words = [w for word in shlex.split(text) for w in shlex.split(fill.get(word, word))]
         words = [os.path.expanduser(word) for word in words]
         yield [match for word in words for match in expand(word, folder)]
 
@@ -178,7 +192,8 @@ def workplace(tmp_path_factory):
         Image.new("RGB", (8, 8), (80 * (place % 3), 5 * place, 40)).save(file)
     (folder / "new").mkdir()
     Image.new("RGB", (20, 30), (80, 60, 40)).save(folder / "new" / "a.jpg")
-    train = [sys.executable, "-m", "trunk_jax.train", "--out", "runs/demo"]
+    torch.save({"weight": torch.ones(2)}, folder / "file.pth")
+    train = [sys.executable, "-m", "trunk_jax.train", "--out", "runs/finished"]
     subprocess.run(train, cwd=folder, env=environment(), check=True, capture_output=True)
     return folder
 
@@ -207,6 +222,8 @@ def need_data(command):
 @pytest.mark.parametrize("command", [c for kind in CODES for c in of_kind(kind)], ids=str)
 def test_it_runs_to_its_end(command, workplace):
     more, code = need_data(command), CODES[kinds(command)[0][0]]
+    for study in (workplace / "runs").glob("study-*"):  # a page's study is the reader's first
+        shutil.rmtree(study)
     for words in filled(command, workplace):
         done = subprocess.run(
             [sys.executable, *words[1:]],

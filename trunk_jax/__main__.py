@@ -24,6 +24,7 @@ GROUPS = {
         "parity.published",
         "parity.pretrained",
         "parity.study",
+        "parity.compare",
         "parity.convert",
         "parity.interrupt",
     ),

@@ -78,10 +78,8 @@ def create(path: Path, config: dict[str, Any], resume: bool) -> bool:
                 f"{path} exists; add --resume to go on with it, or choose another --out"
             )
         old, new = read_config(path), json.loads(json.dumps(config))
-        if "settings" not in old:  # it was not kept, or the framework was another (parity.convert)
+        if "settings" not in old:  # one that was trained by the other framework (parity.convert)
             new.pop("settings", None)
-        if "data" not in old.get("recipe", {}):  # of a run from before datasets were values
-            new.get("recipe", {}).pop("data", None)
         different = differences(new, old)
         if different:
             raise UserError(
