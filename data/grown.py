@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from data.base import tables
 from data.base.errors import run_command
 from data.base.parser import Parser, target
 from data.base.writing import save_json
@@ -108,7 +109,7 @@ def table(found: list[dict[str, Any]]) -> str:
     def percent(value: float | None) -> str:
         return "" if value is None else f"{100 * value:.2f}"
 
-    lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
+    rows = []
     for each in found:
         cut = "".join(f", {key} {each[key]}" for key in ("epochs", "limit") if each[key])
         cells = (
@@ -124,8 +125,8 @@ def table(found: list[dict[str, Any]]) -> str:
             percent(each["tree"]),
             f"{100 * each['difference']:+.2f}",
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return tables.markdown(COLUMNS, rows)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -134,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m data.grown",
         description="What finished runs grew: the root's groups, and validation accuracy of the "
         "tree, of its root with one output a class, and of the monolith of the same recipe, seed "
-        "and framework if that is among the runs.",
+        "and framework if that is among the runs. As a Markdown table, which may be wide.",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders")
     parser.add_argument(

@@ -80,7 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Print the table, or write it into a file."""
     parser = Parser(
         prog="python -m data.table",
-        description="The results of finished runs as a Markdown table, from their summary.json.",
+        description="The results of finished runs, from their summary.json. As a Markdown table, "
+        "which may be wide.",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders")
     parser.add_argument(

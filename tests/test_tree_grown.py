@@ -128,5 +128,7 @@ def test_the_table_of_what_was_grown(tmp_path, monkeypatch, capsys):
     assert json.loads(rows.read_text())[0]["tree"] == 0.9
     grown.main([str(tree)])
     assert "| 90.00 | +20.00 |" in capsys.readouterr().out
+    bars = grown.table([row | {"in_words": "(a|b c)"}])
+    assert r"| (a\|b c) |" in bars
     with pytest.raises(UserError, match="no run folder"):
         grown.main([str(tmp_path / "nothing")])

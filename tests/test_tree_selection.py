@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 import json
 import math
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -256,9 +258,9 @@ def test_the_table_and_its_stored_form():
     found = chosen_of(PAIRS)
     table = selection.lines(found, ["ant", "bee", "cat", "dog"])
     assert "8 validation images" in table[0]
-    assert [("chosen" in line) for line in table[2:]] == [False, True]
-    assert "(ant bee) + 2 single" in table[2]
-    assert "(ant bee), (cat dog)" in table[3]
+    assert [("chosen" in line) for line in table[3:]] == [False, True]
+    assert "(ant bee) + 2 single" in table[3]
+    assert "(ant bee), (cat dog)" in table[4]
     stored = json.loads(json.dumps(selection.to_json(found)))
     assert [row["chosen"] for row in stored["candidates"]] == [False, True]
     assert stored["candidates"][1]["groups"] == [[0, 1], [2, 3]]
@@ -270,12 +272,28 @@ def test_of_many_candidates_the_table_shows_the_best_and_the_chosen_one():
     row = [an_estimate(place / 100) for place in range(60)]
     found = selection.Selection(row[3], tuple(row), 0.9, 100)
     table = selection.lines(found, [str(place) for place in range(100)])
-    assert len(table) == 2 + 17 + 1
-    assert table[2].endswith("<- chosen")
+    rows = [line for line in table if " to " in line]
+    assert len(rows) == 17
+    assert "<- chosen" in " ".join(table[3 : table.index(rows[1])])
     assert [
-        f"{place / 100:.3f}" in line for place, line in zip(range(44, 60), table[3:-1], strict=True)
+        f"{place / 100:.3f}" in line for place, line in zip(range(44, 60), rows[1:], strict=True)
     ] == ([True] * 16)
     assert table[-1] == "43 candidates of lower modularity are not shown"
+
+
+def test_the_columns_of_candidates_stand_in_line_and_fit():
+    """Ranges of more than 16 characters pushed theirs aside; many names went beyond the width."""
+    long = an_estimate(0.2)
+    long = replace(long, candidate=replace(long.candidate, low=0.06219, high=0.08389))
+    many = [f"class-{place}" for place in range(100)]
+    table = selection.lines(selection.Selection(long, (an_estimate(0.1), long), 0.9, 100), many)
+    assert max(map(len, table)) <= 100
+    assert "mult-adds" in table[2], "a heading is not broken at its hyphen"
+    rows = [line for line in table if " to " in line]
+    assert "0.06219 to 0.08389" in rows[1]
+    ends = [[found.end() for found in re.finditer(r"\d\.\d+(?= |$)", row)][:6] for row in rows]
+    assert ends[0][1:] == ends[1][1:]  # of the range only its own end
+    assert [row.index("(") for row in rows] == [rows[0].index("(")] * 2
 
 
 # --- costs of trees that are thought of, and the reasons of flat nodes

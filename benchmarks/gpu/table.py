@@ -12,16 +12,17 @@ from typing import Any
 
 from benchmarks import run, sweep
 from benchmarks.gpu import plan
-from data.base import reading, writing
+from data.base import reading, tables, writing
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
+from data.base.words import plural
 
 Result = dict[str, Any]
 
 
 def _training(value: Result) -> str:
     test, nodes = value["accuracy"]["test"], len(value["nodes"])
-    return f"{_evaluation(test)}, {nodes} {'node' if nodes == 1 else 'nodes'}"
+    return f"{_evaluation(test)}, {plural(nodes, 'node')}"
 
 
 def _evaluation(value: Result) -> str:
@@ -135,8 +136,7 @@ def found(folders: list[Path]) -> dict[str, Result]:
 
 def lines(results: dict[str, Result]) -> list[str]:
     """The table, a row for each job of the plan that has a result, and the names of the others."""
-    made = ["| stage | what | result | in all, s | bar | card, day |", "|---|---|---|--:|---|---|"]
-    missing = []
+    made, missing = [], []
     for stage in plan.stages():
         for job in stage.jobs:
             row = results.get(job.name)
@@ -144,17 +144,19 @@ def lines(results: dict[str, Result]) -> list[str]:
                 day = f"{row['card']}, {row['finished'][:10]}"
                 bar = job.bar or _bar(row["result"])
                 cells = [told(row["result"]), f"{row['seconds']:.0f}", bar, day]
-                made.append("| " + " | ".join([str(stage.number), job.what, *cells]) + " |")
+                made.append([str(stage.number), job.what, *cells])
         names = [f"`{job.name}`" for job in stage.jobs if job.name not in results]
         missing += [f"- stage {stage.number}: {', '.join(names)}"] if names else []
     if missing:
-        made += ["", "Not measured yet (`python -m benchmarks.gpu --list` says what each is):", ""]
-    return made + missing
+        head = "Not measured yet (`python -m benchmarks.gpu --list` says what each is):"
+        missing = ["", head, "", *missing]
+    columns = ("stage", "what", "result", "in all, s", "bar", "card, day")
+    return tables.markdown(columns, made, right=(3,)).splitlines() + missing
 
 
 def expectations() -> list[str]:
     """The table of switches: what is expected of each, and why."""
-    made = ["| variant | flags or form | expected | because |", "|---|---|---|---|"]
+    made = []
     for variant in sweep.variants().values():
         if variant.platform == "cpu":
             continue
@@ -162,8 +164,8 @@ def expectations() -> list[str]:
         forms += ["one pass"] if variant.one_pass else []
         flags = [f"`{flag.removeprefix('--')}`" for flag in variant.flags.split()]
         how = " ".join(flags + forms) or "none"
-        made.append(f"| {variant.name} | {how} | {variant.expect} | {variant.why} |")
-    return made
+        made.append([variant.name, how, variant.expect, variant.why])
+    return tables.markdown(("variant", "flags or form", "expected", "because"), made).splitlines()
 
 
 def written(text: str, name: str, rows: list[str]) -> str:

@@ -1,11 +1,14 @@
 """All tables: on the terminal, in a pipe (100 columns, no trailing blanks) and in Markdown."""
 
 import io
+import re
 import sys
 import textwrap
 from collections.abc import Collection, Sequence
 
-from rich.console import Console
+from rich.cells import cell_len, chop_cells
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -74,6 +77,59 @@ def _headed(drawn: str, rows: Sequence[Row]) -> str:
     )
 
 
+def folded(text: str, width: int) -> list[str]:
+    """The text in lines of at most `width` columns.
+
+    A word that is longer than a line is broken behind a dot, underscore, slash or hyphen where it
+    has one, and anywhere else where it has none.
+
+    Example:
+      >>> folded("gradient of features.1.running_mean", 20)
+      ['gradient of', 'features.1.running_', 'mean']
+
+    """
+    lines = []
+    for paragraph in text.splitlines() or [""]:
+        line = ""
+        for word in re.findall(r"\s*\S+", paragraph):
+            if cell_len(line + word) <= width:
+                line += word
+                continue
+            if line.strip():
+                lines.append(line)
+                word = word.lstrip()
+            *whole, line = _broken(word, width)
+            lines += whole
+        lines.append(line)
+    return lines
+
+
+def _broken(word: str, width: int) -> list[str]:
+    """A word in parts of at most `width` columns, each as long as can be."""
+    parts = [""]
+    for piece in re.findall(r"[^._/-]*[._/-]+|[^._/-]+", word):
+        if cell_len(parts[-1] + piece) <= width:
+            parts[-1] += piece
+        elif cell_len(piece) <= width:
+            parts.append(piece)
+        else:
+            parts[-1:] = chop_cells(parts[-1] + piece, width)
+    return [part for part in parts if part]
+
+
+class _Words:
+    """A cell of words, `folded` to the width of its column."""
+
+    def __init__(self, text: str):
+        self._text = text
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement.get(console, options, Text(self._text))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text("\n".join(folded(self._text, options.max_width)))
+
+
 def markdown(columns: Sequence[str], rows: Sequence[Row], *, right: Collection[int] = ()) -> str:
     r"""The table in Markdown; `right`: the columns that stand on the right.
 
@@ -110,11 +166,12 @@ def _table(
             table.add_column(column, overflow="fold", vertical="top")
         else:
             width = max([8, *map(len, cells), *map(len, column.split())])
-            heading = "\n".join(textwrap.wrap(column, width))
+            heading = "\n".join(textwrap.wrap(column, width, break_on_hyphens=False))
             table.add_column(heading, justify="right", no_wrap=True)
     for place, row in enumerate(rows):
         cells = [_HEADING] if isinstance(row, str) else list(row)
-        table.add_row(*cells, style="bold red" if place in marked else None)
+        drawn = [_Words(cell) if k in left else cell for k, cell in enumerate(cells)]
+        table.add_row(*drawn, style="bold red" if place in marked else None)
     return table
 
 

@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.cluster.hierarchy import cut_tree, linkage
 
+from data.base import tables
+from data.base.words import plural
 from data.tree.grouping import group, splits
 from data.tree.hierarchy import Groups, as_groups
 
@@ -23,6 +25,7 @@ CLEAR = 0.3  # modularity from which groups are taken for real (Newman and Girva
 LARGEST = 2 / 3  # of the images that one group may hold where there is a choice
 _ROUNDED = 1e-12  # what sums of weights may be off by
 _SHOWN = 16  # rows of a table
+_COLUMNS = ("volatility", "node %", "tree %", "M mult-adds", "modularity", "groups")
 
 
 @dataclass(frozen=True)
@@ -285,24 +288,29 @@ def lines(selection: Selection, names: Sequence[str]) -> list[str]:
     )
     if not selection.estimates:
         return [f"{head}; {len(names)} classes cannot be split"]
-    result = [head, f"{'volatility':>16}  node %  tree %  M mult-adds  modularity  groups"]
     best = sorted(selection.estimates, key=lambda each: -each.modularity)[:_SHOWN]
     shown = [each for each in selection.estimates if each in best or each is selection.chosen]
-    for each in shown:
-        low, high = each.candidate.low, each.candidate.high
-        span = f"{low:.4g} to {high:.4g}" if low < high else "(likelihoods tie)"
-        result.append(
-            f"{span:>16}  {100 * each.node_accuracy:6.2f}  {100 * each.accuracy:6.2f}  "
-            f"{each.multiply_adds / 1e6:11.2f}  {each.modularity:10.3f}  "
-            f"{in_words(each.candidate.groups, names)}"
-            f"{'  <- chosen' if each is selection.chosen else ''}"
-        )
+    rows = [_cells(each, names, each is selection.chosen) for each in shown]
+    result = [head, *tables.text(_COLUMNS, rows, left=(5,)).splitlines()]
     left_out = len(selection.estimates) - len(shown)
     if left_out:
-        result.append(f"{left_out} candidates of lower modularity are not shown")
+        are = "is" if left_out == 1 else "are"
+        result.append(f"{plural(left_out, 'candidate')} of lower modularity {are} not shown")
     if selection.chosen is None:
         result.append("no grouping pays: the node keeps one output a class")
     return result
+
+
+def _cells(each: Estimate, names: Sequence[str], chosen: bool) -> list[str]:
+    low, high = each.candidate.low, each.candidate.high
+    return [
+        f"{low:.4g} to {high:.4g}" if low < high else "(likelihoods tie)",
+        f"{100 * each.node_accuracy:.2f}",
+        f"{100 * each.accuracy:.2f}",
+        f"{each.multiply_adds / 1e6:.2f}",
+        f"{each.modularity:.3f}",
+        in_words(each.candidate.groups, names) + ("  <- chosen" if chosen else ""),
+    ]
 
 
 def in_words(groups: Groups, names: Sequence[str]) -> str:

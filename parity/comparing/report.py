@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data.base import pages, tables, writing
+from data.base.words import plural
 from parity.comparing.diagnosis import Finding
 from parity.pages import dots
 
@@ -95,7 +96,7 @@ class Report:
             return "Same: nothing differs beyond rounding."
         named = sum(bool(found.cause) for found in self.findings)
         count = len(self.findings)
-        return f"Different: {count} difference{'s' * (count != 1)}, {named} with a verified cause."
+        return f"Different: {plural(count, 'difference')}, {named} with a verified cause."
 
     def as_json(self) -> dict[str, Any]:
         """All of it, for a file."""

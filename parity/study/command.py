@@ -1,6 +1,8 @@
 """What the command does: compute the tasks, then write all that follows from them."""
 
 import platform
+import re
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import jax
 import torch
 
 from data.base import interrupts, writing
+from data.base.tables import WIDTH
 from data.base.writing import save_json
 from data.images.datasets import Dataset
 from data.images.splits import split
@@ -73,8 +76,21 @@ def say(value: dict[str, Any], out: Path) -> None:
         print(f"\n{section['title']}")
         for table in section["tables"]:
             table.print()
-        print(*(f"- {line}" for line in section["lines"]), sep="\n")
-    print(f"\n{findings.headline(value)}\n{out / 'report.html'}")
+        print(*(_plain(line, "- ") for line in section["lines"]), sep="\n")
+    print(f"\n{_plain(findings.headline(value))}\n{out / 'report.html'}")
+
+
+def _plain(text: str, bullet: str = "") -> str:
+    """A sentence without Markdown's marks of bold, in lines that fit."""
+    plain = re.sub(r"\*\*(.+?)\*\*", r"\1", text)
+    return textwrap.fill(
+        plain,
+        WIDTH,
+        initial_indent=bullet,
+        subsequent_indent=" " * len(bullet),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _keep_manifest(options: Options, dataset: Dataset) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from data.base.words import plural
 from parity.study import overview, stepped
 from parity.study.overview import size, told
 from parity.study.verdict import WORDS
@@ -27,7 +28,8 @@ def headline(value: dict[str, Any]) -> str:
             f"{c['interval'][1]:+.2f})"
         )
         if c["equivalent"]:
-            parts.append(f"mean accuracies are equivalent within {c['margin']:g} points: {size}")
+            within = plural(c["margin"], "point", "g")
+            parts.append(f"mean accuracies are equivalent within {within}: {size}")
         elif c["different"]:
             parts.append(f"mean accuracies differ: {size}")
         else:
@@ -85,14 +87,15 @@ def of_coupled(coupled: dict[str, Any]) -> list[str]:
     lines = []
     stages, runs = coupled["stages"], len(coupled["runs"]) - 2
     steps = sum(stage["steps"] for stage in stages)
-    what = f"{coupled['dtype']}, seed {coupled['seed']}: {steps} steps in {_count(stages, 'stage')}"
+    what = f"{coupled['dtype']}, seed {coupled['seed']}: "
+    what += f"{plural(steps, 'step')} in {plural(len(stages), 'stage')}"
     if coupled["finding"]:
         lines.append(
             f"{what}. **Beyond the control**: {place(coupled)}. "
             f"{CAUSES[coupled['finding']['cause']]}"
         )
     else:
-        lines.append(f"{what}, {runs} control runs: **nothing beyond the control**.")
+        lines.append(f"{what}, {plural(runs, 'control run')}: **nothing beyond the control**.")
     if lost := [stage["stage"] for stage in stages if not told(stage)]:
         lines.append(
             f"{coupled['dtype']}, {', '.join(lost)}: at the end the controls have come so far "
@@ -130,7 +133,7 @@ def _cleared(stage: str, jumps: list[dict[str, Any]]) -> str:
     )
     taken = " and ".join(f"{NAMES[name]}'s {n}" for name, n in truth["sides"].items() if n)
     sides = (
-        f"; {_count_of(truth['undecided'])} are so near an edge of a ReLU or a max pool that "
+        f"; {_are(truth['undecided'])} so near an edge of a ReLU or a max pool that "
         f"rounding decides their side, which was another than float64's in {taken} of them"
     )
     end = (
@@ -151,8 +154,8 @@ def _named(jump: dict[str, Any]) -> str:
     return f"{WORDS[jump['kind']]} {jump['tensor']}".strip(" *")
 
 
-def _count_of(units: int) -> str:
-    return f"{units} unit{'' if units == 1 else 's'}"
+def _are(units: int) -> str:
+    return f"{plural(units, 'unit')} {'is' if units == 1 else 'are'}"
 
 
 def columns() -> list[str]:
@@ -172,7 +175,7 @@ def of_independent(value: dict[str, Any]) -> list[str]:
     lines = [
         f"With these spreads {_seeds(c['seeds_equivalence'])} a framework would show equivalence "
         f"with power {c['power']:g} if the means are equal, and {_seeds(c['seeds_difference'])} "
-        f"would show a true difference of {c['margin']:g} points."
+        f"would show a true difference of {plural(c['margin'], 'point', 'g')}."
     ]
     lone = [overview.PAIRS[name] for name, row in value["trees"].items() if not row["split"]]
     if lone:
@@ -192,16 +195,17 @@ def of_devices(value: dict[str, Any]) -> list[str]:
 def limits(value: dict[str, Any]) -> list[str]:
     """What this does not show."""
     recipe = value["recipe"]
-    epochs = sorted(
+    *others, last = sorted(
         {
             recipe[row][f"{kind}_phase"]["epochs"]
             for row in ("root", "others")
             for kind in ("class", "group")
         }
     )
+    before = "".join(f"{count} or " for count in others)
     lines = [
         f"One dataset ({value['dataset']}), one backbone ({value['backbone']}), recipe "
-        f"{recipe['name']} with {' or '.join(map(str, epochs))} epochs a phase, batches of "
+        f"{recipe['name']} with {before}{plural(last, 'epoch')} a phase, batches of "
         f"{recipe['batch_size']}"
         + (f", at most {recipe['limit']:,} images of each split" if recipe["limit"] else "")
         + f", {'the root alone' if value['nodes'] == 'root' else 'the whole tree'}."
@@ -217,17 +221,14 @@ def limits(value: dict[str, Any]) -> list[str]:
         lines += stepped.limits()
     if value["independent"]:
         c = value["independent"]["comparison"]
+        margin = plural(c["margin"], "point", "g")
         lines.append(
-            f"The margin of {c['margin']:g} points is a choice; an interval speaks for these "
-            "settings and this split of the data, over which the seeds do not vary."
+            f"The margin of {margin} is a choice; an interval speaks for these settings and "
+            "this split of the data, over which the seeds do not vary."
         )
     lines.append("Measured on one machine, one thread a run; GPUs were not part of it.")
     return lines
 
 
-def _count(items: list, word: str) -> str:
-    return f"{len(items)} {word}{'' if len(items) == 1 else 's'}"
-
-
 def _seeds(count: int | None) -> str:
-    return "more than 100,000 runs" if count is None else f"{count} runs"
+    return "more than 100,000 runs" if count is None else plural(count, "run")

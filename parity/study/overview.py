@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.base import tables
+from data.base.words import plural
 from parity.study import bounds, statistics
 
 NAMES = {"jax": "JAX", "torch": "PyTorch"}
@@ -74,10 +75,8 @@ def _share(worst: float | None) -> str:
 
 
 def of_coupled(runs: Sequence[dict[str, Any]]) -> list[Table]:
-    """How far apart each stage ended, and the groups that each framework made."""
-    columns: tuple[str, ...] = ("type", "seed", "stage", "steps", "weights apart", "controls apart")
-    columns += ("would be seen from", "right: JAX", "PyTorch", "images", "equal", "controls equal")
-    rows, groups = [], []
+    """How far apart each stage ended, its answers, and the groups that each framework made."""
+    rows, answers, groups = [], [], []
     for one in runs:
         head = [one["dtype"], str(one["seed"])]
         for stage in one["stages"]:
@@ -92,11 +91,11 @@ def of_coupled(runs: Sequence[dict[str, Any]]) -> list[Table]:
                     size(series["distance"]["weight"][-1]),
                     f"{low} to {high}",
                     "-" if not told(stage) else size(reach),
-                    *_answers(stage["epochs"][-1]["test"]),
                 ]
             )
+            answers.append([*head, stage["stage"], *_answers(stage["epochs"][-1]["test"])])
         if one["predictions"]:
-            rows.append([*head, "whole tree", "", "", "", "", *_answers(one["predictions"])])
+            answers.append([*head, "whole tree", *_answers(one["predictions"])])
         for node, row in one["groups"].items():
             groups.append(
                 [
@@ -110,7 +109,12 @@ def of_coupled(runs: Sequence[dict[str, Any]]) -> list[Table]:
                     size(row["margin"]),
                 ]
             )
+    columns: tuple[str, ...] = ("type", "seed", "stage", "steps", "weights apart", "controls apart")
+    columns += ("would be seen from",)
     found = [Table("At the end of each stage", columns, rows, words=(0, 1, 2))]
+    columns = ("type", "seed", "stage", "right: JAX", "PyTorch", "images", "equal")
+    columns += ("controls equal",)
+    found.append(Table("Answers then, on test images", columns, answers, words=(0, 1, 2)))
     if groups:
         columns = ("type", "seed", "node", "groups", "how many", "adjusted Rand index")
         columns += ("controls with the same", "likelihoods apart", "nearest to the threshold")
@@ -152,13 +156,12 @@ def of_independent(value: dict[str, Any]) -> list[Table]:
     accuracy = Table(
         "Accuracy", ("framework", "runs", "mean, %", "standard deviation, points"), rows
     )
-    margin = f"{c['margin']:g}"
     low, high = c["interval"]
     seen = f"{c['difference']:+.2f} points (95 %: {low:+.2f} to {high:+.2f})"
     rows = [
         ["Do the means differ?", "Welch", _p(c["p_difference"]), seen],
         [
-            f"Are they equal within {margin} points?",
+            f"Are they equal within {plural(c['margin'], 'point', 'g')}?",
             "two one-sided",
             _p(c["p_equivalence"]),
             _equivalence(c),

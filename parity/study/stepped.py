@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from data.base.words import plural
 from parity.study import bounds
 
 NAMES = {"jax": "JAX", "torch": "PyTorch"}
@@ -92,12 +93,12 @@ def place(first: dict[str, Any]) -> str:
 def lines_of(value: dict[str, Any]) -> list[str]:
     """A seed's training."""
     lines = [
-        f"Seed {value['seed']}: PyTorch trained {value['steps']:,} steps in "
-        f"{len(value['stages'])} stage{'' if len(value['stages']) == 1 else 's'}; "
+        f"Seed {value['seed']}: PyTorch trained {plural(value['steps'], 'step')} in "
+        f"{plural(len(value['stages']), 'stage')}; "
         + (
             "each was repeated."
             if value["every"] == 1
-            else f"every {value['every']}th of each was repeated, {value['judged']:,} in all."
+            else f"one in {value['every']} of each was repeated, {value['judged']:,} in all."
         )
     ]
     for dtype, one in value["types"].items():
@@ -123,9 +124,11 @@ def _of_type(dtype: str, one: dict[str, Any], judged: int) -> list[str]:
     else:
         told = f", {one['open']:,} cannot be told" if one["open"] else ""
         lines.append(f"{dtype}: **{one['agree']:,} of {judged:,} steps agree to rounding**{told}.")
+    beyond = one["by_model"]
+    was = "was" if beyond == 1 else "were"
     lines.append(
-        f"{dtype}: {one['by_model']:,} steps were beyond the floor and were held against the whole "
-        "rounding model."
+        f"{dtype}: {plural(beyond, 'step')} {was} beyond the floor and {was} held against the "
+        "whole rounding model."
     )
     return lines
 
