@@ -51,30 +51,32 @@ _FLAGS = "is it of another --dataset or --backbone?"
 
 
 @dataclass(frozen=True)
-class Networks:
-    """Each node's network in both frameworks, with the same weights."""
+class Models:
+    """A published tree in both frameworks, with the same weights."""
 
-    jax: dict[Node, trunk_jax.network.network.Network]
-    torch: dict[Node, trunk_torch_ref.nodes.NodeNetwork]
+    jax: trunk_jax.inference.model.Model
+    torch: trunk_torch_ref.inference.model.Model
 
 
-def load_networks(folder: Path, recipe: Recipe, layout: Layout) -> Networks:
+def load_models(folder: Path, recipe: Recipe, layout: Layout) -> Models:
     """All nodes of a published folder, their input shapes checked against those it states.
 
     UserError if a shape differs, or a file is missing, damaged, not finite or of another network.
     """
-    tree, found = layout.tree, Networks({}, {})
+    tree = layout.tree
+    modules: dict[Node, trunk_torch_ref.nodes.NodeNetwork] = {}
+    networks: dict[Node, trunk_jax.network.network.Network] = {}
     image_shape = run.channel_first(specs.spec(recipe.dataset).image_shape)
     shapes: dict[Node, trunk_torch_ref.nodes.Shape] = {}
     for node in tree.nodes:  # all shapes first: they tell a wrong flag best
         name = tree.names[node]
-        input_shape(found.torch, node, image_shape, shapes)
+        input_shape(modules, node, image_shape, shapes)
         if layout.inputs[name] != shapes[node]:
             raise UserError(
                 f"{folder}: {_FLAGS} {name} takes {_times(layout.inputs[name])} inputs, but "
                 f"{_times(shapes[node])} in a {recipe.dataset} {recipe.backbone} tree"
             )
-        found.torch[node] = initial(
+        modules[node] = initial(
             partial(
                 trunk_torch_ref.nodes.build,
                 recipe.dataset,
@@ -86,7 +88,7 @@ def load_networks(folder: Path, recipe: Recipe, layout: Layout) -> Networks:
             ),
             seed=0,
         )
-    for node, module in found.torch.items():
+    for node, module in modules.items():
         name, (channels, height, width) = tree.names[node], shapes[node]
         _load(folder / "model_weights" / f"{name}.pt", module, folder, name)
         flax = trunk_jax.nodes.build(
@@ -98,9 +100,12 @@ def load_networks(folder: Path, recipe: Recipe, layout: Layout) -> Networks:
             faults=recipe.faults,
             rng=np.random.default_rng(0),
         )
-        found.jax[node] = to_jax(module, trunk_jax.network.network.split(flax))
+        networks[node] = to_jax(module, trunk_jax.network.network.split(flax))
         module.to(run.where()).eval()
-    return found
+    return Models(
+        trunk_jax.inference.model.Model(recipe, tree, networks),
+        trunk_torch_ref.inference.model.Model(recipe, tree, modules),
+    )
 
 
 def _load(file: Path, module: trunk_torch_ref.nodes.NodeNetwork, folder: Path, name: str) -> None:
@@ -162,34 +167,28 @@ def regrouped(tree: Tree, groups: dict[Node, Groups]) -> tuple[bool, list[str] |
     return True, None
 
 
-def classify(
-    recipe: Recipe, tree: Tree, networks: Networks, examples: Examples
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+def classify(models: Models, examples: Examples) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Predicted labels, int32 [images], and seconds taken, by framework."""
     labels, seconds = {}, {}
-    models = {
-        "jax": trunk_jax.inference.model.Model(recipe, tree, networks.jax),
-        "torch": trunk_torch_ref.inference.model.Model(recipe, tree, networks.torch),
-    }
     routes = {"jax": trunk_jax.inference.route, "torch": trunk_torch_ref.inference.route}
     with run.exact(), jax.default_matmul_precision("highest"):
         for framework, route in routes.items():
             began = time.perf_counter()
             with working(f"{framework} classifies {len(examples.labels):,} images"):
-                labels[framework] = route.predict(models[framework], examples.images).labels
+                found = route.predict(getattr(models, framework), examples.images)
             seconds[framework] = round(time.perf_counter() - began, 1)
+            labels[framework] = found.labels
     return labels, seconds
 
 
 def classify_exported(
-    recipe: Recipe, tree: Tree, networks: Networks, examples: Examples
+    ours: trunk_jax.inference.model.Model, examples: Examples
 ) -> tuple[np.ndarray, float]:
     """Labels that the tree predicts as ONNX in onnxruntime, int64 [images], and seconds taken."""
     from trunk_jax.interchange import onnx_model, runtime  # an optional extra
     from trunk_jax.interchange.trained import Trained, about
 
-    ours = trunk_jax.inference.model.Model(recipe, tree, networks.jax)
-    trained = Trained(ours, about(recipe, tree))
+    trained = Trained(ours, about(ours.recipe, ours.tree))
     model = onnx_model.whole_model(trained, onnx_model.node_models(trained))
     began = time.perf_counter()
     with working(f"onnxruntime classifies {len(examples.labels):,} images"):
@@ -221,7 +220,7 @@ def check(
         raise UserError(
             f"{folder}: {_FLAGS} the tree has {len(tree.paths)} classes, {dataset} has {classes}"
         )
-    networks = load_networks(folder, how, layout)
+    models = load_models(folder, how, layout)
     nodes = check_groups(folder, how, tree)
     groups = {node: nodes[tree.names[node]]["groups"] for node in tree.nodes}
     follows, order = regrouped(tree, groups)
@@ -229,9 +228,9 @@ def check(
     images = datasets.load(dataset, data_dir)
     end = limit or None
     examples = Examples(images.test.images[:end], images.test.labels[:end])
-    labels, seconds = classify(how, tree, networks, examples)
+    labels, seconds = classify(models, examples)
     if onnxruntime:
-        answer = classify_exported(how, tree, networks, examples)
+        answer = classify_exported(models.jax, examples)
         labels["onnxruntime"], seconds["onnxruntime"] = answer
     same = np.all([mine == labels["jax"] for mine in labels.values()], axis=0)
     total, agree = len(examples.labels), int(same.sum())

@@ -556,7 +556,7 @@ def _of_programs() -> list[Fault]:
         ),
         Fault(
             f"{balance} when JAX chooses an epoch",
-            _words(joint, "_accuracy", ", recipe.balanced", ""),
+            _words(joint, "_accuracy", ", model.recipe.balanced", ""),
             joint_in_jax,
         ),
         Fault(
@@ -568,7 +568,7 @@ def _of_programs() -> list[Fault]:
         ),
         Fault(
             f"{balance} when PyTorch chooses an epoch",
-            _words(torch_joint, "_accuracy", ", recipe.balanced", ""),
+            _words(torch_joint, "_accuracy", ", model.recipe.balanced", ""),
             joint_in_torch,
         ),
         Fault(

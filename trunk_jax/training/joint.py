@@ -201,7 +201,7 @@ def fit_tree(
         run = epochs.training(recipe, stage, epoch.number, batches, len(labels), size)
         state, trained = _train_epoch(program, layout, state, source, run, rate, epoch.report)
         reached = {names[n]: v for n, v in devices.here(state.networks).items()}
-        accuracy = _accuracy(recipe, tree, reached, splits)
+        accuracy = _accuracy(Model(recipe, tree, reached), splits)
         validated = (accuracy, math.nan)
         position = finish(epoch, position, recipe.ties, float(rate[0]), trained, validated)
         if position.improved:
@@ -235,11 +235,11 @@ def _train_epoch(
     return state, (float(sums[0]), int(sums[1]), run.batches.images)
 
 
-def _accuracy(recipe: Recipe, tree: Tree, networks: dict[Node, Network], splits: Splits) -> float:
+def _accuracy(model: Model, splits: Splits) -> float:
     """The share of validation images that reach their own leaf, as the recipe counts them."""
 
     def follow(networks: dict[Node, Network], images: Images) -> Predictions:
-        return route.predict(Model(recipe, tree, networks), images)
+        return route.predict(replace(model, networks=networks), images)
 
-    found = devices.predict(follow, networks, splits.validation.images, route.BATCH).labels
-    return metrics.accuracy(splits.validation.labels, found, recipe.balanced)
+    found = devices.predict(follow, model.networks, splits.validation.images, route.BATCH).labels
+    return metrics.accuracy(splits.validation.labels, found, model.recipe.balanced)

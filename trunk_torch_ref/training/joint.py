@@ -144,7 +144,7 @@ def fit_tree(
         batches = plans.batches(recipe, stage, epoch.number, tree, layout, labels)
         run = epochs.training(recipe, stage, epoch.number, batches, len(labels), size)
         trained = _train_epoch(recipe, phase, layout, state, images, labels, run, epoch.report)
-        accuracy = _accuracy(recipe, tree, _by_path(modules, names), splits)
+        accuracy = _accuracy(Model(recipe, tree, _by_path(modules, names)), splits)
         position = finish(epoch, position, recipe.ties, rate, trained, (accuracy, math.nan))
         if position.improved:
             best = copy.deepcopy(modules)
@@ -191,9 +191,7 @@ def _train_epoch(
     return total, right, run.batches.images
 
 
-def _accuracy(
-    recipe: Recipe, tree: Tree, networks: dict[Node, NodeNetwork], splits: Splits
-) -> float:
+def _accuracy(model: Model, splits: Splits) -> float:
     """The share of validation images that reach their own leaf, as the recipe counts them."""
-    found = route.predict(Model(recipe, tree, networks), splits.validation.images).labels
-    return metrics.accuracy(splits.validation.labels, found, recipe.balanced)
+    found = route.predict(model, splits.validation.images).labels
+    return metrics.accuracy(splits.validation.labels, found, model.recipe.balanced)
