@@ -53,7 +53,7 @@ def summarised(checks: Sequence[Check]) -> list[Row]:
         detail = worst.detail
         if worst.part:
             shares = [check.share for check in group if check.share is not None]
-            share = f", {max(shares):.2f} u of the model" if shares else ""
+            share = f", {max(shares):.2f} x rounding" if shares else ""
             detail = f"{len(group)} tensors{share}"
             if failed:
                 detail = f"{len(failed)} of {detail}; first: {failed[0].what} ({failed[0].detail})"
@@ -122,10 +122,11 @@ def verdict(checks: Sequence[Check]) -> str:
     """One line."""
     failed = sum(not check.passed for check in checks)
     shares = [check.share for check in checks if check.share is not None]
-    line = f"{len(checks) - failed} of {len(checks)} checks passed"
+    line = f"{len(checks) - failed:,} of {len(checks):,} checks passed"
     if shares:
         line += (
-            f"; worst share of the rounding model {max(shares):.2f}, the constant is {CONSTANT:g}"
+            f"; the largest float32 error is {max(shares):.2f} times what rounding is expected to "
+            f"make (x rounding), and {CONSTANT:g} times is allowed"
         )
     return line
 

@@ -20,7 +20,7 @@ within rounding of a ReLU's kink the two frameworks take different sides, rightl
 gradient jumps.
 
 `CONSTANT` and u are those of `data.base.rounding`, which says what they come from. Each run states
-its own largest quotient as `worst share of the rounding model`.
+its own largest quotient, `x rounding`.
 """
 
 from dataclasses import dataclass
