@@ -1,5 +1,6 @@
 """Datasets: the four specs, reading and preparing TFDS folders, the cache, and the errors."""
 
+import ast
 import contextlib
 import functools
 import gzip
@@ -23,7 +24,7 @@ import scipy.io
 from PIL import Image
 
 from data.base.errors import UserError
-from data.images import cache, datasets, folders, specs
+from data.images import cache, datasets, folders, specs, stand_ins
 
 ROOT = Path(__file__).parents[1]
 STAND_INS = ROOT.parent / "shared" / "tfds-standin"
@@ -1055,6 +1056,48 @@ def test_cache_follows_the_prepared_folder(prepared, tmp_path):
     assert len(list(home.iterdir())) == 4
     assert first.title == "SVHN (cropped) stand-in"  # by its sizes
     assert first.fingerprint == third.fingerprint == prepared[1]["svhn"].fingerprint
+
+
+OFFICIAL = (73257, 26032)
+SAID = "STAND-IN, not it. Report numbers on it as '{}', never as SVHN."
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "description", "title"),
+    [
+        ("svhn", OFFICIAL, "", None),
+        ("svhn", OFFICIAL, SAID.format("half of it").removeprefix("STAND-IN, "), None),
+        ("svhn", OFFICIAL, SAID.format("half of it"), "half of it"),
+        ("svhn", OFFICIAL, "STAND-IN", "SVHN (cropped) stand-in"),
+        ("svhn", (73256, 26032), "", "SVHN (cropped) stand-in"),
+        ("svhn", (70, 30), SAID.format("half of it"), "half of it"),
+        # it may not be called what it is not, nor break the line that it stands in
+        ("svhn", (70, 30), SAID.format("SVHN (cropped)"), "SVHN (cropped) stand-in"),
+        ("svhn", (70, 30), SAID.format("a\nb"), "SVHN (cropped) stand-in"),
+        ("svhn", (70, 30), SAID.format("a" * 81), "SVHN (cropped) stand-in"),
+        ("digits", (70, 30), "", None),  # there are no official splits
+    ],
+)
+def test_one_rule_tells_a_stand_in_and_names_it(name, sizes, description, title):
+    spec = specs.spec(name)
+    assert stand_ins.is_stand_in(spec, sizes, description) == (title is not None)
+    assert stand_ins.title_of(spec, sizes, description) == (title or spec.title)
+    assert stand_ins.has_title_of_one(spec, title or spec.title) == (title is not None)
+
+
+def test_no_code_asks_whether_a_dataset_is_emnist():
+    """What differs for one is a field of it, or stands in a recipe's file."""
+    asking = [
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for package in ("data", "trunk_jax", "trunk_torch_ref", "parity", "benchmarks")
+        for file in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Compare)
+        and any(
+            isinstance(part, ast.Constant) and part.value == "emnist" for part in ast.walk(node)
+        )
+    ]
+    assert asking == []
 
 
 def test_start_from_the_cache_imports_neither_tfds_nor_scikit_learn(prepared):

@@ -247,10 +247,14 @@ def test_interval():
     assert table.interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
 
 
-def test_card_says_what_is_not_official(run, tmp_path):
+# of the official sizes, of others, and of a run that took a few of them
+@pytest.mark.parametrize(("sizes", "limit"), [((65931, 7326, 26032), 0), ((70, 20, 10), 90)])
+def test_card_says_what_is_not_official(run, tmp_path, sizes, limit):
+    """It had a rule of its own, by sizes alone."""
     about = runfolder.read_json(run / "manifest.json")
-    about["dataset"]["images"] = {"train": 70, "validation": 20, "test": 10}
-    recipe = replace(runfolder.read_recipe(run), dataset="svhn", limit=0, data=None)
+    about["dataset"]["images"] = dict(zip(("train", "validation", "test"), sizes, strict=True))
+    about["dataset"]["title"] = "half of it"
+    recipe = replace(runfolder.read_recipe(run), dataset="svhn", limit=limit, data=None)
     from data.recipes import recipe as recipes
 
     config = runfolder.read_config(run) | {"recipe": recipes.to_json(recipe)}
@@ -258,4 +262,7 @@ def test_card_says_what_is_not_official(run, tmp_path):
     for name, value in (("config", config), ("manifest", about), ("summary", summary)):
         writing.write_json(tmp_path / f"{name}.json", value)
     assert "not the official splits" in card.card(tmp_path, tmp_path)
+    about["dataset"]["title"] = "SVHN (cropped)"
+    writing.write_json(tmp_path / "manifest.json", about)
+    assert "not the official splits" not in card.card(tmp_path, tmp_path)
     assert "not the official splits" not in card.card(run, run)

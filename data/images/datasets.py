@@ -13,7 +13,7 @@ import numpy as np
 
 from data.base import reading
 from data.base.errors import UserError
-from data.images import cache, decoded, shapes, specs
+from data.images import cache, decoded, shapes, specs, stand_ins
 from data.images.folders import INFO, need_root, prepared_folder
 from data.images.on_disk import Images
 from data.images.specs import Spec
@@ -64,17 +64,16 @@ class Dataset:
     @property
     def stand_in(self) -> bool:
         """Whether these are not the official splits, so that no report calls them that."""
-        sizes = (len(self.train.labels), len(self.test.labels))
-        unofficial = self.spec.official_sizes not in (None, sizes)
-        return unofficial or self.description.startswith("STAND-IN")
+        return stand_ins.is_stand_in(self.spec, self._sizes, self.description)
 
     @property
     def title(self) -> str:
         """The name to report results under; a stand-in's own description may give it."""
-        if not self.stand_in:
-            return self.spec.title
-        given = re.search(r"Report numbers on it as '([^']+)'", self.description)
-        return given[1] if given else f"{self.spec.title} stand-in"
+        return stand_ins.title_of(self.spec, self._sizes, self.description)
+
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        return len(self.train.labels), len(self.test.labels)
 
 
 def load(

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from data.base import tables
+from data.images import stand_ins
 from data.run import results, runfolder
 from data.run.options import DEFAULTS
 from data.tree.interval import interval
@@ -58,10 +59,6 @@ def _text(folder: Path, name: Path, summary: dict[str, Any], about: dict[str, An
     low, high = interval(test["correct"], test["total"])
     height, width, channels = spec.image_shape
     official = spec.official_sizes
-    sizes = (images["train"] + images["validation"], images["test"])
-    if summary["protocol"] != "holdout":
-        sizes = (images["train"], images["test"])
-    stand_in = official is not None and not recipe.limit and sizes != official
     flags = about["flags"]
     given = [f"--dataset {summary['dataset']}", f"--backbone {summary['backbone']}"]
     given += [
@@ -123,7 +120,7 @@ def _text(folder: Path, name: Path, summary: dict[str, Any], about: dict[str, An
         f"{images['test']:,} test images. Licence: {spec.licence}.",
         "",
     ]
-    if stand_in and official:
+    if official and stand_ins.has_title_of_one(spec, data["title"]):
         lines += [
             f"**These are not the official splits** (which have {official[0]:,} and "
             f"{official[1]:,} images) but a stand-in of real images: the accuracy does not compare "

@@ -7,6 +7,7 @@ mobilenet nodes differ from SVHN's in the size of their maps alone; they are lef
 from dataclasses import dataclass
 from functools import partial
 
+from data.recipes import recipe as recipes
 from parity.pairs.passes import Pair, pair
 from trunk_jax import nodes as jax_nodes
 from trunk_torch_ref import nodes as torch_nodes
@@ -35,9 +36,10 @@ class Family:
 
     @property
     def loss(self) -> str:
-        """The loss that the published recipes train it with."""
-        published_nll = self.backbone == "mobilenet" and self.dataset in ("emnist", "svhn")
-        return "nll" if published_nll else "cross_entropy"
+        """The loss that the published recipe trains it with; cross-entropy where there is none."""
+        if not recipes.having("published", self.dataset, self.backbone):
+            return "cross_entropy"
+        return recipes.load("published", self.dataset, self.backbone).loss
 
 
 FAMILIES = (

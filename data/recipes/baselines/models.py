@@ -118,11 +118,12 @@ def load(
 
 
 def _fine_tuning(model: str, dataset: str, name: str) -> dict:
+    known = tomllib.loads(_PUBLISHED.read_text("utf-8"))
     if model == "vgg16_bn_pruned":
         phase = Phase(100, "sgd", 0.01, 5e-4, schedule="step", milestones=(60, 80))
         batch = 128
     else:
-        rows = tomllib.loads(_PUBLISHED.read_text("utf-8"))[model]
+        rows = known[model]
         if dataset not in rows:
             raise UserError(
                 f"recipe {name!r} has none for {model} on {dataset}, but scratch has; it has: "
@@ -131,9 +132,7 @@ def _fine_tuning(model: str, dataset: str, name: str) -> dict:
         lr, decay, epochs = rows[dataset]
         phase, batch = Phase(epochs, "adam", lr, decay, betas=(0.9, 0.99)), 16
     published = name == "published"
-    faults = {"dinov2_vitb14_reg": ("no_head",)}.get(model, ())
-    if model == "convnext_base" and dataset == "emnist":
-        faults = ("no_stem_norm",)
+    faults = tuple(known["faults"].get(model, {}).get(dataset, ()))
     return {
         "phase": phase,
         "batch_size": batch,
