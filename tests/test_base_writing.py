@@ -264,6 +264,75 @@ def test_a_missing_folder_is_one_line_before_any_work(tmp_path):
 # --- folders
 
 
+def fill(path, text):
+    with writing.new_folder(path, replace=True) as aside:
+        (aside / "a").write_text(text)
+
+
+def test_a_folder_is_replaced_once_the_new_one_is_whole(tmp_path):
+    out = tmp_path / "in" / "out"
+    fill(out, "first")
+    with writing.new_folder(out, replace=True) as aside:
+        (aside / "b").write_text("second")
+        assert (out / "a").read_text() == "first"
+    assert [file.name for file in out.iterdir()] == ["b"]
+    with pytest.raises(ZeroDivisionError), writing.new_folder(out, replace=True):
+        raise ZeroDivisionError
+    assert (out / "b").read_text() == "second"
+    assert list(out.parent.iterdir()) == [out], "nothing is left beside it"
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(errno.ENOSPC, "no room")])
+def test_a_stop_while_a_folder_is_replaced_leaves_the_older_one(tmp_path, monkeypatch, stop):
+    out = tmp_path / "out"
+    fill(out, "first")
+    rename = Path.rename
+
+    def stopped(self, target):
+        if self.name.endswith(f".{os.getpid()}.tmp"):
+            assert not out.exists(), "the older one is out of the way"
+            raise stop
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises((KeyboardInterrupt, UserError)):
+        fill(out, "second")
+    assert (out / "a").read_text() == "first"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_of_two_that_replace_a_folder_at_once_the_last_stays(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    fill(out, "first")
+    rename, others = Path.rename, iter(["quicker", "quicker still"])
+
+    def late(self, target):
+        if self.name.endswith(f".{os.getpid()}.tmp") and (text := next(others, "")):
+            out.mkdir()
+            (out / "a").write_text(text)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    fill(out, "mine")
+    assert (out / "a").read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_no_module_makes_a_folder_of_its_own_to_rename():
+    """A folder that is made beside its place is `new_folder`'s; others go into the system's."""
+    makers = [
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for package in PACKAGES
+        if package != "benchmarks"  # which read from a disk that the user names
+        for file in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).endswith(("TemporaryDirectory", "mkdtemp"))
+        and any(word.arg == "dir" for word in node.keywords)
+    ]
+    assert makers == []
+
+
 def test_a_new_folder_is_whole_or_absent(tmp_path):
     out = tmp_path / "above" / "out"
     with pytest.raises(ZeroDivisionError), writing.new_folder(out) as aside:

@@ -231,15 +231,16 @@ def _all(number: int, content: bytes) -> None:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """A folder to fill, which has its name once the block is done: whole or absent.
 
-    The folders above it are made. UserError if it is there, also if it comes meanwhile.
+    The folders above it are made. UserError if it is there, also if it comes meanwhile; with
+    `replace` the one that is there gives way, whole until then.
 
         with new_folder(out) as aside:
             write_json(aside / "config.json", config)
     """
-    if os.path.lexists(path):
+    if os.path.lexists(path) and not replace:
         raise UserError(f"{path} exists; remove it, or choose another folder")
     aside = _beside(path)
     shutil.rmtree(aside, ignore_errors=True)  # of a killed process that had our number
@@ -248,9 +249,33 @@ def new_folder(path: Path) -> Iterator[Path]:
             aside.mkdir(parents=True)
         yield aside
         with naming(path):
-            aside.rename(path)
+            if replace:
+                _put(aside, path)
+            else:
+                aside.rename(path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put(aside: Path, path: Path) -> None:
+    """Give a folder its name. The one that had it is removed; it comes back if that fails."""
+    old = aside.with_suffix(".old.tmp")
+    try:
+        while True:
+            shutil.rmtree(old, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                path.rename(old)
+            try:
+                aside.rename(path)
+                return
+            except OSError as error:  # another process put its own there meanwhile: once more
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+    finally:
+        if not os.path.lexists(path):
+            with suppress(OSError):
+                old.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def copy_folder(source: Path, target: Path) -> None:

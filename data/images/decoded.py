@@ -4,8 +4,6 @@
 `test_labels.npy` and `about.json`. It is for machines on which TFDS is not installed.
 """
 
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -32,18 +30,12 @@ def write(
     An older folder of that name is replaced. `about.json` holds the arrays' fingerprint.
     """
     target = folder_of(name, root)
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=root) as partial:
-        made = Path(partial) / "arrays"
-        made.mkdir()
+    with writing.new_folder(target, replace=True) as made:
         for key in NAMES:
             np.save(made / f"{key}.npy", arrays[key], allow_pickle=False)
         about = {"fingerprint": cache.fingerprint(arrays), "version": version}
         about |= {"description": description, "source": source}
         writing.write_json(made / "about.json", about)
-        if target.exists():
-            os.rename(target, Path(partial) / "old")
-        os.rename(made, target)
     return target
 
 
