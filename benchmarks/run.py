@@ -14,14 +14,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from benchmarks import worker
 from benchmarks.cases import RATED, Case, cases
 from data.base import machine, tables
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
+from data.base.progress import working
 from data.base.writing import is_regular, save_bytes, save_json
 from data.run import runfolder
 from data.run.manifest import git
@@ -208,8 +206,9 @@ def main(arguments: list[str] | None = None) -> None:
         rows = {row["name"]: row for row in recorded(file, here)}
         if options.missing:
             chosen = [case for case in chosen if case.name not in rows]
-        for case in track(chosen, "measuring", console=Console(file=sys.stderr), transient=True):
-            rows[case.name] = measure(case, ours, theirs, options.rounds, Path(folder))
+        for place, case in enumerate(chosen, 1):
+            with working(f"measuring {case.name}, {place} of {len(chosen)}"):
+                rows[case.name] = measure(case, ours, theirs, options.rounds, Path(folder))
             share(rows.values())
             if file and (is_regular(file) or not file.exists()):
                 inorder = [rows[c.name] for c in every if c.name in rows]

@@ -15,6 +15,7 @@ from rich.progress import Progress
 from data.base import machine
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
+from data.base.progress import watching, working
 from data.base.writing import save_json
 from data.recipes import recipe as recipes
 from data.run import derived
@@ -109,7 +110,13 @@ def run(work: Sequence[Task], jobs: int, *, fresh: bool = False) -> list[Check]:
     """
     results: dict[int, list[Check]] = {}
     console = Console(file=sys.stderr)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+
+    def state() -> str:
+        found = sum(len(checks) for checks in list(results.values()))
+        return f"checking: {len(results)} of {len(work)} tasks done, {found:,} checks"
+
+    live = Progress(console=console, disable=not console.is_terminal, transient=True)
+    with live as progress, watching(state):
         bar = progress.add_task("checking", total=len(work))
         for place, found in processes.outcomes(perform, work, jobs, fresh=fresh):
             name = work[place].name
@@ -219,9 +226,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.checkpoint:
         processes.prepare_process()
         torch.set_num_threads(options.jobs)
-        checks = check_checkpoint(
-            Path(options.checkpoint), options.data_dir, onnxruntime=options.runtime is not None
-        )
+        with working(f"checking {options.checkpoint}"):
+            checks = check_checkpoint(
+                Path(options.checkpoint), options.data_dir, onnxruntime=options.runtime is not None
+            )
     else:
         checks = run(work, options.jobs, fresh=options.baselines is not None)
     report.print_table(checks)

@@ -21,6 +21,7 @@ from safetensors.numpy import save as save_safetensors
 
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser
+from data.base.progress import working
 from data.base.writing import write_bytes
 from data.run import derived
 from parity.pairs import published_files
@@ -75,7 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.to is None:
         raise UserError("--to is missing: convert the run to torch or to jax?")
     out = Path(options.out) if options.out else derived.named(folder, f"-{options.to}")
-    counts = convert_run(folder, options.to, out)
+    with working(f"converting {folder} to {options.to}"):
+        counts = convert_run(folder, options.to, out)
     print(
         f"{out}: {counts['nodes']} nodes, {counts['values']:,} numbers, bit for bit the same in "
         "both frameworks"

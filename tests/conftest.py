@@ -57,6 +57,16 @@ def _own_cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_step_is_long():
+    """What a test sees on standard error does not depend on how quick the machine is."""
+    from data.base import progress
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress, "_STEP_S", 3600.0)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _precision():
     """The checks ask for exact products in the whole process: of a run that is a setting."""

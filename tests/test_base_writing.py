@@ -4,6 +4,7 @@ import ast
 import contextlib
 import errno
 import io
+import multiprocessing
 import os
 import pty
 import stat
@@ -488,15 +489,127 @@ def test_lines_say_how_far_how_quick_and_how_long(monkeypatch):
 def test_work_that_takes_long_says_what_it_is(monkeypatch):
     said = io.StringIO()
     monkeypatch.setattr(sys, "stderr", said)
-    monkeypatch.setattr(progress, "_FIRST_S", 0.01)
+    monkeypatch.setattr(progress, "_STEP_S", 0.01)
     with progress.working("classifying 3 images"):
         for _ in range(1000):  # until its line is there
             if said.getvalue():
                 break
             time.sleep(0.01)
     assert said.getvalue() == "classifying 3 images ...\n"
-    monkeypatch.setattr(progress, "_FIRST_S", 3600.0)
+    monkeypatch.setattr(progress, "_STEP_S", 3600.0)
     with progress.working("classifying 4 images"):
         pass
     assert said.getvalue() == "classifying 3 images ...\n"  # and no thread is left to say more
     assert not [t for t in threading.enumerate() if isinstance(t, threading.Timer) and t.is_alive()]
+
+
+class Terminal(io.StringIO):
+    """What a terminal was sent."""
+
+    def isatty(self):
+        return True
+
+
+def test_a_step_within_another_is_shown_in_its_place(monkeypatch):
+    said = Terminal()
+    monkeypatch.setattr(sys, "stderr", said)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress.working("exporting"):
+        outer = progress._shown[-1]
+        heard = []
+        progress._shown.append(lambda words: (heard.append(words), outer(words)))
+        with progress.working("classifying [images]"):
+            pass
+        with progress.counting("decoding", 10) as advance:
+            advance(10)
+        progress._shown.pop()
+    assert heard[:2] == ["classifying [images]", ""]
+    assert heard[2].startswith("decoding: 10 of 10 images, ")
+    assert heard[3:] == [""]
+    assert progress._shown == []
+    assert said.getvalue().count("\x1b[?25l") == 1  # one live display: the cursor is hidden once
+
+
+def test_a_worker_process_leaves_the_words_to_its_parent(monkeypatch):
+    said = Terminal()
+    monkeypatch.setattr(sys, "stderr", said)
+    monkeypatch.setattr(multiprocessing, "parent_process", object)
+    with progress.working("compiling"):
+        assert progress._shown == []
+    assert said.getvalue() == ""
+
+
+def test_what_waits_for_others_says_how_far_they_are(monkeypatch):
+    said, done = io.StringIO(), [0]
+    monkeypatch.setattr(sys, "stderr", said)
+    monkeypatch.setattr(progress, "_NEXT_S", 0.01)
+    with progress.watching(lambda: f"{done[0]} of 5 tasks"):
+        for count in (1, 3):
+            done[0] = count
+            for _ in range(1000):  # until its line is there
+                if f"{count} of 5 tasks\n" in said.getvalue():
+                    break
+                time.sleep(0.01)
+    lines = said.getvalue().splitlines()
+    assert {"1 of 5 tasks", "3 of 5 tasks"} <= set(lines)
+    monkeypatch.setattr(progress, "_NEXT_S", 3600.0)
+    with progress.watching(lambda: "never"):
+        pass
+    assert said.getvalue().splitlines() == lines
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setattr(progress, "_NEXT_S", 0.0)
+    with progress.watching(lambda: "never"):
+        pass
+    assert terminal.getvalue() == ""
+
+
+ROW = {"train_loss": 1.0, "train_accuracy": 0.5, "validation_accuracy": 0.25, "seconds": 40.0}
+
+
+def test_a_long_epoch_says_how_far_it_is_every_ten_seconds(monkeypatch):
+    now, said = [100.0], io.StringIO()
+    monkeypatch.setattr(progress, "_clock", lambda: now[0])
+    monkeypatch.setattr(sys, "stderr", said)
+    with progress.Reporter() as report:
+        for place in range(1, 9):  # 4 s each
+            now[0] += 4
+            report(stage="root/class", epoch=1, epochs=2, share=place / 8)
+        report(stage="root/class", epoch=1, epochs=2, share=1.0, row=ROW)
+    lines = said.getvalue().splitlines()
+    assert lines[:2] == [
+        "root/class     epoch   1/2   38% of it  0:52 left",
+        "root/class     epoch   1/2   75% of it  0:40 left",
+    ]
+    assert lines[2].startswith("root/class     epoch   1/2  loss 1.0000  train  50.00 %")
+    assert len(lines) == 3
+
+
+def test_short_epochs_have_a_line_each_and_no_more(monkeypatch):
+    now, said = [100.0], io.StringIO()
+    monkeypatch.setattr(progress, "_clock", lambda: now[0])
+    monkeypatch.setattr(sys, "stderr", said)
+    with progress.Reporter() as report:
+        for epoch in range(1, 7):  # 8 s each
+            for place in (0.5, 1.0):
+                now[0] += 4
+                report(stage="root/class", epoch=epoch, epochs=6, share=place)
+            report(stage="root/class", epoch=epoch, epochs=6, share=1.0, row=ROW)
+    assert len(said.getvalue().splitlines()) == 6
+
+
+def test_a_training_on_a_terminal_shows_that_it_compiles(monkeypatch):
+    said = Terminal()
+    monkeypatch.setattr(sys, "stderr", said)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    with progress.Reporter() as report:
+        with progress.working("compiling the training steps"):
+            pass
+        report(stage="root/class", epoch=1, epochs=2, share=0.5)
+        with progress.working("taking the average likelihoods"):
+            pass
+    assert progress._shown == []
+    text = said.getvalue()
+    for words in ("compiling the training steps", "taking the average likelihoods", "root/class"):
+        assert words in text
+    assert text.count("\x1b[?25l") == 1

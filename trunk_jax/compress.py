@@ -19,7 +19,7 @@ from data.base import interrupts, tables, writing
 from data.base.errors import UserError, run_command
 from data.base.locking import hold
 from data.base.parser import Parser, target
-from data.base.progress import Reporter
+from data.base.progress import Reporter, working
 from data.base.writing import new_folder, save_json
 from data.images.splits import Splits, split
 from data.inference import stopping
@@ -105,11 +105,12 @@ def compress(
     splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit, on_disk=True)
     parts = {name: getattr(splits, name) for name in ("validation", "test")}
 
-    def summary_of(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-        model = replace(FRAMEWORK.load(run), stopping=Stopping())  # as a training's summary
-        found = {name: FRAMEWORK.predict(model, part.images) for name, part in parts.items()}
+    def summary_of(run: Path, called: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        with working(f"evaluating {called}"):
+            model = replace(FRAMEWORK.load(run), stopping=Stopping())  # as a training's summary
+            found = {name: FRAMEWORK.predict(model, part.images) for name, part in parts.items()}
+            costs = FRAMEWORK.costs(model)
         predicted = {name: (examples, found[name].labels) for name, examples in parts.items()}
-        costs = FRAMEWORK.costs(model)
         value = results.summary(config["framework"], recipe, dataset, model.tree, costs, predicted)
         return value, found
 
@@ -118,18 +119,20 @@ def compress(
     of = {"weights_sha256": derived.digest(folder), "compression": entry}
     kept = unfinished(out, of, resume) if how.epochs else nullcontext(out)
     with kept as state, new_folder(out) as aside:
-        before, _ = summary_of(folder)
+        before, _ = summary_of(folder, str(folder))
         writing.write_json(aside / "config.json", config | {"compression": entry})
-        for name, weights in smaller_weights(folder, how).items():
+        with working("quantizing weights" if how.method == "int8" else "pruning channels"):
+            smaller = smaller_weights(folder, how)
+        for name, weights in smaller.items():
             runfolder.write_weights(aside, name, weights)
         for pattern in _CARRIED:
             for file in sorted(folder.glob(pattern)):
                 writing.write_bytes(aside / file.relative_to(folder), file.read_bytes())
-        after, found = summary_of(aside)
+        after, found = summary_of(aside, f"its {how} form")
         if how.epochs:
             untrained = after | _size(aside)
             _train(aside, how.epochs, splits, state / "checkpoints")
-            after, found = summary_of(aside)
+            after, found = summary_of(aside, f"its {how} form")
         results.write_predictions(
             aside, "test", dataset, parts["test"], found["test"].labels, found["test"].confidence
         )

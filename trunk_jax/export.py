@@ -2,11 +2,13 @@
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
+from data.base.progress import working
 from data.base.writing import save_json
 from data.inference.shipped import run_of
 
@@ -41,6 +43,21 @@ def export(
         need("onnx", "onnxruntime")
     if kind == "hub":
         need("huggingface_hub")
+    # a hub's own bars would be in the way of what is live
+    with nullcontext() if push else working(f"exporting {run} as {kind}"):
+        return _written(run, out, kind, per_node, int8, push, data_dir)
+
+
+def _written(
+    run: Path,
+    out: Path,
+    kind: str,
+    per_node: bool,
+    int8: bool,
+    push: str | None,
+    data_dir: str | None,
+) -> tuple[dict[str, Any], list[str]]:
+    """What `export` returns, once its arguments are known to be good."""
     from trunk_jax.machine import backend
 
     backend.start()

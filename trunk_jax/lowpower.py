@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from data.base.errors import run_command
+from data.base.progress import working
 from data.base.streams import stream
 from data.run import lowpower
 
@@ -12,6 +13,13 @@ from data.run import lowpower
 def main(arguments: list[str] | None = None) -> None:
     """Measure as the flags say. UserError for anything a user can put right."""
     options = lowpower.options_of("jax", arguments)
+    with working("measuring a small network and four smaller forms of it"):
+        device, rows = _measure(options)
+    lowpower.report(options, "jax", device, rows)
+
+
+def _measure(options: lowpower.Options) -> tuple[str, dict[str, dict[str, Any]]]:
+    """The device's kind, and what `lowpower.report` shows of each form."""
     from trunk_jax.machine import backend
 
     backend.start()
@@ -43,19 +51,20 @@ def main(arguments: list[str] | None = None) -> None:
     x = jnp.asarray(lowpower.images(options.seed, options.images))
     rows, first = {}, None
     for name, network in networks(stream(options.seed, "lowpower", "weights")).items():
-        out = np.asarray(scores(network, x))
-        first = out if first is None else first
-        taken = seconds(partial(one, network), options.repeats)
-        costs = cost(network, lowpower.IMAGE)
-        rows[name] = {
-            "structure": structure(network),
-            "bytes": sum(array.nbytes for array in to_state_dict(network).values()),
-            **costs,
-            "flops": 2 * costs["multiply_adds"],
-            "ms": 1e3 * percentiles(taken)[0],
-            **lowpower.agreement(out, first),
-        }
-    lowpower.report(options, "jax", jax.devices()[0].device_kind, rows)
+        with working(f"measuring the form {name}"):
+            out = np.asarray(scores(network, x))
+            first = out if first is None else first
+            taken = seconds(partial(one, network), options.repeats)
+            costs = cost(network, lowpower.IMAGE)
+            rows[name] = {
+                "structure": structure(network),
+                "bytes": sum(array.nbytes for array in to_state_dict(network).values()),
+                **costs,
+                "flops": 2 * costs["multiply_adds"],
+                "ms": 1e3 * percentiles(taken)[0],
+                **lowpower.agreement(out, first),
+            }
+    return jax.devices()[0].device_kind, rows
 
 
 if __name__ == "__main__":

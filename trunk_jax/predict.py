@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from jaxtyping import UInt8
 
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
+from data.base.progress import working
 from data.base.writing import STDOUT, save_json
 from data.images import files, fitting
 from data.inference.model import Model, predictions
@@ -145,8 +147,10 @@ def main(arguments: list[str] | None = None) -> int:
             rows.append({"file": name, "error": str(error)})
             bad += 1
             continue
-        model = model or _model(run)
-        row = {"file": name} | row_of(model, picture.pixels)
+        first = working("loading and compiling the tree") if model is None else nullcontext()
+        with first:
+            model = model or _model(run)
+            row = {"file": name} | row_of(model, picture.pixels)
         rows.append(row | {"image": fitting.about(picture)})
         if str(options.json) != STDOUT:
             print(line(row, titles, fitting.notes(picture)))

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from data.base import pages, reading
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
+from data.base.progress import working
 from data.base.writing import save_bytes, write_bytes
 from data.run import derived, results, runfolder
 from data.tree import metrics
@@ -140,7 +141,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     folder = Path(options.run)
     parity = Path(options.parity) if options.parity else None
-    text = page(content(folder, parity, options.data_dir)).encode()
+    with working(f"drawing the page of {folder}"):
+        text = page(content(folder, parity, options.data_dir)).encode()
     out = options.out or derived.place(folder) / "report.html"
     if options.out:
         save_bytes(out, text)

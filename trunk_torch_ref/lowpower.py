@@ -2,8 +2,10 @@
 
 import sys
 import time
+from typing import Any
 
 from data.base.errors import run_command
+from data.base.progress import working
 from data.base.streams import integer
 from data.run import lowpower
 from trunk_torch_ref.machine import settings
@@ -12,6 +14,13 @@ from trunk_torch_ref.machine import settings
 def main(arguments: list[str] | None = None) -> None:
     """Measure as the flags say. UserError for anything a user can put right."""
     options = lowpower.options_of("torch", arguments)
+    with working("measuring a small network and four smaller forms of it"):
+        device, rows = _measure(options)
+    lowpower.report(options, "torch", device, rows)
+
+
+def _measure(options: lowpower.Options) -> tuple[str, dict[str, dict[str, Any]]]:
+    """The device's kind, and what `lowpower.report` shows of each form."""
     settings.apply()
     import numpy as np
     import torch
@@ -48,18 +57,19 @@ def main(arguments: list[str] | None = None) -> None:
     rows, first = {}, None
     with torch.no_grad():
         for name, module in forms(start.to(where()), other.to(where())).items():
-            out = module(x)[1].cpu().numpy()
-            first = out if first is None else first
-            costs = cost(module, channel_first(lowpower.IMAGE))
-            rows[name] = {
-                "structure": structure(module, x[:1]),
-                "bytes": sum(array.nbytes for array in to_state_dict(module).values()),
-                **costs,
-                "flops": 2 * costs["multiply_adds"],
-                "ms": milliseconds(module, x[:1]),
-                **lowpower.agreement(out, first),
-            }
-    lowpower.report(options, "torch", device()["kind"], rows)
+            with working(f"measuring the form {name}"):
+                out = module(x)[1].cpu().numpy()
+                first = out if first is None else first
+                costs = cost(module, channel_first(lowpower.IMAGE))
+                rows[name] = {
+                    "structure": structure(module, x[:1]),
+                    "bytes": sum(array.nbytes for array in to_state_dict(module).values()),
+                    **costs,
+                    "flops": 2 * costs["multiply_adds"],
+                    "ms": milliseconds(module, x[:1]),
+                    **lowpower.agreement(out, first),
+                }
+    return device()["kind"], rows
 
 
 if __name__ == "__main__":

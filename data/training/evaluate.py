@@ -34,7 +34,8 @@ def _evaluate(framework: Framework[M], options: EvaluateOptions, shipped: bool) 
     folder, part = options.run, options.split
     recipe = runfolder.read_recipe(folder)
     dataset = load_of_run(folder, recipe, options.data_dir)
-    model = framework.load(folder)
+    with working("loading the tree"):
+        model = framework.load(folder)
     exits.need_use(folder, model.tree, options)
     parts = split(dataset, recipe.protocol, recipe.seed, recipe.limit, on_disk=True)
     examples = getattr(parts, part)

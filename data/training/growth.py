@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from data.base.progress import working
 from data.base.streams import stream
 from data.recipes.recipe import AUTO, Recipe
 from data.run import runfolder
@@ -111,13 +112,19 @@ def grow_into(
         recorded = runfolder.read_asl(folder, name, len(mine))
         if recorded is not None:
             return recorded[1]
-        decision = decision_of(
-            recipe, tree, node, take(), lambda: held_out(Stage(tree, node, "class")), cost
-        )
+        asl = take()
+        with working(f"{name}: choosing groups"):
+            decision = decision_of(
+                recipe, tree, node, asl, lambda: held_out(Stage(tree, node, "class")), cost
+            )
         for line in _notes(recipe, tree, node, decision, folder, program):
             report(stage=name, note=line)
         record(folder, name, decision)
         return decision.groups
+
+    def take(tree: Tree, node: Node) -> np.ndarray:
+        with working(f"{tree.names[node]}: taking the average likelihoods"):
+            return likelihood(Stage(tree, node, "class"))
 
     def finish(tree: Tree, node: Node) -> None:
         runfolder.write_tree(folder, tree)
@@ -127,7 +134,7 @@ def grow_into(
         tree = grow(
             classes,
             fit=lambda tree, node, phase: fit(Stage(tree, node, phase)),
-            likelihood=lambda tree, node: likelihood(Stage(tree, node, "class")),
+            likelihood=take,
             decide=decide,
             finish=finish,
             fit_siblings=fit_siblings,

@@ -215,9 +215,11 @@ def _evaluate(
         options.out, "test", dataset, splits.test, test.labels, test.confidence
     )
     predicted = {part: (examples, found[part].labels) for part, examples in parts.items()}
-    costs = framework.costs(model)
+    with working("counting multiply-adds"):
+        costs = framework.costs(model)
     summary = results.summary(framework.name, recipe, dataset, model.tree, costs, predicted)
     if recipe.backbone == "resnet50_qat":
-        labels, size = framework.int8(model, splits.test.images)
+        with working(f"classifying {len(splits.test.labels):,} test images in int8"):
+            labels, size = framework.int8(model, splits.test.images)
         summary["int8"] = results.int8(splits.test, labels, size)
     return summary

@@ -7,6 +7,7 @@ import numpy as np
 import trunk_jax.framework
 import trunk_torch_ref.framework
 from data.base.errors import UserError
+from data.base.progress import working
 from data.images.splits import Splits, split
 from data.inference.model import Model
 from data.run import runfolder
@@ -34,8 +35,9 @@ def check_checkpoint(
             f"{folder} is a resnet50_qat, which cannot be computed in float64; "
             "tests/test_shrink_qat.py holds both frameworks against PyTorch's own"
         )
-    ours = trunk_jax.inference.load.load(folder)
-    theirs = trunk_torch_ref.inference.load.load(folder)
+    with working("loading the tree into both frameworks"):
+        ours = trunk_jax.inference.load.load(folder)
+        theirs = trunk_torch_ref.inference.load.load(folder)
     dataset = load_of_run(folder, recipe, data_dir)
     splits = split(dataset, recipe.protocol, recipe.seed, recipe.limit, on_disk=True)
     test = splits.test
@@ -62,12 +64,15 @@ def _exported(name: str, folder: Path, theirs: Model, splits: Splits) -> list[Ch
     from trunk_jax.interchange import onnx_model, quantize
     from trunk_jax.interchange.trained import of_run
 
-    trained, test = of_run(folder), splits.test
-    nodes = onnx_model.node_models(trained)
-    model = onnx_model.whole_model(trained, nodes)
-    images = quantize.calibration(splits.train.images, trained.recipe.seed)
-    small = onnx_model.whole_model(trained, quantize.quantized(trained, nodes, images))
-    return [
-        *check_exported(name, theirs, model, test.images, test.labels),
-        stated_int8(name, model, small, test.images, test.labels),
-    ]
+    with working("turning the tree into ONNX"):
+        trained, test = of_run(folder), splits.test
+        nodes = onnx_model.node_models(trained)
+        model = onnx_model.whole_model(trained, nodes)
+    with working("calibrating int8"):
+        images = quantize.calibration(splits.train.images, trained.recipe.seed)
+        small = onnx_model.whole_model(trained, quantize.quantized(trained, nodes, images))
+    with working(f"onnxruntime and float64 classify {len(test.labels):,} images"):
+        return [
+            *check_exported(name, theirs, model, test.images, test.labels),
+            stated_int8(name, model, small, test.images, test.labels),
+        ]

@@ -24,6 +24,7 @@ from jax import lax
 
 from data.base import tables
 from data.base.errors import UserError
+from data.base.progress import watching, working
 from data.images.datasets import load
 from data.recipes import recipe as recipes
 from data.training import epochs
@@ -654,13 +655,18 @@ def self_test(jobs: int) -> list[dict[str, str | None]]:
     work: list[_Work] = [(None, catch) for catch in catches]
     work += [(fault.name, None) for fault in planted]
     found: dict[int, str | None] = {}
-    for place, by in processes.outcomes(_caught_by, work, jobs):
-        name, catch = work[place]
-        if isinstance(by, processes.Broken):
-            what = name if catch is None else f"{catch.__name__}, no fault"
-            print(f"{what}: the check broke: {by.why}")
-            by = None if name else by.why
-        found[place] = by
+
+    def state() -> str:
+        return f"planting faults: {len(found)} of {len(work)} done"
+
+    with working("planting faults one at a time"), watching(state):
+        for place, by in processes.outcomes(_caught_by, work, jobs):
+            name, catch = work[place]
+            if isinstance(by, processes.Broken):
+                what = name if catch is None else f"{catch.__name__}, no fault"
+                print(f"{what}: the check broke: {by.why}")
+                by = None if name else by.why
+            found[place] = by
     broken = {catch: found[place] for place, catch in enumerate(catches)}
     rows = [
         {"name": fault.name, "caught_by": None if broken[fault.catch] else found[place]}

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from data.base.progress import working
 from data.images.augmentation import Augmentation
 from data.images.on_disk import Images
 from data.inference.model import Model
@@ -35,10 +36,14 @@ def check_routing(
     scores and the root of the accumulation length summed over the layers of the path.
     """
     if theirs.tree.exits or theirs.stopping.second is not None:
-        return check_stopping(name, ours, theirs, images, labels)
-    jax_labels = route.predict(ours, images).labels
-    torch_labels = torch_route.predict(theirs, images).labels
-    truth, close, error = truth_of(ours, theirs, images)
+        with working(f"both frameworks and float64 classify {len(images):,} images"):
+            return check_stopping(name, ours, theirs, images, labels)
+    with working(f"JAX classifies {len(images):,} images"):
+        jax_labels = route.predict(ours, images).labels
+    with working(f"PyTorch classifies {len(images):,} images"):
+        torch_labels = torch_route.predict(theirs, images).labels
+    with working(f"PyTorch classifies {len(images):,} images in float64"):
+        truth, close, error = truth_of(ours, theirs, images)
     note = f"{int(close.sum())} of {len(images)} images are closer than the measured error"
     checks = [
         tolerance.equal(

@@ -15,6 +15,7 @@ import trunk_torch_ref.inference.load
 import trunk_torch_ref.network.exchange
 from data.base import writing
 from data.base.errors import UserError
+from data.base.progress import working
 from data.base.writing import new_folder
 from data.recipes.recipe import Recipe
 from data.run import results, runfolder
@@ -120,7 +121,8 @@ def convert_run(folder: Path, to: str, out: Path) -> dict[str, int]:
     recipe, tree = runfolder.read_recipe(folder), runfolder.read_tree(folder)
     shape = recipe.spec.image_shape
     side = _SIDES[origin]
-    networks = side.load(folder, recipe, tree, shape)
+    with working(f"loading the tree into {origin}"):
+        networks = side.load(folder, recipe, tree, shape)
     states = {node: side.state_dict(network) for node, network in networks.items()}
 
     with new_folder(out) as aside:
@@ -129,9 +131,10 @@ def convert_run(folder: Path, to: str, out: Path) -> dict[str, int]:
         for node, state in states.items():
             runfolder.write_weights(aside, tree.names[node], state)
         back: Callable[[Any, Any], Any] = to_jax if origin == "jax" else to_torch
-        for node, network in _SIDES[to].load(aside, recipe, tree, shape).items():
-            returned = side.state_dict(back(network, networks[node]))
-            _need_same(states[node], returned)
+        with working(f"loading the tree into {to}, and back to compare every bit"):
+            for node, network in _SIDES[to].load(aside, recipe, tree, shape).items():
+                returned = side.state_dict(back(network, networks[node]))
+                _need_same(states[node], returned)
         for pattern in _CARRIED:
             for file in sorted(folder.glob(pattern)):
                 writing.write_bytes(aside / file.relative_to(folder), file.read_bytes())

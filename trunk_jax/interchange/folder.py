@@ -8,6 +8,7 @@ from typing import Any
 
 from data.base import writing
 from data.base.errors import UserError
+from data.base.progress import working
 from data.base.writing import copy_folder, new_folder
 from data.images.splits import split
 from data.inference import curve, stopping
@@ -34,15 +35,17 @@ def export(run: Path, folder: Path, data_dir: str | None, called: Path | None = 
     from trunk_jax.machine import backend
 
     backend.start()
-    import orbax.checkpoint as ocp  # after what can be a user's mistake: they take seconds to load
+    with working("loading JAX, Orbax and the tree"):
+        import orbax.checkpoint as ocp  # after what can be a user's mistake: it takes seconds
 
-    from trunk_jax.inference import route
-    from trunk_jax.inference.load import load
-    from trunk_jax.measure.costs import costs
+        from trunk_jax.inference import route
+        from trunk_jax.inference.load import load
+        from trunk_jax.measure.costs import costs
 
-    model = load(run)
+        model = load(run)
     to_the_end = replace(model, stopping=Stopping())  # by which the summary was made
-    found = route.predict(to_the_end, test.images)
+    with working(f"classifying {len(test.labels):,} test images"):
+        found = route.predict(to_the_end, test.images)
     correct = int((found.labels == test.labels).sum())
     stated = summary["accuracy"]["test"]["correct"]
     if correct != stated:
@@ -51,7 +54,8 @@ def export(run: Path, folder: Path, data_dir: str | None, called: Path | None = 
         )
     stopped: dict[str, Any] | None = None
     if model.stopping != Stopping():
-        found = route.predict(model, test.images)
+        with working(f"classifying {len(test.labels):,} test images by the rule of stopping"):
+            found = route.predict(model, test.images)
         mean = curve.of(found, model.tree, costs(model))
         stopped = results.accuracy_of(test.labels, found.labels) | mean
     with new_folder(folder) as aside:
@@ -69,7 +73,7 @@ def export(run: Path, folder: Path, data_dir: str | None, called: Path | None = 
             model.tree.names[node]: {"params": network.params, "stats": network.stats}
             for node, network in model.networks.items()
         }
-        with ocp.StandardCheckpointer() as checkpointer:
+        with working("writing the weights"), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((aside / "orbax").absolute(), text_keys(arrays))
         results.write_predictions(aside, "test", dataset, test, found.labels, found.confidence)
         results.write_stopped(aside, "test", stopped)

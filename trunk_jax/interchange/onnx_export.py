@@ -12,6 +12,7 @@ from jaxtyping import Int
 
 from data.base import writing
 from data.base.errors import UserError
+from data.base.progress import working
 from data.images.on_disk import Images
 from data.images.splits import split
 from data.run.dataset import load_of_run
@@ -45,19 +46,23 @@ def export(
     """
     if os.path.lexists(out):
         raise UserError(f"{out} exists; remove it, or choose another --out")
-    trained = of_run(run)
-    nodes = onnx_model.node_models(trained)
-    model = onnx_model.whole_model(trained, nodes)
-    tried = trial(run, trained, data_dir)
-    found = runtime.predict(runtime.session(model), tried.images)
-    result = _compared(trained, tried, found)
-    if int8:
-        exact, nodes = (
-            nodes,
-            quantize.quantized(trained, nodes, _calibration(run, trained, data_dir)),
-        )
+    with working("turning the tree into ONNX"):
+        trained = of_run(run)
+        nodes = onnx_model.node_models(trained)
         model = onnx_model.whole_model(trained, nodes)
-        small = runtime.predict(runtime.session(model), tried.images)
+    tried = trial(run, trained, data_dir)
+    count = f"{len(tried.images):,} images"
+    with working(f"onnxruntime classifies {count}"):
+        found = runtime.predict(runtime.session(model), tried.images)
+    with working(f"JAX classifies {count}"):
+        result = _compared(trained, tried, found)
+    if int8:
+        exact, images = nodes, _calibration(run, trained, data_dir)
+        with working("calibrating int8"):
+            nodes = quantize.quantized(trained, nodes, images)
+            model = onnx_model.whole_model(trained, nodes)
+        with working(f"onnxruntime classifies {count} in int8"):
+            small = runtime.predict(runtime.session(model), tried.images)
         result["int8"] = _agreement(tried, found["label"], small["label"])
         result["int8"]["left_in_float32"] = quantize.left_alone(exact, nodes)
     content = model.SerializeToString()

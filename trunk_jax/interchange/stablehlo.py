@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from data.base import writing
 from data.base.errors import UserError
+from data.base.progress import working
 from trunk_jax.inference.single import program_of
 from trunk_jax.interchange.trained import of_run
 
@@ -48,13 +49,15 @@ def export(run: Path, out: Path) -> tuple[dict[str, Any], list[str]]:
     """
     if os.path.lexists(out):
         raise UserError(f"{out} exists; remove it, or choose another --out")
-    trained = of_run(run)
+    with working("loading the tree"):
+        trained = of_run(run)
     if trained.recipe.baseline is not None:
         raise UserError(f"{run} is a baseline, and the program is of trees")
     program = jax.jit(program_of(trained.model))
     image = jax.ShapeDtypeStruct(trained.image_shape, jnp.uint8)
-    exported = jax.export.export(program, platforms=PLATFORMS)(image)
-    content = bytes(exported.serialize())
+    with working(f"making the program for {', '.join(PLATFORMS)}"):
+        exported = jax.export.export(program, platforms=PLATFORMS)(image)
+        content = bytes(exported.serialize())
     about: dict[str, Any] = {
         **trained.about,
         "classes": json.loads(trained.about["classes"]),

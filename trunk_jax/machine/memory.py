@@ -6,6 +6,7 @@ import jax
 
 from data.base import machine
 from data.base.errors import UserError
+from data.base.progress import working
 from trunk_jax.machine import hosts
 
 _compiled: dict[Any, Any] = {}
@@ -59,7 +60,8 @@ def compile_within(function: Any, *arguments: Any, statics: int) -> Any:
     kinds = tuple((jax.numpy.shape(leaf), jax.numpy.result_type(leaf)) for leaf in leaves)
     key = (function, arguments[:statics], structure, kinds)
     if key not in _compiled:
-        compiled = function.lower(*arguments).compile()
+        with working("compiling the training steps"):
+            compiled = function.lower(*arguments).compile()
         analysis = compiled.memory_analysis()
         needed = analysis.temp_size_in_bytes + analysis.output_size_in_bytes if analysis else 0
         room = available()
