@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile
-COMPILE := $(RUN) -m compileall -qq -j 0 -x '/tests?/|/transformers/models/' $(VENV)/lib
+BYTECODE := $(CURDIR)/$(VENV)/bytecode
+COMPILE := PYTHONPYCACHEPREFIX=$(BYTECODE) $(RUN) -m compileall -qq -j 0 -x '/tests?/|/transformers/models/' $(VENV)/lib
 
 .PHONY: demo docs test test-all test-newest constraints clean
 .NOTPARALLEL:
@@ -20,8 +21,8 @@ demo: $(VENV)/.installed
 # install, by all cores, instead of by both processes of the first run at once. For
 # --quick-compile see docs/testing.md.
 test: export OMP_NUM_THREADS = 1
-test: export PYTHONDONTWRITEBYTECODE =
-test: export PYTHONPYCACHEPREFIX = $(CURDIR)/$(VENV)/bytecode
+test test-all: export PYTHONDONTWRITEBYTECODE =
+test test-all: export PYTHONPYCACHEPREFIX = $(BYTECODE)
 test: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
