@@ -55,7 +55,11 @@ def test_training_goes_on_from_the_weights_in_the_same_tree(framework, finished,
     before = contents(finished)
     start = ["--init", str(finished), "--recipe", str(still)]
     TRAIN[framework]([*start, "--out", str(new)])
-    assert f"starts from {finished.absolute()}, whose tree it keeps" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"starts from {finished.absolute()}, whose tree it keeps" in said
+    # the child has 2 of the 10 classes, and an epoch over their images
+    assert " to go: about an epoch over all images (0:0" in said
+    assert " and the start of 1 stage (0:" in said
     assert contents(finished) == before
     tree = runfolder.read_tree(new)
     assert tree == runfolder.read_tree(finished)

@@ -166,8 +166,8 @@ def _grow(
     with ExitStack() as opened:
         report = opened.enter_context(Reporter())
         listeners = [] if on_epoch is None else [on_epoch]
-        if initial is None:
-            listeners.append(estimate.telling(recipe, report.note))
+        given = None if initial is None else initial.tree
+        listeners.append(estimate.telling(recipe, report.note, given))
         if options.tensorboard:
             listeners.append(opened.enter_context(scalars.writing(options.out)))
         report.note(f"{dataset.spec.name}: {dataset.source}")
