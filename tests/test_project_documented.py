@@ -165,7 +165,8 @@ def filled(command, folder):
         text = command
         for name, value in zip(used, values, strict=True):
             text = text.replace(name, value)
-        words = [w for word in shlex.split(text) for w in shlex.split(fill.get(word, word))]
+        given = [shlex.split(fill[w]) if w in fill else [w] for w in shlex.split(text)]
+        words = list(itertools.chain(*given))
         words = [os.path.expanduser(word) for word in words]
         yield [match for word in words for match in expand(word, folder)]
 
