@@ -25,7 +25,8 @@ CLEAR = 0.3  # modularity from which groups are taken for real (Newman and Girva
 LARGEST = 2 / 3  # of the images that one group may hold where there is a choice
 _ROUNDED = 1e-12  # what sums of weights may be off by
 _SHOWN = 16  # rows of a table
-_COLUMNS = ("volatility", "node %", "tree %", "M mult-adds", "modularity", "groups")
+_COLUMNS = ("", "volatility", "node %", "tree %", "mult-adds, M", "modularity", "groups")
+_CHOSEN = "->"
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,7 @@ def _finite(value: float) -> float | None:
 def lines(selection: Selection, names: Sequence[str]) -> list[str]:
     """The table of candidates for the terminal. `names`: of the node's classes.
 
-    Of many, those of the highest modularity and the chosen one are shown.
+    Of many, those of the highest modularity and the chosen one are shown, which an arrow marks.
     """
     head = (
         f"groups by --volatility auto, from {selection.images:,} validation images; without groups "
@@ -291,7 +292,7 @@ def lines(selection: Selection, names: Sequence[str]) -> list[str]:
     best = sorted(selection.estimates, key=lambda each: -each.modularity)[:_SHOWN]
     shown = [each for each in selection.estimates if each in best or each is selection.chosen]
     rows = [_cells(each, names, each is selection.chosen) for each in shown]
-    result = [head, *tables.text(_COLUMNS, rows, left=(5,)).splitlines()]
+    result = [head, *tables.text(_COLUMNS, rows, left=(0, 6)).splitlines()]
     left_out = len(selection.estimates) - len(shown)
     if left_out:
         are = "is" if left_out == 1 else "are"
@@ -304,12 +305,13 @@ def lines(selection: Selection, names: Sequence[str]) -> list[str]:
 def _cells(each: Estimate, names: Sequence[str], chosen: bool) -> list[str]:
     low, high = each.candidate.low, each.candidate.high
     return [
+        _CHOSEN if chosen else "",
         f"{low:.4g} to {high:.4g}" if low < high else "(likelihoods tie)",
         f"{100 * each.node_accuracy:.2f}",
         f"{100 * each.accuracy:.2f}",
         f"{each.multiply_adds / 1e6:.2f}",
         f"{each.modularity:.3f}",
-        in_words(each.candidate.groups, names) + ("  <- chosen" if chosen else ""),
+        in_words(each.candidate.groups, names),
     ]
 
 
