@@ -1,10 +1,11 @@
 """`python -m data.table RUN...`: the results of finished runs as a Markdown table."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data.base import tables
+from data.base import reading, tables
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
 from data.base.writing import save_bytes
@@ -12,6 +13,8 @@ from data.run import results
 from data.tree.interval import interval
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+_PREDICTIONS = "predictions, JAX against PyTorch"
+_CHECK: reading.Form = {"what": str, "passed": bool, "max_abs": float}
 COLUMNS = (
     "data",
     "network",
@@ -46,11 +49,43 @@ def _row(data: str, network: str, counts: Any, mean: Any) -> tuple[str, ...]:
     )
 
 
-def table(runs: list[Path], published: Path | None = None) -> str:
+def verdict(checked: str) -> tuple[str, ...]:
+    """A line of what both frameworks make of a run, from `RUN=FILE`.
+
+    FILE is what `python -m parity.check --checkpoint RUN --json FILE` wrote. UserError if it is
+    not, or if the run is not finished.
+    """
+    run, equals, file = checked.partition("=")
+    if not (run and equals and file):
+        raise UserError(f"--parity {checked}: give the run and what parity found, as RUN=FILE")
+    summary, found = results.read_summary(Path(run)), reading.json_file(Path(file))
+    try:
+        reading.need(found, {"passed": bool, "checks": [_CHECK]})
+        total = results.standing(Path(run), summary)["total"]
+        differ = [c["max_abs"] for c in found["checks"] if c["what"] == _PREDICTIONS]
+        if len(differ) != 1 or not 0 <= differ[0] <= total:
+            raise ValueError(f"its check {_PREDICTIONS!r} is not of {total:,} images")
+    except ValueError as error:
+        raise UserError(
+            f"{file} is not what `parity.check --checkpoint {run}` writes ({error})"
+        ) from None
+    passed = sum(check["passed"] for check in found["checks"])
+    return (
+        summary["dataset_title"],
+        f"PyTorch beside JAX: {Path(run).name}",
+        f"{passed} of {len(found['checks'])} checks passed",
+        f"{total - int(differ[0]):,} of {total:,} predictions equal",
+        "the same",
+        "the same",
+    )
+
+
+def table(runs: list[Path], published: Path | None = None, checked: Sequence[str] = ()) -> str:
     """The table of the runs. UserError for one that is not finished.
 
     `published`: a JSON list of published classifiers (docs/published.json). Those of a dataset
-    stand above its first run; those of datasets without a run are left out.
+    stand above its first run; those of datasets without a run are left out. `checked`: verdicts
+    of parity as `RUN=FILE`, which stand at the end.
     """
     rows = [row(run) for run in runs]
     known = [] if published is None else results.read_published(published)
@@ -60,6 +95,7 @@ def table(runs: list[Path], published: Path | None = None) -> str:
         if mine[0] not in (before[0] for before in rows[:number]):
             result += [other for other in others if other[0] == mine[0]]
         result.append(mine)
+    result += [verdict(each) for each in checked]
     return tables.markdown(COLUMNS, result)
 
 
@@ -99,8 +135,17 @@ def main(arguments: list[str] | None = None) -> None:
         "published classifiers to put beside the runs, such as "
         "docs/published.json",
     )
+    parser.add_argument(
+        "--parity",
+        metavar="RUN=FILE",
+        action="append",
+        default=[],
+        help="a line of what `python -m parity.check --checkpoint RUN --json FILE` found (again "
+        "for another)",
+    )
     options = parser.parse_args(arguments)
-    text = table([Path(run) for run in options.runs], options.published and Path(options.published))
+    known = options.published and Path(options.published)
+    text = table([Path(run) for run in options.runs], known, options.parity)
     if options.write:
         insert(options.write, text)
     else:

@@ -109,3 +109,29 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
 
 def _write(file, value):
     file.write_text(json.dumps(value))
+
+
+def test_the_table_ends_with_what_parity_found(tmp_path, capsys):
+    """How many images are answered alike is what `parity.check` counted, not what it says."""
+    what = "predictions, JAX against PyTorch"
+    rows = [
+        {"what": "weights of root", "passed": True, "max_abs": 0, "detail": "44 tensors"},
+        {"what": what, "passed": False, "max_abs": 4, "detail": "equal: 9 of 9"},
+    ]
+    file = tmp_path / "found.json"
+    file.write_text(json.dumps({"passed": False, "checks": rows}))
+    table.main([str(TREE), "--parity", f"{TREE}={file}"])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "| PyTorch beside JAX: svhn-efficient | 1 of 2 checks passed |" in last
+    assert "| 6,005 of 6,009 predictions equal |" in last
+    for wrong in (
+        {"passed": True, "checks": rows[:1]},
+        {"passed": True, "checks": [rows[1] | {"max_abs": 6010}]},
+        {"passed": True, "checks": [{"what": what}]},
+        [],
+    ):
+        file.write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match="is not what `parity.check --checkpoint"):
+            table.table([TREE], None, [f"{TREE}={file}"])
+    with pytest.raises(UserError, match="as RUN=FILE"):
+        table.table([TREE], None, [str(TREE)])
