@@ -131,7 +131,7 @@ def test_the_table_ends_with_what_parity_found(tmp_path, capsys):
         [],
     ):
         file.write_text(json.dumps(wrong))
-        with pytest.raises(UserError, match="is not what `parity.check --checkpoint"):
+        with pytest.raises(UserError, match=r"is not what `parity.check --checkpoint"):
             table.table([TREE], None, [f"{TREE}={file}"])
     with pytest.raises(UserError, match="as RUN=FILE"):
         table.table([TREE], None, [str(TREE)])
