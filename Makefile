@@ -18,8 +18,8 @@ demo: $(VENV)/.installed
 
 # The quick tests. Two processes on two cores: PyTorch's threads would only wait for each other.
 # Bytecode is kept, also where Python is told not to; what the packages have is made at their
-# install, by all cores, instead of by both processes of the first run at once. For
-# --quick-compile see docs/testing.md.
+# install, by all cores, instead of by both processes of the first run at once (a file that does
+# not compile is one that nothing here imports). For --quick-compile see docs/testing.md.
 test: export OMP_NUM_THREADS = 1
 test test-all: export PYTHONDONTWRITEBYTECODE =
 test test-all: export PYTHONPYCACHEPREFIX = $(BYTECODE)

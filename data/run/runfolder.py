@@ -78,7 +78,7 @@ def create(path: Path, config: dict[str, Any], resume: bool) -> bool:
                 f"{path} exists; add --resume to go on with it, or choose another --out"
             )
         old, new = read_config(path), json.loads(json.dumps(config))
-        if "settings" not in old:  # one that was trained by the other framework (parity.convert)
+        if "settings" not in old:  # converted from the other framework, or a shipped tree
             new.pop("settings", None)
         different = differences(new, old)
         if different:
