@@ -240,16 +240,22 @@ def _activations(designed: Designed, shape: tuple[int, int, int]) -> int:
     return 4 * 2 * total
 
 
-def design(known: Facts, backbone: str | None = None, budget: float | None = None) -> Recipe:
+def design(
+    known: Facts,
+    backbone: str | None = None,
+    budget: float | None = None,
+    epochs: int | None = None,
+) -> Recipe:
     """The recipe for a dataset.
 
     Args:
       known: its facts.
       backbone: `resnet`, a tree (also None), or `monolith`, one network of the cost of its paths.
       budget: multiply-adds that an image's mean path may cost; None or 0: by the images' size.
+      epochs: of joint training, from which those of growth follow; None: by the number of images.
 
     Raises:
-      UserError: another backbone, or a budget that no network keeps.
+      UserError: another backbone, a budget that no network keeps, or no epochs.
 
     """
     backbone = backbone or BACKBONES[0]
@@ -259,13 +265,16 @@ def design(known: Facts, backbone: str | None = None, budget: float | None = Non
     batch = batch_size(known.images, classes, networks(shape, classes, budget), shape)
     steps = max(1, known.images // batch)
     low, high = EPOCHS
-    joint = max(min(max(PASSES // known.images, low), high), math.ceil(STEPS / steps))
+    if epochs is None:
+        joint = max(min(max(PASSES // known.images, low), high), math.ceil(STEPS / steps))
+    else:
+        joint = epochs
     rate = 0.2 * batch / LARGEST_BATCH
     early = min(rate, 0.1)
     volatility: Volatility = AUTO if backbone == "resnet" else _NONE
     row = NodeRecipe(
         volatility,
-        _phase(max(2, round(joint / 15)), early),
+        _phase(max(min(joint, 2), round(joint / 15)), early),
         _phase(max(1, round(joint / 30)), early),
     )
     side = max(shape[:2])

@@ -131,7 +131,12 @@ def train_parser(framework: str) -> Parser:
         help="keep training images in memory, or read each batch from the cache on disk while the "
         "one before is used; the result is the same (default: auto, memory where they fit)",
     )
-    add("--epochs", type=int, help="epochs of every phase (default: the recipe's)")
+    add(
+        "--epochs",
+        type=int,
+        help="epochs of every phase; with the recipe auto of joint training, from which those of "
+        "growth follow (default: the recipe's)",
+    )
     add("--batch-size", type=int, help="images in a training batch (default: the recipe's)")
     add("--limit", type=int, help="use only so many images of each split (default: 0, all)")
     add(
@@ -456,7 +461,7 @@ def _chosen(flags: dict[str, Any], data_dir: str | None, data: Dataset | None) -
         name, spec = dataset.spec.name, dataset.spec
     if own and dataset is not None:
         found = _facts(dataset, flags)
-        chosen = auto.design(found, flags["backbone"], flags["budget"])
+        chosen = auto.design(found, flags["backbone"], flags["budget"], flags["epochs"])
     elif flags["model"] is None:
         chosen = recipe.load(flags["recipe"], name, flags["backbone"], spec)
         if spec is not None:  # of which no table has networks
@@ -467,8 +472,9 @@ def _chosen(flags: dict[str, Any], data_dir: str | None, data: Dataset | None) -
         chosen = baselines.load(flags["model"], name, flags["recipe"], data=spec, **mine)
     overrides = DEFAULTS.keys() - {"dataset", "recipe", "backbone", "model", *OF_MODELS, *OF_RUNS}
     given = {key: flags[key] for key in overrides}
-    if own and not given.get("budget"):
-        given["budget"] = None  # its own
+    if own:
+        given["epochs"] = None  # of joint training: those of growth follow from them
+        given["budget"] = given.get("budget") or None  # its own
     chosen = recipe.override(chosen, **given)
     if own:
         notes += auto.lines(chosen, found)
