@@ -484,6 +484,17 @@ def test_lines_say_how_far_how_quick_and_how_long(monkeypatch):
     for _ in progress.counted("decoding x", range(3000), None):
         now[0] += 0.001
     assert said.getvalue().splitlines() == ["decoding x: 2,000 images, 1,000 images/s"]
+    said.truncate(0)
+    said.seek(0)
+    with progress.counting("decoding x", 3000) as advance:
+        now[0] += 5  # workers start; what one image took tells nothing of the others
+        advance(1)
+        now[0] += 10
+        advance(1000)
+    assert said.getvalue().splitlines() == [
+        "decoding x: 1 of 3,000 images",
+        "decoding x: 1,001 of 3,000 images, 100 images/s, 0:20 left",
+    ]
 
 
 def test_work_that_takes_long_says_what_it_is(monkeypatch):

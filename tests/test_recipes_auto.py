@@ -11,6 +11,7 @@ from data.base.errors import UserError
 from data.images import datasets, specs
 from data.recipes import auto, recipe
 from data.recipes.networks import Block, ResNet
+from data.run import options
 from trunk_torch_ref.measure.costs import cost as torch_cost
 from trunk_torch_ref.nodes import make
 
@@ -87,6 +88,23 @@ def test_a_monolith_is_the_root_and_a_child_in_one():
     assert single.joint == tree.joint
     assert isinstance(single.root.volatility, float)
     assert tree.root.volatility == "auto"
+
+
+@pytest.mark.parametrize(
+    ("epochs", "growth"), [(1, (1, 1)), (2, (2, 1)), (20, (2, 1)), (60, (4, 2)), (300, (20, 10))]
+)
+def test_epochs_are_of_joint_training_and_growth_follows(epochs, growth):
+    found = auto.design(facts(), epochs=epochs)
+    assert found.joint.epochs == epochs
+    assert (found.root.class_phase.epochs, found.root.group_phase.epochs) == growth
+    assert found.others == found.root
+
+
+def test_the_flag_epochs_reaches_the_design_and_no_phase_besides():
+    given = ["--dataset", "digits", "--recipe", "auto", "--epochs", "30", "--out", "x"]
+    found = options.train_options("jax", given).recipe
+    assert found.joint.epochs == 30
+    assert (found.root.class_phase.epochs, found.root.group_phase.epochs) == (2, 1)
 
 
 def test_a_budget_is_kept_or_refused():

@@ -4,6 +4,7 @@
 `working` for what is one call, `watching` for what waits for other processes.
 """
 
+import math
 import multiprocessing
 import sys
 import threading
@@ -55,8 +56,8 @@ def counting(
                 advance(1)
     """
     console = Console(file=sys.stderr, highlight=False)
-    began, first = _clock(), done
-    due = began if console.is_terminal else began + _FIRST_S
+    due = _clock() if console.is_terminal else _clock() + _FIRST_S
+    began, first = math.inf, done  # of the rate: once the first are there, with workers started
     live = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -69,9 +70,11 @@ def counting(
     outer = _shown[-1] if _shown else None
 
     def advance(more: int) -> None:
-        nonlocal done, due
+        nonlocal done, due, began, first
         done += more
         now = _clock()
+        if began == math.inf:
+            began, first = now, done
         if now < due:
             return
         due = now + (_BAR_S if console.is_terminal else _NEXT_S)
@@ -178,14 +181,15 @@ def counted(what: str, items: Iterable[T], total: int | None) -> Iterator[T]:
 
 
 def _state(done: int, total: int | None, unit: Unit, rate: float) -> str:
-    """How many of how many, how quickly, and how long it will still take."""
+    """How many of how many; and how quickly and how long still, where there is a rate."""
     number = f",.{unit.decimals}f"
     whole = "" if total is None else f" of {total / unit.size:{number}}"
-    left = f", {duration((total - done) / rate)} left" if total is not None and rate > 0 else ""
-    return (
-        f"{done / unit.size:{number}}{whole} {unit.name}, "
-        f"{rate / unit.size:{number}} {unit.name}/s{left}"
-    )
+    state = f"{done / unit.size:{number}}{whole} {unit.name}"
+    if rate > 0:
+        state += f", {rate / unit.size:{number}} {unit.name}/s"
+        if total is not None:
+            state += f", {duration((total - done) / rate)} left"
+    return state
 
 
 class Reporter:

@@ -19,7 +19,8 @@ from data.base.words import plural
 from data.tree.grouping import group, splits
 from data.tree.hierarchy import Groups, as_groups
 
-TOLERATED = 0.005  # accuracy that a tree may be estimated to lose against the flat network
+TOLERATED = 0.005  # accuracy that a tree may be estimated to lose against the flat network,
+MORE_ERRORS = 0.02  # or this share of the flat network's errors, where that is more
 CLEAR = 0.3  # modularity from which groups are taken for real (Newman and Girvan, 2004)
 
 LARGEST = 2 / 3  # of the images that one group may hold where there is a choice
@@ -198,13 +199,24 @@ def flat_accuracy(held_out: HeldOut, balanced: bool = False) -> float:
     return float(weights[held_out.probabilities.argmax(1) == truth].sum())
 
 
+def tolerated(flat: float) -> float:
+    """Accuracy that a tree may be estimated to lose against a flat network of accuracy `flat`.
+
+    A node that gets much wrong is at the beginning of its training: what its groups lose falls with
+    its other errors, so it is measured by them.
+
+    Example: `tolerated(0.9), tolerated(0.5)` is `(0.005, 0.01)`.
+    """
+    return max(TOLERATED, MORE_ERRORS * (1 - flat))
+
+
 def choose(
     estimates: Sequence[Estimate], flat: float, *, is_root: bool, budget: float = 0
 ) -> Estimate | None:
     """The grouping to take, None for none.
 
     Of those whose mean path costs at most `budget` multiply-adds (0: any) and whose estimated
-    accuracy is at most `TOLERATED` below `flat`, that of the highest modularity; of equal ones the
+    accuracy is at most `tolerated` below `flat`, that of the highest modularity; of equal ones the
     cheaper. Those with a group of more than `LARGEST` count only where there are no others.
 
     The root always takes one if there is any: the cheapest if none is within the budget, the most
@@ -216,7 +228,7 @@ def choose(
         return budget == 0 or each.multiply_adds <= budget
 
     def accurate(each: Estimate) -> bool:
-        return each.accuracy >= flat - TOLERATED - _ROUNDED
+        return each.accuracy >= flat - tolerated(flat) - _ROUNDED
 
     def pays(each: Estimate) -> bool:
         return is_root or (each.modularity >= CLEAR and each.left > TOLERATED + _ROUNDED)
