@@ -27,6 +27,7 @@ import numpy as np
 from data.base import machine, tables
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
+from data.base.words import plural
 from data.base.writing import save_bytes, save_json
 from data.images.on_disk import Images
 from data.inference.shipped import run_of
@@ -270,8 +271,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         images = onnx_export.trial(run, of_run(run), options.data_dir).images
         rows = []
         for threads in options.threads:
+            # Lines, and no live display: that would take time from what is measured.
+            print(f"measuring with {plural(threads, 'thread')} ...", file=sys.stderr)
             with multiprocessing.get_context("spawn").Pool(1, keep_to, [threads]) as process:
                 rows += process.apply(rows_of, [run, folder, options, threads])
+        print(f"measuring {options.starts} first answers of each ...", file=sys.stderr)
         first = first_answers(folder, images[0], options.starts)
     value = {
         "run": options.run,

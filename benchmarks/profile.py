@@ -66,6 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     if (options.dataset, options.backbone) not in PAIRS:
         choices = ", ".join(" ".join(pair) for pair in PAIRS)
         raise UserError(f"nothing to profile there; the choices: {choices}")
+    print("compiling a step, and tracing it ...", file=sys.stderr)
     found = operations(Case("step", options.dataset, options.backbone, FORMS))
     rows = [
         [name, origin[-70:], f"{spent:.2f}", str(often)]

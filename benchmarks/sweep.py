@@ -67,6 +67,8 @@ def measured(variant: Variant, options: Any) -> list[dict[str, Any]]:
                 dataset, backbone = options.pair.split("-")
                 kind = options.kind
                 case = Case(kind, dataset, backbone, FORMS, batch=batch, precision=precision)
+                # A line, and no live display: that would take time from what is measured.
+                print(f"measuring {options.pair}, batch {batch}, {precision} ...", file=sys.stderr)
                 jax.clear_caches()
                 run = ours.prepare(case, "ours", Path())
                 began = time.perf_counter()

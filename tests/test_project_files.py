@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -24,6 +26,17 @@ def test_constraints_pin_each_dependency_within_its_range():
             continue
         assert wanted.specifier.contains(pins[canonicalize_name(wanted.name)]), text
     assert pins["torch"] == "2.13.0"  # no "+cpu": that names a build which not every index has
+
+
+def test_the_newest_versions_are_asked_for_by_names_that_an_index_has():
+    """`make test-newest` installs the JAX side's packages, its extras' among them, one by one."""
+    show = f"show:;@{sys.executable} -c $(JAX_SIDE)"
+    said = subprocess.run(
+        ["make", "--silent", "--eval", show, "show"], cwd=ROOT, capture_output=True, text=True
+    )
+    names = {Requirement(line).name for line in said.stdout.splitlines()}
+    assert {"jax", "flax", "pytest", "onnxruntime", "datasets"} <= names, said.stderr
+    assert not names & {PROJECT["name"], "torch", "transformers", "mypy", "ruff"}
 
 
 def test_one_version_everywhere():

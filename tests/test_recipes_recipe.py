@@ -201,7 +201,8 @@ def test_the_recipe_of_a_command_that_names_none():
     datasets = ("digits", "emnist", "svhn", "cifar10")
     assert {recipe.first(dataset, None) for dataset in datasets} == {"efficient"}
     assert recipe.first("svhn", "resnet") == recipe.first("svhn", "monolith") == "efficient"
-    assert recipe.first("svhn", "vgg") == recipe.first("digits", "mobilenet") == "corrected"
+    assert recipe.first("digits", "mobilenet") == "efficient"
+    assert recipe.first("svhn", "vgg") == recipe.first("svhn", "mobilenet") == "corrected"
     assert recipe.first("digits", "alexnet") == "efficient"  # which then says what there is
 
 

@@ -227,6 +227,16 @@ def test_accuracy_within_half_a_point_comes_before_modularity():
     assert selection.choose([poor, fair, good], 0.99, is_root=False) is None
 
 
+def test_a_weak_node_may_lose_two_percent_more_errors():
+    """Below 75 % that is more than half a point: at 25 % it is 1.5 points."""
+    assert selection.tolerated(0.75) == selection.tolerated(0.9) == 0.005
+    assert selection.tolerated(0.25) == pytest.approx(0.015)
+    lost, kept = an_estimate(0.2, 0.2349), an_estimate(0.1, 0.2351)
+    assert selection.choose([lost, kept], 0.25, is_root=True) is kept
+    less, more = an_estimate(0.1, 0.249), an_estimate(0.2, 0.236)
+    assert selection.choose([less, more], 0.25, is_root=True) is more
+
+
 def test_the_budget_comes_before_all_and_ties_go_to_the_cheaper():
     dear, cheap, same = an_estimate(0.6, cost=200), an_estimate(0.5, cost=80), an_estimate(0.5)
     assert selection.choose([dear, cheap, same], 0.9, is_root=True) is dear

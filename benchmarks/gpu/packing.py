@@ -11,25 +11,25 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from data.base import reading
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser
+from data.base.progress import Unit, counting
 from data.images import cache, datasets, decoded, folders, specs
 
 DATASETS = ("cifar10", "svhn", "emnist")
 TRAVELS = 64 * 2**20  # bytes of one call
 SPARE = 2**20  # for what else is in the tree
 STRIP = 500  # images; a WebP is at most 16,383 pixels high
+_STRIPS = Unit("strips")
 EFFORT = {"lossless": True, "quality": 80, "method": 5}
 _INDEX: reading.Form = {
     "pieces": int,
@@ -103,11 +103,11 @@ def pack(names: Sequence[str], data_dirs: Sequence[str | None], target: Path, ro
             np.save(buffer, examples.labels, allow_pickle=False)
             strips.append((f"{name}/{split}_labels.npy", buffer.getvalue()))
             parts = [examples.images[i : i + STRIP] for i in range(0, len(examples.labels), STRIP)]
-            with ThreadPoolExecutor() as pool:
-                for place, content in enumerate(
-                    _watched(pool.map(packed, parts), name, len(parts))
-                ):
+            what = f"packing {name}, {split}"
+            with ThreadPoolExecutor() as pool, counting(what, len(parts), _STRIPS) as advance:
+                for place, content in enumerate(pool.map(packed, parts)):
                     strips.append((f"{name}/{split}_images_{place:05d}.webp", content))
+                    advance(1)
     pieces = dealt([len(content) + 256 for _, content in strips], room)
     index["pieces"] = len(pieces)
     target.mkdir(parents=True, exist_ok=True)
@@ -119,19 +119,6 @@ def pack(names: Sequence[str], data_dirs: Sequence[str | None], target: Path, ro
             for place in places:
                 piece.writestr(*strips[place])
     return len(pieces)
-
-
-def _watched(results: Iterator[bytes], what: str, total: int) -> Iterator[bytes]:
-    console = Console(file=sys.stderr)
-    shown = track(
-        results,
-        f"packing {what}",
-        total,
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    return iter(shown)
 
 
 def _load(name: str, data_dirs: Sequence[str | None]) -> datasets.Dataset:
