@@ -1,5 +1,9 @@
 """Residual nodes of our own, in both frameworks: shapes, costs, names, live shortcuts."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +17,9 @@ from trunk_jax.network import exchange
 from trunk_jax.network.network import cost, feature_shape, split
 from trunk_torch_ref import nodes as torch_nodes
 from trunk_torch_ref.measure.costs import cost as torch_cost
+from trunk_torch_ref.nodes import resnet
 
+ROOT = Path(__file__).parents[1]
 DATASETS = ("cifar10", "svhn", "emnist", "digits")
 
 
@@ -89,3 +95,41 @@ def test_shortcuts_are_live():
         torch.nn.init.zeros_(block.residual[4].weight)
     image = torch.tensor(np.asarray(x).transpose(0, 3, 1, 2).copy())
     assert torch.equal(theirs.features(image), image)
+
+
+_NARROW = """
+import torch
+from data.recipes.networks import Block, ResNet
+from trunk_torch_ref.network.network import channels_last
+from trunk_torch_ref.nodes import make
+
+torch.set_num_threads(1)
+for width in (2, 4, 6, 7, 8):
+    network = channels_last(make(ResNet(width, (Block(8, 2),)), (3, 24, 18), 3)).train()
+    for turn in range(12):
+        x = torch.randn(16, 3, 24, 18).contiguous(memory_format=torch.channels_last)
+        network(x)[1].sum().backward()
+        other = [torch.randn(1 + 37 * turn) for _ in range(5)]
+print("survived")
+"""
+
+
+def test_narrow_networks_train_where_onednn_would_write_out_of_bounds():
+    """In a process of its own: it died here with `_NarrowProjection` left out (2 to 7 channels)."""
+    said = subprocess.run([sys.executable, "-c", _NARROW], capture_output=True, text=True, cwd=ROOT)
+    assert said.stdout == "survived\n", said.returncode
+
+
+def test_a_narrow_projection_is_the_convolution():
+    narrow = resnet._NarrowProjection(4, 8, 1, stride=2, bias=False)
+    plain = torch.nn.Conv2d(4, 8, 1, stride=2, bias=False)
+    plain.load_state_dict(narrow.state_dict())
+    x = torch.randn(3, 4, 9, 6, dtype=torch.float64, requires_grad=True)
+    outputs = [module.double()(x) for module in (narrow, plain)]
+    found = [
+        torch.autograd.grad((y**2).sum(), (x, module.weight))
+        for y, module in zip(outputs, (narrow, plain), strict=True)
+    ]
+    assert outputs[0].shape == (3, 8, 5, 3)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)

@@ -1,9 +1,26 @@
 """Residual node of our own: dense 3x3 convolutions with live shortcuts."""
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from data.recipes.networks import Block, ResNet
 from trunk_torch_ref.nodes.node import NodeNetwork, Shape
+
+
+_NARROW = 8  # input channels below which a strided projection keeps to the usual layout
+
+
+class _NarrowProjection(nn.Conv2d):
+    """A strided 1x1 convolution of few channels, in PyTorch's usual layout.
+
+    In the layout channels last oneDNN's gradient of its weights writes where it must not on
+    processors without AVX-512, and the process dies (seen with torch 2.13 and 2, 4, 6 and 7
+    channels; with 8 and more the gradients are right).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.flatten(1)[:, :, None, None]  # whose strides say: the usual layout
+        return functional.conv2d(x.contiguous(), weight, stride=self.stride)
 
 
 class _BasicBlock(nn.Module):
@@ -21,7 +38,8 @@ class _BasicBlock(nn.Module):
         )
         self.shortcut: nn.Sequential | None = None
         if stride != 1 or in_channels != out:
-            project = nn.Conv2d(in_channels, out, 1, stride=stride, bias=False)
+            kind = _NarrowProjection if stride != 1 and in_channels < _NARROW else nn.Conv2d
+            project = kind(in_channels, out, 1, stride=stride, bias=False)
             self.shortcut = nn.Sequential(project, nn.BatchNorm2d(out))
         self.activation = nn.ReLU()
 
