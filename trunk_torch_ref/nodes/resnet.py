@@ -6,7 +6,6 @@ from torch.nn import functional
 from data.recipes.networks import Block, ResNet
 from trunk_torch_ref.nodes.node import NodeNetwork, Shape
 
-
 _NARROW = 8  # input channels below which a strided projection keeps to the usual layout
 
 
