@@ -1,5 +1,7 @@
 """Inputs that are computed once: the same training, and what happens when memory is short."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -39,14 +41,16 @@ def test_kept_inputs_are_the_features_of_the_nodes_own_images():
 def test_training_on_kept_inputs_is_training_on_images():
     plain = source(COUNT, above=(ABOVE,), keep=MINE)
     shape = kept().cached.shape[1:]
-    one, rows, _ = run(node(shape, 2), train=plain, check=plain)
-    other, others, _ = run(node(shape, 2), train=kept(), check=kept())
+    # Not Adam: its step is of the size of the rate whatever the gradient, so that on some
+    # processors the rounding of a gradient near 0 is all that one sees.
+    phase = dataclasses.replace(SHORT, optimizer="sgd")
+    one, rows, _ = run(node(shape, 2), train=plain, check=plain, phase=phase)
+    other, others, _ = run(node(shape, 2), train=kept(), check=kept(), phase=phase)
     assert [row["train_accuracy"] for row in rows] == [row["train_accuracy"] for row in others]
     one, other = to_state_dict(one.network), to_state_dict(other.network)
     for key in one:
-        # 12 steps of Adam: a step is of the size of the rate, 1e-2, whatever the gradient,
-        # so that rounding in a gradient near 0 shows at once
-        np.testing.assert_allclose(one[key], other[key], rtol=0, atol=2e-3)
+        # 12 steps: of weights of 0.1 a rounding of 1e-7 in each, and as much again from the inputs
+        np.testing.assert_allclose(one[key], other[key], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,7 @@ def _quantized(model: onnx.ModelProto, given: str, x: np.ndarray | None) -> onnx
                 per_channel=True,
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
+                reduce_range=True,
             )
         return checked(onnx.load(file))
 
