@@ -89,7 +89,7 @@ def _tables(folder: Path) -> tuple[dict[str, Any], list[str]]:
         ) from None
     splits = found if isinstance(found, Mapping) else {"train": found}
     tables = {}
-    there = {str(name).casefold(): table for name, table in reversed(splits.items())}
+    there = {str(name).casefold(): table for name, table in splits.items()}
     for split, names in NAMES.items():
         table = next((there[each] for each in names if each in there), None)
         if table is not None:
