@@ -248,7 +248,7 @@ def test_every_form_of_an_image_gives_its_pixels(name, tmp_path):
     found = files.read(file, DIGITS)
     assert np.array_equal(found.pixels[..., 0], a)
     if "12 bits" in name and "PGM" not in name:
-        assert (found.range.high, found.range.stated) == (4095, False)
+        assert (found.range.high, found.range.origin) == (4095, "values")
         assert "by its values, 4095 is white" in fitting.notes(found)
     assert found.inverted == ("black ink" in name or "dark" in name)
     assert ("inverted, its border is light" in fitting.notes(found)) == found.inverted
@@ -263,7 +263,7 @@ def test_the_range_that_a_file_states_is_taken(tmp_path):
         file.write_bytes(content)
         found = files.read(file, DIGITS)
         assert np.abs(found.pixels[..., 0] - expected).max() <= 1  # Pillow rounds to 16 bits first
-        assert found.range.stated
+        assert found.range.origin == "file"
         assert fitting.about(found)["range_from"] == "file"
         assert fitting.notes(found) == []
 

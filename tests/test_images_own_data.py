@@ -1,20 +1,21 @@
 """Data of the user's own: folders of class folders, arrays, and runs that are trained on them."""
 
+import dataclasses
 import json
 import os
 import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 import trunk_torch_ref.evaluate
 import trunk_torch_ref.train
 from data.base.errors import UserError
-from data.images import copies, datasets, files, shapes, specs
+from data.images import copies, datasets, files, own_arrays, shapes, specs
 from data.images.splits import split
 from data.recipes import recipe
-from data.run import results, runfolder
+from data.run import card, results, runfolder
 from data.run.options import train_options
 
 NAMES = ("beach, noon", "forêt", "夜")  # names in any script, one with a comma
@@ -76,6 +77,33 @@ def test_a_folder_is_decoded_once_and_again_when_it_changes(photos, tmp_path, mo
     assert datasets.load(str(root), image_size=16).fingerprint != first.fingerprint
 
 
+def test_a_run_decodes_nothing_again(tmp_path, monkeypatch):
+    """It asks for the size and the channels that were found; they were not asked for at first."""
+    root, file = with_splits(tmp_path / "d", {"train": 4, "test": 2}), tmp_path / "x.npz"
+    images, labels = arrays()
+    np.savez(file, images=images, labels=labels)
+    counts = dict.fromkeys(("read", "_images"), 0)
+
+    def count(module, name):
+        work = getattr(module, name)
+
+        def counted(*args):
+            counts[name] += 1
+            return work(*args)
+
+        monkeypatch.setattr(module, name, counted)
+
+    count(files, "read")
+    count(own_arrays, "_images")
+    for place in (root, file):
+        first = datasets.load(str(place))
+        again = datasets.load_again(first.spec)
+        assert again.fingerprint == first.fingerprint
+        assert again.notes == first.notes
+    assert datasets.load(str(file), image_size=8).fingerprint == first.fingerprint
+    assert counts == {"read": 12, "_images": 1}
+
+
 def test_a_validation_folder_is_what_validates(tmp_path):
     root = with_splits(tmp_path / "d", {"train": 6, "validation": 3, "test": 4})
     found = datasets.load(str(root), image_size=8)
@@ -134,6 +162,23 @@ def test_copies_are_counted_across_splits_and_classes():
     ]
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_copies_within_train_are_counted(own):
+    """Some are then trained on and held out: the validation accuracy is too high."""
+    image = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((2, 2, 1), np.uint8)
+    again = np.concatenate([image, image[:2], image[:1]])
+    parts = {"train": (again, np.arange(13) % 3)}
+    if own:
+        parts["validation"] = (image[:0], np.zeros(0, int))
+    several, double = copies.notes(parts | {"test": (image[:0], np.zeros(0, int))})
+    assert several.startswith("3 of 13 train images (23.08 %) are copies of others in train")
+    assert ("both sides of the tenth that is held out" in several) != own
+    assert double == "2 images stand under more than one class"
+    assert copies.notes({"train": (image, np.arange(10))}) == []
+    one = copies.notes({"train": (again[[0, 10]], np.arange(2))})
+    assert one[-1] == "1 image stands under more than one class"
+
+
 def test_a_few_files_that_are_no_images_are_left_out_and_named(tmp_path):
     root = with_splits(tmp_path / "d", {"train": 10, "test": 10})
     (root / "train" / "a" / "notes.txt").write_text("these are all mine")
@@ -142,7 +187,8 @@ def test_a_few_files_that_are_no_images_are_left_out_and_named(tmp_path):
     found = datasets.load(str(root), image_size=8)
     assert (
         "2 of 41 files are no images that can be read and were left out "
-        "(train/a/notes.txt, test/b/IMG_1.png)"
+        "(train/a/notes.txt is not an image in a format known here; "
+        "test/b/IMG_1.png is not an image in a format known here)"
     ) in found.notes
     assert np.bincount(found.train.labels).tolist() == [10, 10]
     assert np.bincount(found.test.labels).tolist() == [10, 9]
@@ -151,6 +197,91 @@ def test_a_few_files_that_are_no_images_are_left_out_and_named(tmp_path):
         datasets.load(str(root), image_size=8)
     assert "train/a/IMG_1.png" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_why_a_file_is_left_out_is_said(tmp_path):
+    root = with_splits(tmp_path / "d", {"train": 4, "test": 4})
+    frames = [photo((place * 60, 0, 0), place) for place in range(3)]
+    frames[0].save(root / "train" / "a" / "x.gif", save_all=True, append_images=frames[1:])
+    found = datasets.load(str(root), image_size=8)
+    assert any("(train/a/x.gif holds 3 images; save" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+def test_images_of_more_than_8_bits_have_one_range(kind, tmp_path):
+    """12 bits in files of 16: a dark image stays dark, and predict makes the same of it."""
+    for label, most in (("dark", 900), ("light", 4000)):
+        (tmp_path / "d" / label).mkdir(parents=True)
+        for place in range(4):
+            pixels = np.linspace(0, most - place, 64).reshape(8, 8).astype(kind)
+            suffix = "png" if kind == np.uint16 else "tif"
+            Image.fromarray(pixels).save(tmp_path / "d" / label / f"{place}.{suffix}")
+    found = datasets.load(str(tmp_path / "d"))
+    dark, light = (found.train.images[found.train.labels == label] for label in (0, 1))
+    assert abs(dark.mean() / 255 - 450 / 4095) < 0.01
+    assert abs(light.mean() / 255 - 2000 / 4095) < 0.01
+    assert any("8 images have more than 8 bits" in note for note in found.notes)
+    assert any("4095 is white" in note for note in found.notes)
+    spec = specs.from_json(json.loads(json.dumps(dataclasses.asdict(found.spec))))
+    held = {image.tobytes() for image in (*found.train.images, *found.test.images)}
+    for file in files.files([str(tmp_path / "d")]):
+        assert files.read(file, spec).pixels.tobytes() in held
+
+
+def test_own_validation_images_are_named_as_what_selects(tmp_path, capsys):
+    root = with_splits(tmp_path / "d", {"train": 20, "validation": 4, "test": 4})
+    words = ["--dataset", str(root), "--image-size", "8", "--budget", "100k", "--epochs", "1"]
+    trunk_torch_ref.train.main([*words, "--out", str(tmp_path / "run")])
+    said = capsys.readouterr().out
+    assert "selected on the dataset's own validation images; test used once" in said
+    assert "held-out" not in said
+    text = card.card(tmp_path / "run", tmp_path / "run")
+    assert "those of the dataset's own validation split" in text
+    assert "tenth" not in text
+
+
+def signed(file, values):
+    """A TIFF of signed values with 8 bits, which Pillow writes as others but for a tag."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[339] = 2
+    image = Image.fromarray(np.asarray(values, np.int8).view(np.uint8))
+    image.save(file, tiffinfo=tags)
+
+
+def test_signed_values_of_eight_bits_are_not_taken_for_others(tmp_path):
+    spec = shapes.plain_spec("d", (2, 2, 1), ("a", "b"))
+    signed(tmp_path / "good.tif", [[0, 5], [100, 127]])
+    assert files.read(tmp_path / "good.tif", spec).pixels[..., 0].tolist() == [[0, 5], [100, 127]]
+    signed(tmp_path / "bad.tif", [[0, 5], [100, -1]])
+    with pytest.raises(UserError, match=r"bad\.tif holds signed values from -1"):
+        files.read(tmp_path / "bad.tif", spec)
+
+
+def test_images_of_a_folder_that_cannot_be_read_are_not_passed_over(tmp_path):
+    photo((1, 2, 3), 0).save(tmp_path / "a.png")
+    (tmp_path / "b.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (tmp_path / "c.png").symlink_to(tmp_path / "nothing.png")
+    (tmp_path / "notes.txt").write_text("no image by its name")
+    found = files.files([str(tmp_path)])
+    assert [os.path.basename(file) for file in found] == ["a.png", "b.heic", "c.png"]
+    spec = shapes.plain_spec("d", (8, 8, 3), ("a", "b"))
+    for file, words in zip(
+        found[1:], ("not an image in a format", "c.png is missing"), strict=True
+    ):
+        with pytest.raises(UserError, match=words):
+            files.read(file, spec)
+
+
+def test_control_characters_in_names_are_escaped(tmp_path):
+    root = tmp_path / "d"
+    for place, name in enumerate(("x\ny", "z\x1b[1m")):
+        write_class(root / name, (200 * place, 0, 0), 40, 100 * place)
+    (root / "x\ny" / "a\nb.txt").write_text("no image")
+    found = datasets.load(str(root), image_size=8)
+    assert found.spec.class_names == ("x\\ny", "z\\x1b[1m")
+    assert any("x\\ny/a\\nb.txt is not" in note for note in found.notes)
+    images, labels = arrays(classes=2)
+    assert datasets.of_arrays(images, labels, ["a\tb", "c"]).spec.class_names == ("a\\tb", "c")
 
 
 def test_what_the_folder_says_of_itself(tmp_path):
@@ -163,8 +294,65 @@ def test_what_the_folder_says_of_itself(tmp_path):
         datasets.load(str(root), image_size=8)
 
 
+@pytest.mark.parametrize(
+    ("names", "sizes"),
+    [
+        ({"Train": 6, "Test": 4}, (12, 0, 8)),
+        ({"training": 6, "testing": 4}, (12, 0, 8)),
+        ({"TRAINING": 6, "Val": 3, "test": 4}, (18, 6, 8)),
+        ({"train": 6, "val": 4}, (12, 0, 8)),  # as ImageNet
+    ],
+)
+def test_splits_under_other_names(names, sizes, tmp_path):
+    found = datasets.load(str(with_splits(tmp_path / "d", names)), image_size=8)
+    assert found.spec.class_names == ("a", "b")
+    assert (len(found.train.labels), found.spec.validation, len(found.test.labels)) == sizes
+    said = any("the validation images are used as test" in note for note in found.notes)
+    assert said == (len(names) == 2 and "val" in names)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for place, name in enumerate(("bus", "car", "train")):
+        write_class(tmp_path / "d" / name, (60 * place, 0, 0), 5, 10 * place)
+    found = datasets.load(str(tmp_path / "d"), image_size=8)
+    assert found.spec.class_names == ("bus", "car", "train")
+
+
+def test_a_pipe_among_images_is_named_and_not_waited_for(tmp_path):
+    root = with_splits(tmp_path / "d", {"train": 6, "test": 4})
+    os.mkfifo(root / "train" / "a" / "IMG_9.png")
+    found = datasets.load(str(root))
+    assert any("train/a/IMG_9.png" in note for note in found.notes)
+
+
 def empty(root):
     root.mkdir()
+
+
+def splits_without_classes(root):
+    for name in ("train", "test"):
+        write_class(root / name, (1, 2, 3), 4)
+
+
+def splits_in_a_split(root):
+    with_splits(root, {"train/Train": 4, "train/val": 4, "test/Train": 4})
+
+
+def one_split_twice(root):
+    with_splits(root, {"train": 4, "Train": 4, "test": 4})
+
+
+def classes_beside_a_train_with_folders(root):
+    with_splits(root, {"train": 4})
+    write_class(root / "bus", (1, 2, 3), 4)
+
+
+def a_folder_around(root):
+    with_splits(root, {"images": 4})
+
+
+def a_folder_around_in_train(root):
+    with_splits(root, {"train/images": 4, "test/images": 4})
 
 
 def one_class(root):
@@ -214,6 +402,18 @@ def link_to_nothing(root):
     (root / "train" / "a" / "link.png").symlink_to(root / "nothing.png")
 
 
+def a_class_of_no_images(root):
+    with_splits(root, {"train": 20, "test": 4})
+    write_class(root / "train" / "c", (1, 2, 3), 0)
+    (root / "train" / "c" / "x.txt").write_text("no image")
+
+
+def too_few_with_one_left_out(root):
+    for name in "ab":
+        write_class(root / name, (1, 2, 3), 3)
+    (root / "b" / "IMG_0.jpg").write_text("no image")
+
+
 def too_few(root):
     write_class(root / "a", (1, 2, 3), 9)
     write_class(root / "b", (3, 2, 1), 2)
@@ -232,6 +432,12 @@ def one_image_a_class(root):
 BAD = {
     empty: "holds no folders",
     one_class: "holds one class (only)",
+    splits_without_classes: "train holds no folders",
+    splits_in_a_split: "train holds Train, val, which are names of splits",
+    one_split_twice: "has Train and train; keep one",
+    classes_beside_a_train_with_folders: "if train is a class, rename it",
+    a_folder_around: "If a, b in it are what you mean, pass --dataset",
+    a_folder_around_in_train: "If a, b in it are the classes, move them up into",
     no_images_of_a_class: "b holds no files",
     no_test: "has train/ and no test/",
     other_test_class: "has the class 'c', which",
@@ -240,6 +446,8 @@ BAD = {
     link_out: "link.png is a link out of",
     folder_link_out: "c is a link out of",
     link_to_nothing: "link.png is a link to nothing",
+    a_class_of_no_images: "c/x.txt is not an image in a format known here",
+    too_few_with_one_left_out: "b/IMG_0.jpg is not an image",
     too_few: "the class 'b' has 2 images",
     no_image_at_all: "holds no image that can be read",
     one_image_a_class: "needs at least two",
@@ -262,6 +470,9 @@ def test_a_bad_folder_is_one_line_and_nothing_is_written(make, tmp_path):
     [
         (["--dataset", "no/such"], ["'no/such' is missing", "an .npz file"]),
         (["--dataset", "nothing"], ["'nothing' is no dataset", "digits"]),
+        (["--dataset", "tfds:"], ["names no dataset", "tfds:cifar100"]),
+        (["--dataset", "hf:"], ["names no folder"]),
+        (["--dataset", "{photos}", "--epochs", "-3"], ["epochs is -3"]),
         (["--image-size", "32"], ["--image-size is for data of your own"]),
         (["--dataset", "{photos}", "--image-size", "4"], ["must be 8 to 224"]),
         (["--dataset", "{photos}", "--recipe", "efficient"], ["--recipe auto designs one"]),
@@ -344,7 +555,8 @@ BAD_ARRAYS = [
     ({"images": IMAGES.astype(int), "labels": LABELS}, "type int64"),
     ({"images": IMAGES, "labels": LABELS + 1}, "no image has the label 0"),
     ({"images": IMAGES, "labels": 2 * LABELS}, "no image has the label 1"),
-    ({"images": IMAGES, "labels": LABELS - 1}, "the labels are -1 to 1"),
+    ({"images": IMAGES, "labels": LABELS - 1}, "the labels are -1, 0, 1; number the"),
+    ({"images": IMAGES, "labels": np.eye(3)[LABELS]}, "argmax"),
     ({"images": IMAGES, "labels": 0 * LABELS}, "holds one class"),
     ({"images": IMAGES, "labels": LABELS * 1.0}, "the labels are float64"),
     ({"images": IMAGES, "labels": LABELS[:9]}, "labels have the shape [9]"),
@@ -374,8 +586,27 @@ def test_a_file_that_is_no_npz(tmp_path):
     (tmp_path / "x.npz").write_bytes(b"PK\x03\x04")
     with pytest.raises(UserError, match=r"is no \.npz file of NumPy's"):
         datasets.load(str(tmp_path / "x.npz"))
+    (tmp_path / "x.npz").write_text("images")
+    with pytest.raises(UserError, match="is a zip archive"):
+        datasets.load(str(tmp_path / "x.npz"))
     with pytest.raises(UserError, match="is missing"):
         datasets.load(str(tmp_path / "y.npz"))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("x.npy", "save images and labels as .npz"), ("x.zip", "unpack an archive")]
+)
+def test_a_file_that_is_there_is_not_called_missing(name, words, tmp_path):
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(UserError, match=f"is neither a folder nor an .npz file; {words}"):
+        datasets.load(str(tmp_path / name))
+
+
+def test_a_folder_may_be_called_npz(tmp_path):
+    root = with_splits(tmp_path / "d.npz", {"train": 4, "test": 2})
+    first = datasets.load(str(root), image_size=8)
+    assert (first.spec.name, first.spec.kind) == ("d", "folder")
+    assert datasets.load_again(first.spec).fingerprint == first.fingerprint
 
 
 # --- a dataset as a value in a run

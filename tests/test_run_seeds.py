@@ -20,6 +20,34 @@ def test_interval_is_students():
     np.testing.assert_allclose([*found.values()], [0.91, 0.91 - half, 0.91 + half], rtol=1e-6)
 
 
+def test_an_interval_ends_where_nothing_can_be():
+    value = {
+        "dataset_title": "D",
+        "backbone": "resnet",
+        "recipe": "auto",
+        "seeds": [0, 1],
+        "values": {
+            what: seeds.possible(what, seeds.interval(each)) | {"each": each}
+            for what, each in {
+                "test accuracy": [0.55, 0.8389],
+                "nodes": [2, 3],
+                "validation accuracy": [0.9, 0.901],
+            }.items()
+        },
+    }
+    found = value["values"]
+    assert [found["test accuracy"][end] for end in ("low", "high")] == [0.0, 1.0]
+    assert found["test accuracy"]["cut"] == ["low", "high"]
+    assert (found["nodes"]["low"], found["nodes"]["cut"]) == (0.0, ["low"])
+    assert found["nodes"]["high"] == pytest.approx(2.5 + 12.7062 * 0.5, rel=1e-4)
+    assert found["validation accuracy"]["cut"] == []
+    said = seeds.lines(value)
+    assert any("100.00 % (cut)" in line and "55.00 %, 83.89 %" in line for line in said)
+    assert said[-1].startswith("  cut: ")
+    del found["test accuracy"], found["nodes"]
+    assert "cut" not in "".join(seeds.lines(value))
+
+
 def test_each_seed_is_a_run_and_all_make_a_summary(tmp_path, capsys):
     out = tmp_path / "all"
     words = [*FLAGS, "--seed", "3", "--seeds", "2", "--out", str(out)]

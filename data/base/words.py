@@ -1,4 +1,21 @@
-"""Words for numbers."""
+"""Words for numbers, and words that others have chosen."""
+
+import unicodedata
+
+
+def printable(text: str) -> str:
+    r"""The text with control characters and line separators as escapes: it stays in its line.
+
+    Example:
+      >>> printable("x\\ny") == r"x\ny"
+      True
+
+    """
+    controls = ("Cc", "Zl", "Zp")
+    return "".join(
+        each.encode("unicode_escape").decode() if unicodedata.category(each) in controls else each
+        for each in text
+    )
 
 
 def plural(number: float, word: str, form: str = ",") -> str:

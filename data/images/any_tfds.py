@@ -4,6 +4,7 @@ It must have one image and one class label in a record; PNG or JPEG, of any size
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from data.images import decoding, fitting, known_tfds, prepared, room, shapes
 from data.images.cache import Arrays
 from data.images.specs import Spec
 from data.images.splitting import Part, assembled
+from data.images.whites import Whites
 
 _SPLITS = ("train", "validation", "test")
 
@@ -54,19 +56,25 @@ def decode(
     size = size or shapes.chosen(_sizes(stored["train"], image, label, found, folder))
     channels = asked.channels or (channels if channels in (1, 3) else 0)
     wanted = shapes.plain_spec(name, (*size, channels or 3), classes)
-    parts = {
-        split: _part(rows, image, label, wanted, (found, folder, split))
-        for split, rows in stored.items()
-    }
+    whites = Whites()
+
+    def read(wanted: Spec) -> dict[str, Part]:
+        return {
+            split: _part(rows, image, label, wanted, (found, folder, split), whites)
+            for split, rows in stored.items()
+        }
+
+    parts = read(wanted)
+    if whites.others():
+        parts = read(replace(wanted, whites=whites.both()))
     if not channels:
         parts = shapes.grey_where_all_are(parts)
-    if "test" not in parts:
-        if "validation" in parts:
-            parts["test"] = parts.pop("validation")
-        else:
-            parts = {"all": parts["train"]}
+    if list(parts) == ["train"]:
+        parts = {"all": parts["train"]}
     about = {"tfds_name": found.tfds_name} | known_tfds.about(str(found.tfds_name))
+    about |= {"whites": whites.both()}
     parts, classes, notes = _used(parts, classes)
+    notes += whites.notes()
     return assembled(name, parts, classes, "", "prepared", notes, about)
 
 
@@ -106,7 +114,12 @@ def _features(builder: Any, found: Spec, folder: Path) -> tuple[str, str]:
 
 
 def _part(
-    rows: Sequence[bytes], image: str, label: str, wanted: Spec, where: tuple[Spec, Path, str]
+    rows: Sequence[bytes],
+    image: str,
+    label: str,
+    wanted: Spec,
+    where: tuple[Spec, Path, str],
+    whites: Whites,
 ) -> Part:
     found, folder, split = where
     images = room.images(len(rows), wanted.image_shape)
@@ -115,9 +128,9 @@ def _part(
     for place, row in enumerate(shown):
         what = f"record {place} of split {split!r} of {folder}"
         encoded, labels[place] = _parts(row, image, label, found, folder)
-        images[place] = fitting.fit(
-            decoding.decode(encoded, what), wanted, fitting.Options(), what
-        ).pixels
+        picture = fitting.fit(decoding.decode(encoded, what), wanted, fitting.Options(), what)
+        images[place] = picture.pixels
+        whites.see(what, picture)
         if not 0 <= labels[place] < len(wanted.class_names):
             raise UserError(f"{what} has the label {labels[place]}, which is no class")
     return Part(images, labels)

@@ -8,13 +8,13 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.base import reading
+from data.base import reading, writing
 from data.base.errors import UserError
 from data.base.writing import new_folder
 
@@ -79,14 +79,23 @@ def fetch(name: str, key: bytes, build: Callable[[], Arrays]) -> tuple[Arrays, s
 
 
 def fetch_described(
-    name: str, key: bytes, build: Callable[[], tuple[Arrays, Any]]
+    name: str,
+    key: bytes,
+    build: Callable[[], tuple[Arrays, Any]],
+    others: Callable[[Any], Iterable[bytes]] = lambda about: (),
 ) -> tuple[Arrays, str, Any]:
-    """As `fetch`, with what `build` found out about the arrays: plain JSON, kept with them."""
+    """As `fetch`, with what `build` found out about the arrays: plain JSON, kept with them.
+
+    `others`: from what was found out, more keys under which the same arrays may be asked for.
+    """
     root = optional_root()
-    entry = f"{name}-{hashlib.sha256(key).hexdigest()[:24]}"
-    folder = root and root / "datasets" / entry
-    if folder is not None and (found := _read(folder)) is not None:
-        return found
+    folder = root and root / "datasets" / _entry(name, key)
+    if folder is not None:
+        found = _read(folder)
+        if found is None and (same := _same(folder)) is not None:
+            found = _read(same)
+        if found is not None:
+            return found
     arrays, about = build()
     for array in arrays.values():
         array.setflags(write=False)
@@ -95,6 +104,8 @@ def fetch_described(
         return arrays, mark, about
     try:
         _write(folder, arrays, mark, about)
+        for other in others(about):
+            writing.write_json(_link(folder.parent / _entry(name, other)), {"same": folder.name})
     except (OSError, UserError) as error:
         print(
             f"warning: {name} is not cached in {folder.parent}, so the next start decodes it "
@@ -105,6 +116,25 @@ def fetch_described(
     with contextlib.suppress(OSError, ValueError):  # somebody has just deleted it
         arrays = _mapped(folder)  # what was built need not stay in memory
     return arrays, mark, about
+
+
+def _entry(name: str, key: bytes) -> str:
+    return f"{name}-{hashlib.sha256(key).hexdigest()[:24]}"
+
+
+def _link(folder: Path) -> Path:
+    """The file that says which entry has the arrays of one that is not there itself."""
+    return folder.with_name(f"{folder.name}.json")
+
+
+def _same(folder: Path) -> Path | None:
+    """The entry that has the arrays of this one, if it is known."""
+    try:
+        value = reading.json_file(_link(folder))
+        reading.need(value, {"same": str})
+    except ValueError:
+        return None
+    return folder.with_name(Path(value["same"]).name)
 
 
 def _mapped(folder: Path) -> Arrays:

@@ -1,15 +1,16 @@
 """A dataset that is a folder with a folder of images for each class.
 
-Either `train/<class>/*` and `test/<class>/*` (and perhaps `validation/<class>/*`), or
-`<class>/*` alone, of which a fifth of each class becomes the test split. A file `dataset.toml` at
-the top may say more: `title`, `licence`, `light_strokes`, `turned` (`specs.Spec`).
+Either `train/<class>/*` and `test/<class>/*` (and perhaps `validation/<class>/*`), their names as
+in `splitting.NAMES`; or `<class>/*` alone, of which a fifth of each class becomes the test split. A
+file `dataset.toml` at the top may say more: `title`, `licence`, `light_strokes`, `turned`
+(`specs.Spec`).
 """
 
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,9 +21,9 @@ from data.base.errors import UserError
 from data.base.progress import counting
 from data.images import files, room, shapes
 from data.images.cache import Arrays
-from data.images.splitting import Part, assembled
+from data.images.splitting import Part, assembled, split_of
+from data.images.whites import Whites
 
-VALIDATION = ("validation", "valid", "val")
 MOST_UNREADABLE = 0.05  # of the files, but one at least
 ABOUT = "dataset.toml"
 _SAID = {"title": str, "licence": str, "light_strokes": bool, "turned": bool}
@@ -54,7 +55,7 @@ class Listing:
             for name, label in listed:
                 about = (self.root / name).stat()
                 rows.append(f"{split}\0{name}\0{label}\0{about.st_size}\0{about.st_mtime_ns}")
-        text = "\n".join(("class folders 1", *self.classes, *rows))
+        text = "\n".join(("class folders 2", *self.classes, *rows))
         return text.encode(errors="surrogateescape")
 
 
@@ -63,21 +64,27 @@ def listing(root: Path) -> Listing:
     if not root.is_dir():
         raise UserError(f"{root} is no folder")
     top = _folders(root, root)
-    splits: dict[str, Path] = {s: root / s for s in ("train", "test") if s in top}
+    named = [name for name in top if split_of(name)]
+    if len(named) < len(top) and not any(_folders(root / name, root) for name in named):
+        named = []  # bus/, car/ and train/ are classes: train/ holds no folders of classes
+    splits: dict[str, Path] = {}
+    for name in named:
+        other = splits.setdefault(str(split_of(name)), root / name)
+        if other.name != name:
+            raise UserError(f"{root} has {other.name} and {name}; keep one of them")
     if not splits:
         return _listed(root, {"all": root}, ())
-    if len(splits) == 1:
-        there, lacking = ("train", "test") if "train" in splits else ("test", "train")
+    if "train" not in splits or len(splits) == 1:
+        lacking = "test" if "train" in splits else "train"
+        there = " and ".join(f"{place.name}/" for place in splits.values())
         raise UserError(
-            f"{root} has {there}/ and no {lacking}/; add {lacking}/<class>/, or put the classes' "
-            "folders at the top, and a fifth of each class becomes the test split"
+            f"{root} has {there} and no {lacking}/; add {lacking}/<class>/, or put the classes' "
+            "folders at the top, and a fifth of each class becomes the test split; if "
+            f"{named[0]} is a class, rename it"
         )
-    validation = [name for name in VALIDATION if name in top]
-    if len(validation) > 1:
-        raise UserError(f"{root} has {' and '.join(validation)}; keep one of them")
-    for name in validation:
-        splits["validation"] = root / name
-    return _listed(root, splits, tuple(sorted(set(top) - {*splits, *validation})))
+    order = [split for split in ("train", "validation", "test") if split in splits]
+    left_out = tuple(sorted(set(top) - set(named)))
+    return _listed(root, {split: splits[split] for split in order}, left_out)
 
 
 def _listed(root: Path, splits: dict[str, Path], left_out: tuple[str, ...]) -> Listing:
@@ -90,8 +97,13 @@ def _listed(root: Path, splits: dict[str, Path], left_out: tuple[str, ...]) -> L
             f"{where} holds no folders; a dataset has one of images for each class: "
             "train/<class>/* and test/<class>/*, or <class>/*"
         )
+    if all(split_of(name) for name in classes):
+        raise UserError(
+            f"{where} holds {', '.join(classes)}, which are names of splits, not of classes; a "
+            "dataset has train/<class>/* and test/<class>/*, or <class>/*"
+        )
     if len(classes) == 1:
-        raise UserError(f"{where} holds one class ({classes[0]}); a dataset has two or more")
+        raise UserError(_one_class(root, where / classes[0]))
     _need_distinct(where, classes)
     for split, names in found.items():
         more = [name for name in names if name not in classes]
@@ -116,6 +128,18 @@ def _listed(root: Path, splits: dict[str, Path], left_out: tuple[str, ...]) -> L
     return Listing(
         root, tuple(_normal(name) for name in classes), listed, left_out, _about(root / ABOUT)
     )
+
+
+def _one_class(root: Path, folder: Path) -> str:
+    """What is wrong where a folder holds no other: the classes may be further inside."""
+    what = f"{folder.parent} holds one class ({folder.name}); a dataset has two or more"
+    inner = _folders(folder, root)
+    if not inner:
+        return what
+    few = ", ".join(inner[:_SHOWN]) + (", ..." if len(inner) > _SHOWN else "")
+    if folder.parent == root:
+        return f"{what}. If {few} in it are what you mean, pass --dataset {folder}"
+    return f"{what}. If {few} in it are the classes, move them up into {folder.parent}"
 
 
 def _about(file: Path) -> tuple[tuple[str, Any], ...]:
@@ -207,6 +231,7 @@ def decode(found: Listing, name: str, shape: shapes.Asked) -> tuple[Arrays, dict
     images = room.images(len(paths), (height, width, 3))
     good, other = np.ones(len(paths), bool), np.zeros(len(paths), bool)
     errors: dict[int, str] = {}
+    whites = Whites()
 
     def read(place: int) -> None:
         try:
@@ -216,9 +241,14 @@ def decode(found: Listing, name: str, shape: shapes.Asked) -> tuple[Arrays, dict
             return
         images[place] = picture.pixels
         other[place] = picture.cut > 0
+        whites.see(place, picture)
 
     _all(f"decoding {name}", read, range(len(paths)))
-    notes = _unreadable(found, paths, errors)
+    if again := whites.others():
+        wanted = replace(wanted, whites=whites.both())
+        _all(f"decoding {name} with one range", read, again)
+    lost = _unreadable(found, paths, errors)
+    notes = [*lost, *whites.notes()]
     if other.any():
         notes.append(f"{int(other.sum()):,} images have other proportions: their middle was taken")
     if found.left_out:
@@ -231,24 +261,29 @@ def decode(found: Listing, name: str, shape: shapes.Asked) -> tuple[Arrays, dict
         for split in found.files
         if len(rows := np.flatnonzero((of == split) & good))
     }
-    return assembled(
-        name, parts, found.classes, str(found.root), "folder", notes, dict(found.about)
-    )
+    about = dict(found.about) | {"whites": whites.both()}
+    try:
+        return assembled(name, parts, found.classes, str(found.root), "folder", notes, about)
+    except UserError as error:  # a class may lack just what was left out
+        raise UserError("; ".join([str(error), *lost])) from None
 
 
 def _unreadable(found: Listing, paths: Sequence[Path], errors: dict[int, str]) -> list[str]:
     """What is said of files that are no images; UserError where they are too many."""
     if not errors:
         return []
-    named = [str(paths[place].relative_to(found.root)) for place in sorted(errors)[:_SHOWN]]
-    more = ", ..." if len(errors) > _SHOWN else ""
+    named = [
+        str(paths[place].relative_to(found.root)) + errors[place].removeprefix(str(paths[place]))
+        for place in sorted(errors)[:_SHOWN]
+    ]
+    more = "; ..." if len(errors) > _SHOWN else ""
     what = f"{len(errors):,} of {len(paths):,} files are no images that can be read"
     if len(errors) > max(1, MOST_UNREADABLE * len(paths)):
         raise UserError(
-            f"{found.root}: {what} ({', '.join(named)}{more}); up to {100 * MOST_UNREADABLE:.0f} % "
-            f"are left out, so remove them (the first: {errors[min(errors)]})"
+            f"{found.root}: {what} ({'; '.join(named)}{more}); up to {100 * MOST_UNREADABLE:.0f} % "
+            "are left out, so remove them"
         )
-    return [f"{what} and were left out ({', '.join(named)}{more})"]
+    return [f"{what} and were left out ({'; '.join(named)}{more})"]
 
 
 def _all(what: str, work: Callable[[Any], T], items: Sequence[Any]) -> list[T]:

@@ -102,7 +102,7 @@ def load(
         return _LOADERS[known.kind](known, data_dir, fetch)
     asked = shapes.Asked(shapes.square(image_size) if image_size else None)
     if name.startswith(PREFIX):
-        return _load_prepared(name.removeprefix(PREFIX), short_name(name), asked, data_dir)
+        return _load_prepared(_tfds_name(name), short_name(name), asked, data_dir)
     place = own_place(name)
     return _OWN[_kind_of(name, place)](place, own_name(place), asked)
 
@@ -131,7 +131,7 @@ def _kind_of(name: str, place: Path) -> str:
     """How the user's own data are read, of `_OWN`."""
     if name.startswith(SAVED):
         return "hf"
-    return "npz" if place.suffix == ".npz" else "folder"
+    return "npz" if place.suffix == ".npz" and not place.is_dir() else "folder"
 
 
 def located(name: str) -> str:
@@ -148,6 +148,13 @@ def _same_classes(found: Dataset, spec: Spec) -> Dataset:
     return found
 
 
+def _tfds_name(name: str) -> str:
+    """What TFDS calls a dataset `tfds:NAME`. UserError where nothing is named."""
+    if name == PREFIX:
+        raise UserError(f"--dataset {name} names no dataset; give its name too: tfds:cifar100")
+    return name.removeprefix(PREFIX)
+
+
 def unknown(tfds_name: str) -> Spec:
     """What is known of one of TFDS's datasets before its folder is read: where TFDS keeps it."""
     name = f"{PREFIX}{tfds_name}"
@@ -158,10 +165,17 @@ def own_place(name: str) -> Path:
     """The folder or file of a dataset of the user's own. UserError if there is none."""
     saved = name.startswith(SAVED)
     place = Path(name.removeprefix(SAVED)).expanduser()
+    if name == SAVED:
+        raise UserError(f"--dataset {name} names no folder; give hf: and a folder")
     if place.is_dir() or (place.suffix == ".npz" and place.is_file() and not saved):
         return place.absolute()
     if saved:
         raise UserError(f"--dataset {name!r:.200} names no folder; give hf: and a folder")
+    if place.exists():
+        advice = "save images and labels as .npz" if place.suffix == ".npy" else "unpack an archive"
+        raise UserError(
+            f"--dataset {name!r:.200} is neither a folder nor an .npz file; {advice}, and give that"
+        )
     what = "is missing" if place.suffix == ".npz" or len(place.parts) > 1 else "is no dataset"
     raise UserError(
         f"--dataset {name!r:.200} {what}; give one of {', '.join(specs.SPECS)}, a folder with a "
@@ -180,7 +194,7 @@ def short_name(name: str) -> str:
     if name in specs.SPECS:
         return name
     if name.startswith(PREFIX):
-        return own_name(Path(name.removeprefix(PREFIX).replace("/", "-")))
+        return own_name(Path(_tfds_name(name).replace("/", "-")))
     return own_name(own_place(name))
 
 
@@ -230,9 +244,8 @@ def _load_folder(place: Path, name: str, asked: shapes.Asked) -> Dataset:
     from data.images import class_folders
 
     found = class_folders.listing(place)
-    key = found.key() + f"\n{name} {asked}".encode()
-    arrays, mark, about = cache.fetch_described(
-        name, key, lambda: class_folders.decode(found, name, asked)
+    arrays, mark, about = _fetch(
+        name, found.key(), asked, lambda: class_folders.decode(found, name, asked)
     )
     about["spec"]["place"] = str(place)  # files that were moved as they are have the same key
     return _own(arrays, mark, about, str(place))
@@ -244,24 +257,22 @@ def _load_saved(place: Path, name: str, asked: shapes.Asked) -> Dataset:
     files = sorted(path for path in place.rglob("*") if path.is_file())
     about = ((str(path.relative_to(place)), path.stat()) for path in files)
     rows = [f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in about]
-    key = "\n".join(("hf 1", name, str(asked), *rows)).encode(errors="surrogateescape")
-    arrays, mark, found = cache.fetch_described(
-        name, key, lambda: hugging_face.decode(place, name, asked)
-    )
+    key = "\n".join(("hf 2", *rows)).encode(errors="surrogateescape")
+    arrays, mark, found = _fetch(name, key, asked, lambda: hugging_face.decode(place, name, asked))
     found["spec"]["place"] = str(place)
     return _own(arrays, mark, found, str(place))
 
 
 def _load_npz(place: Path, name: str, asked: shapes.Asked) -> Dataset:
     about = place.stat()
-    key = f"npz 1 {about.st_size} {about.st_mtime_ns} {name} {asked} {place}".encode()
+    key = f"npz 2 {about.st_size} {about.st_mtime_ns} {place}".encode(errors="surrogateescape")
 
     def build() -> tuple[cache.Arrays, dict[str, Any]]:
         from data.images import own_arrays
 
         return own_arrays.dataset(own_arrays.read(place), name, str(place), "npz", asked)
 
-    arrays, mark, found = cache.fetch_described(name, key, build)
+    arrays, mark, found = _fetch(name, key, asked, build)
     return _own(arrays, mark, found, str(place))
 
 
@@ -284,10 +295,32 @@ def _load_prepared(
 
         return any_tfds.decode(found, folder, name, asked)
 
-    key = text + _listing(folder) + f"\nprepared 1 {name} {asked}".encode()
-    arrays, mark, about = cache.fetch_described(name, key, build)
+    key = text + _listing(folder) + b"\nprepared 2"
+    arrays, mark, about = _fetch(name, key, asked, build)
     loaded = _own(arrays, mark, about, str(folder.absolute()))
     return replace(loaded, version=version, description=description)
+
+
+def _fetch(
+    name: str,
+    key: bytes,
+    asked: shapes.Asked,
+    build: Callable[[], tuple[cache.Arrays, dict[str, Any]]],
+) -> tuple[cache.Arrays, str, dict[str, Any]]:
+    """What `build` makes of a dataset of the user's own, or made for a run that asks again.
+
+    The run asks for the size and channels that were found at first.
+    """
+
+    def keyed(asked: shapes.Asked) -> bytes:
+        return key + f"\n{name} {asked}".encode()
+
+    def others(about: dict[str, Any]) -> list[bytes]:
+        height, width, channels = about["spec"]["image_shape"]
+        same = [shapes.Asked((height, width), each) for each in (0, channels)]
+        return [keyed(each) for each in same if each != asked]
+
+    return cache.fetch_described(name, keyed(asked), build, others)
 
 
 def _own(arrays: cache.Arrays, mark: str, about: dict[str, Any], source: str) -> Dataset:

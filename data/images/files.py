@@ -15,6 +15,7 @@ from data.images.specs import Spec
 STDIN = "-"
 _MOST_BYTES = 256 * 2**20  # of a file
 _DEFAULTS = Options()
+_OTHERS = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng")  # images that are not read here
 
 
 def files(names: Sequence[str]) -> list[str]:
@@ -40,8 +41,11 @@ def files(names: Sequence[str]) -> list[str]:
 
 
 def _is_image(file: Path) -> bool:
-    kind = Image.registered_extensions().get(file.suffix.lower())
-    return kind in (*decoding.formats(), "MPO") and file.is_file()
+    """Whether a file's name says so; it may be one that cannot be read, which is then said."""
+    suffix = file.suffix.lower()
+    kind = Image.registered_extensions().get(suffix)
+    named = kind in (*decoding.formats(), "MPO") or suffix in _OTHERS
+    return named and not file.is_dir()
 
 
 def read(source: str | Path | Image.Image, spec: Spec, options: Options = _DEFAULTS) -> Picture:

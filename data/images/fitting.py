@@ -86,7 +86,7 @@ def about(picture: Picture) -> dict[str, Any]:
         "mode": picture.mode,
         "black": picture.range.low,
         "white": picture.range.high,
-        "range_from": "file" if picture.range.stated else "values",
+        "range_from": picture.range.origin,
         "missing": picture.missing,
         "transparent_on": picture.ground,
         "border": picture.border,
@@ -105,7 +105,7 @@ def notes(picture: Picture) -> list[str]:
     said = []
     if picture.missing:
         said.append(f"{_percent(picture.missing)} of its pixels are missing from the file")
-    if not picture.range.stated:
+    if picture.range.origin == "values":
         said.append(f"by its values, {picture.range.high:.10g} is white")
     if picture.ground:
         said.append(f"transparent, put on {picture.ground}")
@@ -131,7 +131,7 @@ def _percent(share: float) -> str:
 def fit(decoded: Decoded, spec: Spec, options: Options, what: str) -> Picture:
     """A decoded image as one of the dataset's. UserError, about `what`, for useless values."""
     height, width, channels = spec.image_shape
-    image, chosen = _eight_bits(decoded, what)
+    image, chosen = _eight_bits(decoded, spec, what)
     image, ground = _opaque(image)
     image = image.convert("L" if channels == 1 else "RGB")
     border = _border(image)
@@ -161,21 +161,22 @@ def fit(decoded: Decoded, spec: Spec, options: Options, what: str) -> Picture:
     )
 
 
-def _eight_bits(decoded: Decoded, what: str) -> tuple[Image.Image, values.Range]:
+def _eight_bits(decoded: Decoded, spec: Spec, what: str) -> tuple[Image.Image, values.Range]:
     """The image with 8 bits a channel, and the range of values that it was."""
     image, stored = decoded.image, decoded.deep
     if stored is not None:
         colours, alpha = stored[..., :3], stored[..., 3:]
-        pixels, chosen = values.to_bytes(colours, decoded.kind, decoded.tags, what)
+        pixels, chosen = values.to_bytes(colours, decoded.kind, decoded.tags, what, spec.whites)
         if alpha.size:  # which may be of another range than the colours
             opaque = values.guessed(alpha)
             chosen = chosen if colours.any() else opaque
             pixels = np.concatenate([pixels, values.scale(alpha, opaque)], -1)
         return Image.fromarray(pixels), chosen
     if not values.deep(image):
+        values.need_unsigned(image, decoded.tags, what)
         return image, values.Range()
     grey = np.asarray(image)
-    pixels, chosen = values.to_bytes(grey, decoded.kind, decoded.tags, what)
+    pixels, chosen = values.to_bytes(grey, decoded.kind, decoded.tags, what, spec.whites)
     result = Image.fromarray(pixels)
     if isinstance(clear := image.info.get("transparency"), int):
         result.putalpha(Image.fromarray(np.where(grey == clear, 0, 255).astype(np.uint8)))

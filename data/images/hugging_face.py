@@ -5,6 +5,7 @@ dataset's is run.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,9 @@ from data.base.progress import counted
 from data.images import decoding, fitting, room, shapes
 from data.images.cache import Arrays
 from data.images.specs import Spec
-from data.images.splitting import Part, assembled
+from data.images.splitting import NAMES, Part, assembled
+from data.images.whites import Whites
 
-_SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test",),
-}
 _SHOWN = 3
 
 
@@ -56,16 +53,26 @@ def decode(folder: Path, name: str, asked: shapes.Asked) -> tuple[Arrays, dict[s
     classes = tuple(next(iter(tables.values())).features[label].names)
     size = asked.size or shapes.chosen(_sizes(tables["train"], image, label, folder))
     wanted = shapes.plain_spec(name, (*size, asked.channels or 3), classes)
-    parts = {
-        split: _part(table, image, label, wanted, split, folder) for split, table in tables.items()
-    }
+    whites = Whites()
+
+    def read(wanted: Spec) -> dict[str, Part]:
+        return {
+            split: _part(table, image, label, wanted, split, folder, whites)
+            for split, table in tables.items()
+        }
+
+    parts = read(wanted)
+    if whites.others():
+        parts = read(replace(wanted, whites=whites.both()))
     if not asked.channels:
         parts = shapes.grey_where_all_are(parts)
     if list(parts) == ["train"]:
         parts = {"all": parts["train"]}
     notes = [f"not used: {', '.join(left_out[:_SHOWN])}"] if left_out else []
+    notes += whites.notes()
     info = next(iter(tables.values())).info
-    about = {"licence": info.license} if info.license else {}
+    about: dict[str, Any] = {"licence": info.license} if info.license else {}
+    about |= {"whites": whites.both()}
     return assembled(name, parts, classes, str(folder), "hf", notes, about)
 
 
@@ -82,14 +89,13 @@ def _tables(folder: Path) -> tuple[dict[str, Any], list[str]]:
         ) from None
     splits = found if isinstance(found, Mapping) else {"train": found}
     tables = {}
-    for split, names in _SPLITS.items():
-        table = next((splits[each] for each in names if each in splits), None)
+    there = {str(name).casefold(): table for name, table in splits.items()}
+    for split, names in NAMES.items():
+        table = next((there[each] for each in names if each in there), None)
         if table is not None:
             tables[split] = table
     if "train" not in tables:
         raise UserError(f"{folder} has no split train; it has {', '.join(map(str, splits))}")
-    if "test" not in tables and "validation" in tables:
-        tables["test"] = tables.pop("validation")
     used = {id(table) for table in tables.values()}
     return tables, [str(name) for name, table in splits.items() if id(table) not in used]
 
@@ -137,16 +143,18 @@ def _sizes(table: Any, image: str, label: str, folder: Path) -> list[shapes.Size
     return sizes
 
 
-def _part(table: Any, image: str, label: str, wanted: Spec, split: str, folder: Path) -> Part:
+def _part(
+    table: Any, image: str, label: str, wanted: Spec, split: str, folder: Path, whites: Whites
+) -> Part:
     images = room.images(len(table), wanted.image_shape)
     labels = np.empty(len(table), np.int32)
     records = _records(table, image, label, split, folder)
     shown = counted(f"decoding {wanted.name}, {split}", records, len(table))
     for place, (what, encoded, number) in enumerate(shown):
         labels[place] = number
-        images[place] = fitting.fit(
-            decoding.decode(encoded, what), wanted, fitting.Options(), what
-        ).pixels
+        picture = fitting.fit(decoding.decode(encoded, what), wanted, fitting.Options(), what)
+        images[place] = picture.pixels
+        whites.see(what, picture)
     return Part(images, labels)
 
 

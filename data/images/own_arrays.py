@@ -27,12 +27,15 @@ _NAMES = {
 }
 _CLASSES = ("classes", "class_names")
 _MOST_CLASSES = 10_000
+_SHOWN = 5  # labels in a message
 
 
 def read(file: Path) -> dict[str, np.ndarray]:
     """The arrays in an `.npz` file. UserError for one that is damaged, or holds Python objects."""
     if not file.is_file():
         raise UserError(f"{file} is missing")
+    if not zipfile.is_zipfile(file):  # NumPy would take it for Python's objects
+        raise UserError(f"{file} is no .npz file of NumPy's (an .npz file is a zip archive)")
     try:
         # opened here: NumPy leaves a file open that is no archive
         with open(file, "rb") as content, np.load(content, allow_pickle=False) as stored:
@@ -86,7 +89,7 @@ def dataset(
         raise UserError(
             f"{place} has both images and {', '.join(list(parts)[1:])} images; leave one"
         )
-    if "all" not in parts and not {"train", "test"} <= parts.keys():
+    if "all" not in parts and ("train" not in parts or len(parts) == 1):
         raise UserError(
             f"{place} has {', '.join(map(str, arrays)) or 'nothing'}; it must have images and "
             "labels, or train_images, train_labels, test_images and test_labels"
@@ -108,7 +111,8 @@ def _part(images: Any, labels: Any, what: str, asked: shapes.Asked) -> Part:
     if labels.ndim != 1 or len(labels) != len(images):
         raise UserError(
             f"{what}: the labels have the shape {list(labels.shape)}, and there are "
-            f"{len(images):,} images; give one whole number for each"
+            f"{len(images):,} images; give one whole number for each (of one-hot labels: "
+            "numpy.argmax(labels, -1))"
         )
     if labels.dtype.kind not in "iu":
         raise UserError(
@@ -165,6 +169,10 @@ def _classes(given: Any, labels: Sequence[np.ndarray], place: str) -> tuple[str,
     low, high = int(every.min()), int(every.max())
     names = None if given is None else tuple(str(name) for name in np.asarray(given).ravel())
     count = high + 1 if names is None else len(names)
+    if low < 0 and names is None:
+        found = np.unique(every)
+        few = ", ".join(map(str, found[:_SHOWN])) + (", ..." if len(found) > _SHOWN else "")
+        raise UserError(f"{place}: the labels are {few}; number the classes from 0")
     if low < 0 or high >= count:
         raise UserError(
             f"{place}: the labels are {low} to {high}; with {count} classes they must be 0 to "

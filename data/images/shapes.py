@@ -58,6 +58,8 @@ def of_file(content: bytes | Path) -> Size | None:
     """
     from PIL import ExifTags, Image  # what is cached is read without it
 
+    if isinstance(content, Path) and not content.is_file():
+        return None  # a pipe would be waited for
     source = io.BytesIO(content) if isinstance(content, bytes) else content
     try:
         with Image.open(source) as image:

@@ -27,6 +27,8 @@ class Spec:
       kind: where its images come from, one of `KINDS`.
       place: the file or folder of those that are the user's own.
       validation: so many images at the end of `train` are its own validation split; 0: none.
+      whites: what is white in integers and in floats of more than 8 bits, where an image's file
+        does not say; 0: by the image's own values.
 
     """
 
@@ -42,6 +44,7 @@ class Spec:
     kind: str = "tfds"
     place: str = ""
     validation: int = 0
+    whites: tuple[float, float] = (0, 0)
 
     @property
     def tfds_folder(self) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from data.base.errors import UserError
+from data.base.words import plural, printable
 from data.images import copies, room
 from data.images.cache import Arrays
 from data.images.specs import Spec
@@ -15,7 +16,18 @@ from data.images.strata import stratified
 
 SEED = 0
 TEST_SHARE = 0.2
+# What the folders and tables of a split are called, in any case.
+NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
 _LEAST = 3  # images a class where there are no splits: one for each of train, validation, test
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder or table of this name is, `train`, `validation` or `test`."""
+    return next((split for split, names in NAMES.items() if name.casefold() in names), None)
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,7 @@ def assembled(
     Args:
       name: of the dataset.
       parts: `all`, of which a fixed, stratified fifth becomes test; or `train`, `test` and perhaps
-        `validation`, which becomes the end of train.
+        `validation`, which becomes the end of train. Without `test`, `validation` becomes test.
       classes: names by label.
       place: where it is.
       kind: what it is, of `specs.KINDS`.
@@ -51,6 +63,10 @@ def assembled(
       UserError: a class has too few images.
 
     """
+    notes, classes = list(notes), [printable(each) for each in classes]  # shown in tables, notes
+    if "test" not in parts and "validation" in parts:
+        parts = {"train": parts["train"], "test": parts["validation"]}
+        notes.append("there is no test split: the validation images are used as test")
     if "all" in parts:
         parts = _divided(parts["all"], classes, place)
     for split in ("train", "test"):
@@ -58,7 +74,7 @@ def assembled(
             raise UserError(f"{place} has no {split} images")
     order = [split for split in ("train", "validation", "test") if split in parts]
     said = [*notes, *copies.notes({s: (parts[s].images, parts[s].labels) for s in order})]
-    said += _missing(parts, classes, order)
+    said += _missing(parts, classes, order, place)
     train, own = parts["train"], parts.get("validation")
     images, labels = train.images, train.labels
     if own is not None:
@@ -82,7 +98,10 @@ def assembled(
         place=place,
         validation=0 if own is None else len(own.labels),
     )
-    return arrays, {"spec": dataclasses.asdict(spec) | dict(about or {}), "notes": said}
+    return arrays, {
+        "spec": dataclasses.asdict(spec) | dict(about or {}),
+        "notes": list(map(printable, said)),
+    }
 
 
 def _divided(whole: Part, classes: Sequence[str], place: str) -> dict[str, Part]:
@@ -90,8 +109,8 @@ def _divided(whole: Part, classes: Sequence[str], place: str) -> dict[str, Part]
     if counts.min() < _LEAST:
         few = int(counts.argmin())
         raise UserError(
-            f"{place}: the class {classes[few]!r} has {counts[few]} images; a dataset without "
-            f"splits needs {_LEAST} or more of each, to train, to validate and to test"
+            f"{place}: the class {classes[few]!r} has {plural(counts[few], 'image')}; a dataset "
+            f"without splits needs {_LEAST} or more of each, to train, to validate and to test"
         )
     test = stratified(whole.labels, TEST_SHARE, SEED, "own data", "test")
     train = np.setdiff1d(np.arange(len(whole.labels)), test)
@@ -101,14 +120,17 @@ def _divided(whole: Part, classes: Sequence[str], place: str) -> dict[str, Part]
     }
 
 
-def _missing(parts: Mapping[str, Part], classes: Sequence[str], order: Sequence[str]) -> list[str]:
+def _missing(
+    parts: Mapping[str, Part], classes: Sequence[str], order: Sequence[str], place: str
+) -> list[str]:
     """What is said of classes that a split has no images of. UserError for train."""
     result = []
     for split in order:
         counts = np.bincount(parts[split].labels, minlength=len(classes))
         empty = [str(classes[int(label)]) for label in np.flatnonzero(counts == 0)]
         if empty and split == "train":
-            raise UserError(f"the class {empty[0]!r} has no training images")
+            where = f"{place}: " if place else ""
+            raise UserError(f"{where}the class {empty[0]!r} has no training images")
         if empty:
             few = ", ".join(empty[:3]) + (", ..." if len(empty) > 3 else "")
             result.append(

@@ -12,17 +12,21 @@ from data.base.errors import UserError
 
 _BITS = (8, 10, 12, 14, 16, 24, 31, 32)
 _OVERSHOOT = 0.1  # of the range: floats that were made by resampling pass it a little
+_SIGNED = 2  # of TIFF's sample formats
 _WHITE_IS_ZERO = 0  # TIFF's photometric interpretation; Pillow minds it in 8 bits alone
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _MAXIMUM, _FORMAT = 258, 262, 281, 339  # TIFF's tags
 
 
 @dataclass(frozen=True)
 class Range:
-    """`low` and `high` are black and white; `stated`: the file says so, else it is a guess."""
+    """`low` and `high` are black and white.
+
+    `origin`: what says so, the `file`, its `values` (a guess), or the `dataset`.
+    """
 
     low: float = 0
     high: float = 255
-    stated: bool = True
+    origin: str = "file"
 
 
 def deep(image: Image.Image) -> bool:
@@ -30,19 +34,37 @@ def deep(image: Image.Image) -> bool:
     return image.mode.startswith(("I", "F"))
 
 
+def need_unsigned(image: Image.Image, tags: Mapping[int, Any], what: str) -> None:
+    """UserError for a TIFF of signed 8-bit values below 0, which Pillow takes for large ones."""
+    if _SIGNED not in tags.get(_FORMAT, ()) or 8 not in tags.get(_BITS_PER_SAMPLE, ()):
+        return
+    low = int(np.asarray(image).view(np.int8).min())
+    if low < 0:
+        raise UserError(
+            f"{what} holds signed values from {low}, and below 0 it is not known which is black; "
+            "save it with values from 0 up"
+        )
+
+
 def to_bytes(
-    values: np.ndarray, kind: str | None, tags: Mapping[int, Any], what: str
+    values: np.ndarray,
+    kind: str | None,
+    tags: Mapping[int, Any],
+    what: str,
+    whites: tuple[float, float] = (0, 0),
 ) -> tuple[UInt8[np.ndarray, "h w *c"], Range]:
     """Deep values in 8 bits, and the range that they were taken to be of.
 
-    What the file states holds: a PPM's maximum, a TIFF's number of bits or its maximum. Else it is
-    the least range that holds the values: 0 to 1 (floats), 8, 10, 12, 14, 16, ... bits.
+    What the file states holds: a PPM's maximum, a TIFF's number of bits or its maximum; else what
+    the dataset has. Else it is the least range that holds the values: 0 to 1 (floats), 8, 10, 12,
+    14, 16, ... bits.
 
     Args:
       values: integers or floats, [h, w] or [h, w, c].
       kind: the format of their file, as Pillow calls it.
       tags: those of a TIFF.
       what: its name.
+      whites: what the dataset has for white in integers and in floats; 0: nothing.
 
     Raises:
       UserError: values below 0, or none at all (NaN, infinity).
@@ -55,6 +77,8 @@ def to_bytes(
     if not (np.isfinite(low) and np.isfinite(high)):
         raise UserError(f"{what} holds values that are no numbers (NaN or infinity)")
     chosen = _stated(values.dtype, kind, tags, high) or guessed(values)
+    if chosen.origin == "values" and (white := whites[values.dtype.kind == "f"]):
+        chosen = Range(high=white, origin="dataset")
     room = _OVERSHOOT * chosen.high if values.dtype.kind == "f" else 0
     if low < -room:
         raise UserError(
@@ -95,4 +119,4 @@ def guessed(values: np.ndarray) -> Range:
     if values.dtype.kind == "f":
         usual, room = [1, *usual], 1 + _OVERSHOOT
     found = next((most for most in usual if most * room >= high), float(high))
-    return Range(high=found, stated=False)
+    return Range(high=found, origin="values")

@@ -265,6 +265,8 @@ def design(
     batch = batch_size(known.images, classes, networks(shape, classes, budget), shape)
     steps = max(1, known.images // batch)
     low, high = EPOCHS
+    if epochs is not None and epochs < 1:
+        raise UserError(f"epochs is {epochs}; it must be a whole number above 0")
     if epochs is None:
         joint = max(min(max(PASSES // known.images, low), high), math.ceil(STEPS / steps))
     else:

@@ -128,9 +128,12 @@ def _text(folder: Path, name: Path, summary: dict[str, Any], about: dict[str, An
             "",
         ]
     if summary["protocol"] == "holdout":
+        held_out = "a class-stratified tenth of the training images"
+        if spec.validation:
+            held_out = "those of the dataset's own validation split"
         lines.append(
-            "Epochs were selected on validation images, a class-stratified tenth of the training "
-            "images; the test split was used once, at the end."
+            f"Epochs were selected on validation images, {held_out}; the test split was used once, "
+            "at the end."
         )
     else:
         lines.append("**Epochs were selected on the test split**: the accuracy is optimistic.")

@@ -18,6 +18,10 @@ from data.recipes.networks import BACKBONES
 from data.recipes.recipe import Recipe
 from data.run import runfolder
 
+EPOCHS_HELP = (
+    "epochs of every phase; with the recipe auto, epochs in which the whole tree is trained "
+    "together, and growth gets a 15th and a 30th of them (default: the recipe's)"
+)
 # What a run is started with when a flag is not given; None: the recipe's own value.
 DEFAULTS: dict[str, Any] = {
     "dataset": "digits",
@@ -122,8 +126,8 @@ def train_parser(framework: str) -> Parser:
     )
     add(
         "--protocol",
-        help="holdout: select on held-out training images; published: select on "
-        "test, as the release did (default: the recipe's)",
+        help="holdout: select on held-out training images, or on the validation split of data that "
+        "have one; published: select on test, as the release did (default: the recipe's)",
     )
     add(
         "--images-in",
@@ -134,8 +138,7 @@ def train_parser(framework: str) -> Parser:
     add(
         "--epochs",
         type=int,
-        help="epochs of every phase; with the recipe auto of joint training, from which those of "
-        "growth follow (default: the recipe's)",
+        help=EPOCHS_HELP,
     )
     add("--batch-size", type=int, help="images in a training batch (default: the recipe's)")
     add("--limit", type=int, help="use only so many images of each split (default: 0, all)")

@@ -82,6 +82,7 @@ def summary(
         "recipe": recipe.name,
         "protocol": recipe.protocol,
         "selected_on": selected_on(recipe),
+        "own_validation": dataset.spec.validation > 0,
         "seed": recipe.seed,
         "accuracy": {
             part: accuracy_of(examples.labels, labels) for part, (examples, labels) in parts.items()
@@ -217,7 +218,10 @@ def lines(value: dict[str, Any], titles: Mapping[str, str] | None = None) -> lis
     if value["selected_on"] == "nothing":
         how = "the last epoch, nothing selected"
     elif value["protocol"] == "holdout":
-        how = "selected on held-out training images; test used once"
+        images = "held-out training images"
+        if value.get("own_validation"):
+            images = "the dataset's own validation images"
+        how = f"selected on {images}; test used once"
     result = [
         f"{value['dataset_title']}, {value['backbone']} nodes, recipe {value['recipe']}, {how}"
     ]

@@ -1,5 +1,6 @@
 """`train --seeds N`: the same training with several seeds, and what can be said of all."""
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -92,8 +93,21 @@ def summary(folders: Sequence[Path]) -> dict[str, Any]:
         "recipe": found[0]["recipe"],
         "seeds": [each["seed"] for each in found],
         "level": LEVEL,
-        "values": {what: interval(row) | {"each": row} for what, row in values.items()},
+        "values": {
+            what: possible(what, interval(row)) | {"each": row} for what, row in values.items()
+        },
     }
+
+
+def possible(what: str, row: dict[str, float]) -> dict[str, Any]:
+    """An interval cut to what can be, and `cut`: which of its ends were.
+
+    An accuracy is 0 to 1, a count 0 or more; Student's interval of two or three values knows
+    neither.
+    """
+    most = 1.0 if _is_share(what) else math.inf
+    ends = {"low": max(row["low"], 0.0), "high": min(row["high"], most)}
+    return row | ends | {"cut": [end for end, value in ends.items() if value != row[end]]}
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:
@@ -109,15 +123,26 @@ def lines(value: dict[str, Any]) -> list[str]:
     """The summary for people."""
     rows = []
     for what, row in value["values"].items():
-        shown = _percent if "accuracy" in what else _count
-        rows.append((what, *(shown(row[key]) for key in ("mean", "low", "high"))))
+        shown = _percent if _is_share(what) else _count
+        ends = [
+            shown(row[key]) + (" (cut)" if key in row["cut"] else "") for key in ("low", "high")
+        ]
+        rows.append((what, shown(row["mean"]), *ends, ", ".join(map(shown, row["each"]))))
     seeds = value["seeds"]
-    table = tables.text(("", "mean", "95 % from", "to"), rows, width=98)
+    columns = ("", "mean", "95 % from", "to", "each run")
+    table = tables.text(columns, rows, left=(0, 4), width=98)
     head = (
         f"{value['dataset_title']}, {value['backbone']} nodes, recipe {value['recipe']}, "
         f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]})"
     )
-    return [head, *(f"  {line}" for line in table.splitlines())]
+    result = [head, *(f"  {line}" for line in table.splitlines())]
+    if any(row["cut"] for row in value["values"].values()):
+        result.append("  cut: the interval would pass what can be; more seeds make it narrower")
+    return result
+
+
+def _is_share(what: str) -> bool:
+    return "accuracy" in what
 
 
 def _percent(share: float) -> str:

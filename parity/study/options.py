@@ -13,7 +13,7 @@ from data.images import specs
 from data.recipes import recipe
 from data.recipes.networks import BACKBONES
 from data.recipes.recipe import Recipe
-from data.run.options import arguments_of, train_options, volatility
+from data.run.options import EPOCHS_HELP, arguments_of, train_options, volatility
 from parity.study import bounds, plants, verdict
 
 DESIGNS = ("coupled", "independent", "stepwise")
@@ -91,7 +91,7 @@ def parser() -> Parser:
         help="how many: each gives one coupled pair of runs, and "
         "one independent run of each framework (default: %(default)s)",
     )
-    add("--epochs", type=int, help="epochs of every phase (default: the recipe's)")
+    add("--epochs", type=int, help=EPOCHS_HELP)
     add("--batch-size", type=int, help="images in a training batch (default: the recipe's)")
     add(
         "--volatility",
