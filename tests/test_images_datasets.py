@@ -1023,11 +1023,14 @@ def test_interrupted_write_leaves_nothing_that_is_read(tmp_path, monkeypatch, ca
     home = tmp_path / "cache" / "datasets"
     assert list(home.iterdir()) == []
     # A killed process cannot tidy up; the next writer does, once the folder is old.
-    for name, age in ((".old.1.tmp", 7200), (".new.1.tmp", 60)):
+    digest, dead = "0" * 24, 2**22 + 1  # Linux has no process of a number that high
+    old, new = (f".{name}-{digest}.{dead}.tmp" for name in ("old", "new"))
+    others = (f".old.{dead}.tmp", ".notes.tmp", f".old-{digest}.{os.getppid()}.tmp")  # not ours
+    for name, age in ((old, 7200), (new, 60), *((name, 7200) for name in others)):
         (home / name).mkdir()
         os.utime(home / name, (time.time() - age,) * 2)
     cache.fetch("some", b"key", _arrays)
-    assert {path.name for path in home.glob(".*")} == {".new.1.tmp"}
+    assert {path.name for path in home.glob(".*")} == {new, *others}
 
 
 def test_cache_follows_the_prepared_folder(prepared, tmp_path):

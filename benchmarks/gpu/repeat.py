@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.gpu import answer
 from data.base.errors import UserError, run_command
+from data.run import runfolder
 
 MODULES = {"jax": "trunk_jax.train", "torch": "trunk_torch_ref.train"}
 # What is added to the command, and to XLA's flags. PyTorch has the first two alone.
@@ -31,7 +32,9 @@ def trained(framework: str, how: str, arguments: list[str], folder: Path) -> tup
     UserError, with the command's last line, if it fails.
     """
     extra, flags = WAYS[how]
-    shutil.rmtree(folder, ignore_errors=True)
+    if (folder / "config.json").exists():  # a training of before; train refuses what is none
+        runfolder.read_config(folder)
+        shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "-m", MODULES[framework], *arguments, *extra, "--out", str(folder)]
     environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()}
     environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
