@@ -28,7 +28,7 @@ import numpy as np
 from rich.console import Console
 
 from data.base.errors import UserError, run_command
-from data.base.parser import Parser, target
+from data.base.parser import Parser, out_folder, target
 from data.base.writing import naming, save_json
 from data.run import runfolder
 from data.run.options import EvaluateOptions
@@ -457,7 +457,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="between saves of "
         "training state; train takes 10 (default: %(default)g, after every epoch)",
     )
-    add("--out", default="runs/interrupt", help="(default: %(default)s)")
+    add("--out", type=out_folder, default="runs/interrupt", help="(default: %(default)s)")
     add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     options = parser.parse_args(words)
     if not sys.platform.startswith("linux"):

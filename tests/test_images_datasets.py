@@ -656,6 +656,12 @@ def test_a_version_that_is_not_whole_is_named(prepared, tmp_path, capsys):
     _prepare("cifar10", "--data-dir", root)
     assert capsys.readouterr().out == f"already prepared: {folder}\n"
     (shard,) = folder.glob("*-test*")
+    whole = shard.read_bytes()
+    for left in (b"", whole[: len(whole) // 2], whole[:-1000] + bytes(1000)):
+        shard.write_bytes(left)
+        with pytest.raises(UserError, match=f"shard {shard.name} is damaged.*; delete that folder"):
+            _prepare("cifar10", "--data-dir", root)
+    shard.write_bytes(whole)
     shard.rename(tmp_path / "shard")
     for action in (datasets.load, lambda name, root: _prepare(name, "--data-dir", root)):
         with pytest.raises(UserError, match=f"{shard.name} is missing; delete that folder"):

@@ -24,6 +24,7 @@ from data.base.errors import UserError
 STDOUT = "-"  # in place of a file: standard output
 # What a disk, a quota or a limit says that is full; Windows has no quota of that name.
 _FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # gs://, and gs:/ of a Path; not C:/
 _LINKS = 40  # as many as Linux follows before it calls them a loop
 _LONGEST = 64  # characters of a file's name in the name of the file beside it
 # The folder of a file is not ours to write, or the file itself is a mount point (a container's).
@@ -167,11 +168,21 @@ def save_json(path: Path, value: Any) -> None:
     save_bytes(path, as_json(value))
 
 
+def need_local(path: str | Path) -> None:
+    """UserError if the place of a file or folder is an address, such as gs://bucket/run."""
+    if _ADDRESS.match(str(path)):
+        raise UserError(
+            f"cannot write {path}: it is an address, and only files and folders of this machine "
+            "are written; name one, and copy it from there"
+        )
+
+
 def check_target(path: Path) -> None:
     """UserError if a file that a user names cannot be written, as far as can be told beforehand.
 
     Nothing is written or made.
     """
+    need_local(path)
     number = _descriptor(path)
     with naming(path):
         if number is not None:
