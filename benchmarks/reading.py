@@ -16,7 +16,7 @@ import numpy as np
 
 from data.base import machine, tables
 from data.base.errors import UserError, run_command
-from data.base.parser import Parser, target
+from data.base.parser import Parser, out_folder, target
 from data.base.writing import save_json
 from data.images.on_disk import OnDisk
 from data.images.shapes import plain_spec
@@ -116,7 +116,11 @@ def main(arguments: list[str] | None = None) -> None:
     add("--size", type=int, default=64, help="their side (default: %(default)s)")
     add("--budget", type=float, help="multiply-adds of a path (default: by the size)")
     add("--epochs", type=int, default=4, help="of each training (default: %(default)s)")
-    add("--folder", help="where the images are written (default: the system's for such files)")
+    add(
+        "--folder",
+        type=out_folder,
+        help="where the images are written (default: the system's for such files)",
+    )
     add("--json", type=target, metavar="FILE", help="also write the numbers to FILE")
     options = parser.parse_args(arguments)
     if options.images < CHECKED or options.epochs < 2:

@@ -58,10 +58,12 @@ def verdict(checked: str) -> tuple[str, ...]:
     run, equals, file = checked.partition("=")
     if not (run and equals and file):
         raise UserError(f"--parity {checked}: give the run and what parity found, as RUN=FILE")
-    summary, found = results.read_summary(Path(run)), reading.json_file(Path(file))
+    # a shell leaves a ~ that is not a word's beginning
+    folder, file = reading.at_home(run), str(reading.at_home(file))
+    summary, found = results.read_summary(folder), reading.json_file(Path(file))
     try:
         reading.need(found, {"passed": bool, "checks": [_CHECK]})
-        total = results.standing(Path(run), summary)["total"]
+        total = results.standing(folder, summary)["total"]
         differ = [c["max_abs"] for c in found["checks"] if c["what"] == _PREDICTIONS]
         if len(differ) != 1 or not 0 <= differ[0] <= total:
             raise ValueError(f"its check {_PREDICTIONS!r} is not of {total:,} images")
@@ -72,7 +74,7 @@ def verdict(checked: str) -> tuple[str, ...]:
     passed = sum(check["passed"] for check in found["checks"])
     return (
         summary["dataset_title"],
-        f"PyTorch beside JAX: {Path(run).name}",
+        f"PyTorch beside JAX: {folder.name}",
         f"{passed} of {len(found['checks'])} checks passed",
         f"{total - int(differ[0]):,} of {total:,} predictions equal",
         "",

@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from data.base import machine
 from data.base.errors import UserError, run_command
-from data.base.parser import Parser, target
+from data.base.parser import Parser, out_folder, target
 from data.base.progress import watching, working
 from data.base.writing import save_json
 from data.recipes import recipe as recipes
@@ -198,6 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add(
         "--out",
+        type=out_folder,
         help="folder for report.json and report.html (default: runs/parity; of "
         "--checkpoint runs/<the run's name>/parity, where report looks for it)",
     )

@@ -12,7 +12,6 @@ each framework's own, and a finished run needs none.
 With a file of weights (.pth, .pt) in place of RUN it writes them as safetensors, for `--weights`.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -20,9 +19,9 @@ import numpy as np
 from safetensors.numpy import save as save_safetensors
 
 from data.base.errors import UserError, run_command
-from data.base.parser import Parser
+from data.base.parser import Parser, out_folder
 from data.base.progress import working
-from data.base.writing import write_bytes
+from data.base.writing import STDOUT, check_target, is_regular, save_bytes
 from data.run import derived
 from parity.pairs import published_files
 from parity.pairs.conversion import convert_run
@@ -33,13 +32,14 @@ from trunk_torch_ref.machine import settings as torch_settings
 def convert_file(file: Path, out: Path) -> int:
     """Write the state_dict of a PyTorch file as safetensors, with its plain names. How many.
 
-    UserError if the file holds no state_dict, or if `out` exists.
+    UserError if the file holds no state_dict, if `out` exists, or if it cannot be written.
     """
-    if os.path.lexists(out):
+    if is_regular(out) or out.is_dir():  # others, such as a pipe, are written to
         raise UserError(f"{out} exists; remove it, or choose another --out")
+    check_target(out)
     weights = published_files.read_state_dict(file)
     contiguous = {name: np.asarray(array, order="C") for name, array in weights.items()}
-    write_bytes(out, save_safetensors(contiguous))
+    save_bytes(out, save_safetensors(contiguous))
     return len(weights)
 
 
@@ -58,6 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--to", choices=("jax", "torch"), help="the framework to convert a run to (default: none)")
     add(
         "--out",
+        type=out_folder,
         metavar="DIR",
         help="the new run folder, or file (default: runs/<name>-torch or -jax; FILE.safetensors)",
     )
@@ -69,7 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
         if options.to is not None:
             raise UserError(f"{folder} is a file, and --to is for run folders; leave it out")
         out = Path(options.out) if options.out else folder.with_suffix(".safetensors")
-        print(f"{out}: {convert_file(folder, out)} tensors")
+        count = convert_file(folder, out)
+        print(f"{out}: {count} tensors", file=sys.stderr if str(out) == STDOUT else sys.stdout)
         return
     if not folder.exists():
         raise UserError(f"{folder} is missing: name a run folder, or a file of weights")

@@ -28,8 +28,8 @@ import numpy as np
 from rich.console import Console
 
 from data.base.errors import UserError, run_command
-from data.base.parser import Parser, target
-from data.base.writing import save_json
+from data.base.parser import Parser, out_folder, target
+from data.base.writing import naming, save_json
 from data.run import runfolder
 from data.run.options import EvaluateOptions
 
@@ -37,6 +37,7 @@ KINDS = ("kill", "term", "int", "disk", "memory")
 FRAMEWORKS = {"jax": "trunk_jax", "torch": "trunk_torch_ref"}
 TRAINING = "--backbone vgg --limit 300 --batch-size 32 --volatility 1.2"
 OUT = "{out}"  # in a command: the folder
+MARK = ".interrupt"  # in a folder that is ours to empty
 
 _SIGNALS = {"kill": "SIGKILL", "term": "SIGTERM", "int": "SIGINT"}  # not every system has all
 _CODES = {"term": 143, "int": 130}
@@ -179,6 +180,18 @@ def _arrays(seal: Path) -> str:
     return total.hexdigest()
 
 
+def need_ours(folder: Path) -> None:
+    """UserError if there is something that `disturb`, which empties its folder, did not make."""
+    if not os.path.lexists(folder):
+        return
+    ours = folder.is_dir() and not folder.is_symlink()
+    if not ours or not ((folder / MARK).is_file() or not any(folder.iterdir())):
+        raise UserError(
+            f"{folder} exists and was not made by parity.interrupt, which empties it; remove it, "
+            "or choose another --out"
+        )
+
+
 def disturb(
     subject: Subject,
     moments: int,
@@ -192,8 +205,11 @@ def disturb(
     `passed`, `moments`, `runs` that ended, and `differing` files of each.
     """
     run, aside = folder / "run", folder / "undisturbed"
+    need_ours(folder)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    with naming(folder):
+        folder.mkdir(parents=True)
+        (folder / MARK).touch()
     began = time.time()
     with _started(subject, run) as process:
         _await_write(process, run, began)
@@ -441,7 +457,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="between saves of "
         "training state; train takes 10 (default: %(default)g, after every epoch)",
     )
-    add("--out", default="runs/interrupt", help="(default: %(default)s)")
+    add("--out", type=out_folder, default="runs/interrupt", help="(default: %(default)s)")
     add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     options = parser.parse_args(words)
     if not sys.platform.startswith("linux"):
@@ -453,6 +469,8 @@ def main(arguments: list[str] | None = None) -> int:
         if not any(OUT in word for word in command):
             raise UserError(f"COMMAND must name its folder {OUT}")
         subjects = [Subject("command", tuple(command))]
+    for subject in subjects:
+        need_ours(Path(options.out) / subject.name)
     # a shell's background job has SIGINT switched off, and its children would have so as well
     signal.signal(signal.SIGINT, signal.default_int_handler)
     console = Console(file=sys.stderr, highlight=False, soft_wrap=True, markup=False)

@@ -14,13 +14,16 @@ import numpy as np
 import pytest
 
 import trunk_sisters
+from data import table
 from data.base import download as transfer
 from data.base import locking, machine, writing
 from data.base.errors import UserError
 from data.images import cache, datasets, folders
+from data.recipes import recipe
 from data.recipes.baselines import download
 from data.run import manifest, runfolder
-from trunk_jax.machine import backend, memory, settings
+from trunk_jax.machine import backend, memory, settings, xla
+from trunk_jax.pictures.accuracy_cost import curve
 
 ROOT = Path(__file__).parents[1]
 
@@ -107,6 +110,52 @@ def test_every_command_that_computes_starts_jax_through_us():
                 assert "settings.apply()" in text, file
 
 
+@pytest.mark.parametrize("flags", ["--xla_nonsense=1", "garbage"])
+def test_flags_that_xla_does_not_know_are_one_line(flags):
+    with pytest.raises(UserError, match=f"XLA_FLAGS={flags}: XLA refuses it .*; unset XLA_FLAGS"):
+        xla.need_known_flags(flags)
+
+
+def test_xla_is_not_asked_about_our_own_flags(monkeypatch):
+    monkeypatch.setattr(xla, "_asked", lambda text: pytest.fail("it is asked"))
+    own = xla.flags(deterministic=True) + " " + xla.flags(autotune=0)
+    xla.need_known_flags(f"{own} --xla_force_host_platform_device_count=8")
+    xla.need_known_flags("")
+
+
+def test_python_programs_are_told_what_cannot_run(monkeypatch):
+    import trunk_jax
+
+    refused = {"jax_numpy_rank_promotion": (settings.of_jax("jax_numpy_rank_promotion"),)}
+    monkeypatch.setattr(settings, "REFUSED", refused)
+    with pytest.raises(UserError, match=r"JAX_NUMPY_RANK_PROMOTION=.*unset it"):
+        trunk_jax.load("emnist")
+
+
+def test_settings_of_a_python_program_stay_its_own(capsys):
+    import trunk_jax
+
+    with jax.enable_x64(True):
+        trunk_jax.load("emnist")
+        assert settings.of_jax("jax_enable_x64")
+    assert "ignored" not in capsys.readouterr().err
+
+
+def test_a_count_of_processors_that_cannot_be_is_named(monkeypatch):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "0")
+    monkeypatch.setattr(settings, "of_jax", lambda name: 0)
+    monkeypatch.setattr(jax, "devices", lambda: (_ for _ in ()).throw(RuntimeError("none")))
+    with pytest.raises(UserError, match=r"; unset JAX_NUM_CPU_DEVICES=0$"):
+        backend.start()
+
+
+def test_what_names_no_run_is_one_line():
+    import trunk_jax
+
+    with pytest.raises(UserError, match=r"a run is named by a folder, .*and this is a int"):
+        trunk_jax.load(5)
+
+
 def test_flags_of_xla_that_change_no_number_are_left_out():
     text = "--xla_dump_to=/tmp/x  --xla_cpu_enable_fast_math=true --xla_backend_extra=1"
     assert settings.xla_flags(text + " --xla_force_host_platform_device_count=8") == [
@@ -191,6 +240,42 @@ def homeless(monkeypatch):
 
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     cache._warn.cache_clear()
+
+
+@pytest.mark.usefixtures("homeless")
+def test_without_a_home_programs_are_compiled_anew(monkeypatch):
+    from trunk_jax.machine import compile_cache
+
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setattr(jax.config, "update", lambda *_: pytest.fail("there is no folder"))
+    compile_cache.use("gpu")
+
+
+@pytest.mark.usefixtures("homeless")
+@pytest.mark.parametrize("home", ["~", "~nobody-of-that-name"])
+def test_a_home_that_there_is_not_is_one_line(home):
+    import trunk_jax
+    import trunk_torch_ref
+
+    for action in (
+        lambda: datasets.own_place(f"hf:{home}/x"),
+        lambda: datasets.own_place(f"{home}/x"),
+        lambda: trunk_jax.load(f"{home}/x"),
+        lambda: trunk_torch_ref.load(f"{home}/x"),
+        lambda: table.verdict(f"run={home}/x"),
+        lambda: recipe.load(f"{home}/x.toml", "digits", None),
+    ):
+        with pytest.raises(UserError, match=f"^{home}/x.*: no such home folder"):
+            action()
+
+
+def test_a_home_folder_is_expanded_where_a_shell_leaves_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=f"{tmp_path}/curve.json"):
+        curve("LABEL=~/curve.json")
+    monkeypatch.setattr(table.results, "read_summary", lambda folder: {})
+    with pytest.raises(UserError, match=f"{tmp_path}/x.json"):
+        table.verdict("run=~/x.json")
 
 
 @pytest.mark.usefixtures("homeless")

@@ -127,6 +127,32 @@ def test_a_wrapped_state_dict_is_unwrapped_with_a_line(tmp_path, capsys, wrapper
     assert ("without the prefix" in said) == bool(prefix)
 
 
+@pytest.mark.parametrize("path", [("net",), ("module",), ("model", "state_dict"), ("mine",)])
+def test_wrappers_around_wrappers_are_unwrapped(tmp_path, capsys, path):
+    file, value = tmp_path / "w.pth", as_torch()
+    for key in reversed(path):
+        value = {key: value}
+    torch.save(value, file)
+    assert same(published_files.read_state_dict(file))
+    assert " in ".join(map(repr, reversed(path))) in capsys.readouterr().err
+
+
+def test_the_keys_of_what_is_no_state_dict_are_named(tmp_path):
+    torch.save({"mine": as_torch(), "epoch": 3}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="its keys: 'mine', 'epoch'; save the state_dict alone"):
+        published_files.read_state_dict(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused_in_the_same_words(tmp_path, value):
+    array = np.array([1, value], np.float32)
+    torch.save({"layer.weight": torch.tensor(array)}, tmp_path / "w.pth")
+    (tmp_path / "w.safetensors").write_bytes(save({"layer.weight": array}))
+    for name in ("w.pth", "w.safetensors"):
+        with pytest.raises(UserError, match=f"{name}: layer.weight holds NaN or infinite values$"):
+            published_files.read_state_dict(tmp_path / name)
+
+
 def test_missing_batch_counters_are_zero_in_both_frameworks():
     from trunk_torch_ref import nodes
     from trunk_torch_ref.network import exchange as torch_exchange

@@ -656,6 +656,12 @@ def test_a_version_that_is_not_whole_is_named(prepared, tmp_path, capsys):
     _prepare("cifar10", "--data-dir", root)
     assert capsys.readouterr().out == f"already prepared: {folder}\n"
     (shard,) = folder.glob("*-test*")
+    whole = shard.read_bytes()
+    for left in (b"", whole[: len(whole) // 2]):
+        shard.write_bytes(left)
+        with pytest.raises(UserError, match=r"(is damaged|cannot have 41).*; delete that"):
+            _prepare("cifar10", "--data-dir", root)
+    shard.write_bytes(whole)
     shard.rename(tmp_path / "shard")
     for action in (datasets.load, lambda name, root: _prepare(name, "--data-dir", root)):
         with pytest.raises(UserError, match=f"{shard.name} is missing; delete that folder"):
@@ -1023,11 +1029,14 @@ def test_interrupted_write_leaves_nothing_that_is_read(tmp_path, monkeypatch, ca
     home = tmp_path / "cache" / "datasets"
     assert list(home.iterdir()) == []
     # A killed process cannot tidy up; the next writer does, once the folder is old.
-    for name, age in ((".old.1.tmp", 7200), (".new.1.tmp", 60)):
+    digest, dead = "0" * 24, 2**22 + 1  # Linux has no process of a number that high
+    old, new = (f".{name}-{digest}.{dead}.tmp" for name in ("old", "new"))
+    others = (f".old.{dead}.tmp", ".notes.tmp", f".old-{digest}.{os.getppid()}.tmp")  # not ours
+    for name, age in ((old, 7200), (new, 60), *((name, 7200) for name in others)):
         (home / name).mkdir()
         os.utime(home / name, (time.time() - age,) * 2)
     cache.fetch("some", b"key", _arrays)
-    assert {path.name for path in home.glob(".*")} == {".new.1.tmp"}
+    assert {path.name for path in home.glob(".*")} == {new, *others}
 
 
 def test_cache_follows_the_prepared_folder(prepared, tmp_path):

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from data.base.errors import UserError
+from data.images import specs
 from data.images.arrays import as_images
+from data.images.fitting import Options
+from data.inference.inputs import pixels_of
 
 GREY, COLOUR = (8, 8, 1), (32, 32, 3)
 
@@ -79,3 +82,22 @@ def test_anything_else_is_one_line(images, shape, match):
     with pytest.raises(UserError, match=match) as caught:
         as_images(images, shape)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (noise(20, 8, 8) // 16, True),
+        (noise(20, 8, 8) // 128, True),
+        (noise(20, 8, 8), False),
+        (noise(20, 8, 8) // 4, False),  # a dark photo's
+        (noise(3, 8, 8) // 16, False),  # a few may be dark
+        (np.zeros((20, 8, 8), np.uint8), False),
+        (noise(20, 8, 8) / 16 / 255, False),  # of floats it is defined what is white
+    ],
+)
+def test_a_batch_whose_white_is_not_255_is_noted(images, said, capsys):
+    pixels_of(images, specs.spec("digits"), GREY, Options())
+    text = capsys.readouterr().err
+    assert text.count("\n") == said
+    assert ("and 255 is white" in text) == said

@@ -210,6 +210,12 @@ def test_long_lines_of_a_drawing_are_folded_beside_the_rules():
     ]
 
 
+@pytest.mark.parametrize("node", [[1], [[1]], 5, None, ([1],)])
+def test_what_names_no_node_is_one_line(model, node):
+    with pytest.raises(UserError, match=r"no node .*; the nodes: root"):
+        model.features(np.zeros((1, *model.image_shape), np.uint8), node)
+
+
 def test_nodes_are_named(model):
     with pytest.raises(UserError, match="no node 'sg7'; the nodes: root, sg1, sg4"):
         model.features(np.zeros((1, 8, 8, 1), np.uint8), "sg7")

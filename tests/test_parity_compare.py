@@ -88,6 +88,17 @@ def test_what_is_committed_of_comparisons_without_a_fault():
     assert max(result["worst"] for result in known["results"]) <= values.SAME
 
 
+def test_a_report_goes_where_a_user_says(tmp_path):
+    theirs, ours, x = faults.made("lstm")
+    report = compare(theirs, ours, x, train=False)
+    (tmp_path / "link.json").symlink_to("behind.json")
+    report.save(tmp_path / "link.json")
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads((tmp_path / "behind.json").read_text())["passed"]
+    with pytest.raises(UserError, match="no/such does not exist; make it"):
+        report.save(tmp_path / "no" / "such" / "x.html")
+
+
 def test_nothing_of_the_caller_is_changed():
     theirs, ours, x = faults.made("lstm")
     before = (torch.get_default_dtype(), torch.get_num_threads(), jax.config.jax_enable_x64)

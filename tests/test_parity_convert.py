@@ -2,6 +2,10 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from safetensors.numpy import load
 from torch import nn
 
 import trunk_jax.evaluate
@@ -23,9 +28,10 @@ from data.base import writing
 from data.base.errors import UserError, run_command
 from data.run import runfolder
 from parity.checks.baselines import SMALL, build
-from parity.convert import main
+from parity.convert import convert_file, main
 from parity.pairs.conversion import convert_run, to_jax, to_torch
 from trunk_jax.baselines import layers as own
+from trunk_jax.export import export
 from trunk_jax.layers import basic as layers
 from trunk_jax.network.network import Network, apply, merge, split
 from trunk_jax.shrink import quantized
@@ -437,3 +443,29 @@ def test_a_tensor_that_changes_on_the_way_is_noticed(runs, tmp_path, monkeypatch
     with pytest.raises(UserError, match=r"bit for bit: classifier\.0\.bias \(float32\)"):
         convert_run(runs / "jax", "torch", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_go_where_a_user_says_and_no_folder_is_made_for_them(tmp_path, monkeypatch):
+    torch.save({"weight": torch.ones(2)}, tmp_path / "p.pth")
+    monkeypatch.chdir(tmp_path)
+    for place in ("no/such/x.safetensors", "gs://b/x.safetensors"):
+        with pytest.raises(UserError, match="cannot write"):
+            main(["p.pth", "--out", place])
+        with pytest.raises(UserError, match="cannot write"):
+            export(tmp_path / "p.pth", Path(place), kind="onnx")
+    with pytest.raises(UserError, match="would be standard output"):
+        export(tmp_path / "p.pth", Path("-"), kind="onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["p.pth"]
+    (tmp_path / "link").symlink_to("behind.safetensors")
+    assert convert_file(tmp_path / "p.pth", tmp_path / "link") == 1
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "behind.safetensors").is_file()
+
+
+def test_weights_go_to_standard_output(tmp_path):
+    torch.save({"weight": torch.ones(2)}, tmp_path / "p.pth")
+    command = [sys.executable, "-m", "parity.convert", str(tmp_path / "p.pth"), "--out", "-"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, check=True, cwd=tmp_path, env=environment)
+    assert load(done.stdout)["weight"].tolist() == [1, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["p.pth"]

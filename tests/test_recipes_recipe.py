@@ -479,6 +479,7 @@ def test_a_file_is_a_recipe_called_as_it_is(tmp_path):
     assert (found.root.volatility, found.others.group_phase.lr) == (0.3, 0.02)
     # a shipped recipe's name would pass for it in the run's folder and summary
     assert recipe.load(written(tmp_path, OWN, "corrected.toml"), "digits").name == "corrected.toml"
+    assert recipe.load(written(tmp_path, OWN, "OTHER.TOML"), "digits").name == "OTHER"
     assert "nowhere.toml is missing" in message(recipe.load, "nowhere.toml", "digits")
 
 

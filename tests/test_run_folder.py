@@ -538,8 +538,8 @@ def test_a_copy_that_fails_is_one_line_and_leaves_nothing(tmp_path, monkeypatch)
         with pytest.raises(UserError, match=r"cannot copy .*source to .*No space left"):
             writing.copy_folder(tmp_path / "source", tmp_path / "target")
     # what a killed process left in a run folder goes when the next one holds it
-    run = tmp_path / "run"
+    run, dead = tmp_path / "run", 2**22 + 1  # Linux has no process of a number that high
     runfolder.create(run, {"format": runfolder.FORMAT}, resume=False)
-    shutil.copytree(tmp_path / "source", run / ".class.7.tmp")
+    shutil.copytree(tmp_path / "source", run / f".class.{dead}.tmp")
     with runfolder.lock(run):
-        assert not (run / ".class.7.tmp").exists()
+        assert not (run / f".class.{dead}.tmp").exists()

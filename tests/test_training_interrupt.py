@@ -26,6 +26,7 @@ from trunk_torch_ref import framework as torch_run
 from trunk_torch_ref.training.checkpoint import Checkpoints as TorchCheckpoints
 
 ROOT = Path(__file__).parents[1]
+DEAD = 2**22 + 1  # Linux has no process of a number that high
 
 # --- signals
 
@@ -180,13 +181,54 @@ def test_an_ablation_in_use_is_refused(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_process_was_writing_is_removed(tmp_path):
-    writing.write_json(tmp_path / "config.json", {})
+    writing.write_json(tmp_path / "config.json", {"format": runfolder.FORMAT})
     (tmp_path / "weights").mkdir()
-    for name in (".config.json.77.tmp", "weights/.root.safetensors.77.tmp"):
+    for name in (f".config.json.{DEAD}.tmp", f"weights/.root.safetensors.{DEAD}.tmp"):
         (tmp_path / name).write_bytes(b"half")
     with runfolder.lock(tmp_path):
         left = sorted(path.name for path in tmp_path.rglob("*"))
     assert left == [".lock", "config.json", "weights"]
+
+
+@pytest.mark.parametrize("config", [None, {"format": runfolder.FORMAT}, {"model_type": "bert"}])
+def test_a_lock_removes_nothing_that_is_not_ours(config, tmp_path):
+    others = (
+        ".config/.draft.tmp",
+        ".work.tmp/notes",
+        f".cache/trunk/datasets/.digits.{DEAD}.tmp",
+        f".config.json.{os.getppid()}.tmp",  # of a process that is at work
+    )
+    if config is None:
+        others = (*others, f".shopping.{DEAD}.tmp")
+    else:
+        writing.write_json(tmp_path / "config.json", config)
+    if config != {"format": runfolder.FORMAT}:
+        others = (*others, f".checkpoints/.root.{DEAD}.tmp")
+    for name in others:
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with runfolder.lock(tmp_path):
+        assert sorted({*tmp_path.rglob("*")} - {tmp_path / ".lock"}) == before
+
+
+@pytest.mark.parametrize("there", ["notes.txt", "run/notes.txt"])
+def test_a_folder_that_was_not_made_for_it_is_not_emptied(there, tmp_path, capsys):
+    file = tmp_path / "command" / there
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    words = ["--out", str(tmp_path), "--moments", "1", "--", "false", "{out}"]
+    with pytest.raises(UserError, match="command exists and was not made by parity"):
+        interrupt.main(words)
+    assert file.read_text() == "mine"
+    file.unlink()
+    for empty in (file.parent, tmp_path / "command"):
+        if empty.exists():
+            empty.rmdir()
+    for _ in range(2):  # its own folder it empties
+        with pytest.raises(UserError, match="undisturbed it ends with exit code 1"):
+            interrupt.main(words)
 
 
 # --- no disk, no memory
@@ -277,7 +319,7 @@ def main():
             if not file.exists() or FORGETS:
                 time.sleep(0.05)
                 draw = random.random() if FORGETS else k
-                value = {"step": k, "seconds": time.time(), "draw": draw}
+                value = {"format": 1, "step": k, "seconds": time.time(), "draw": draw}
                 writing.write_json(file, value)
 run_command(main)
 """

@@ -29,7 +29,8 @@ def __getattr__(name: str) -> Any:
     """What `__all__` names, from `trunk_jax.model`."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from trunk_jax import model
+    from trunk_jax.machine import backend  # noqa: F401 (first: a wrong variable is one line there)
+    from trunk_jax import model  # isort: skip
 
     return getattr(model, name)
 

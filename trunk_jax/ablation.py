@@ -17,7 +17,7 @@ from typing import Any
 from data.base import interrupts, tables, writing
 from data.base.errors import UserError, run_command
 from data.base.locking import hold
-from data.base.parser import Parser, target
+from data.base.parser import Parser, out_folder, target
 from data.base.writing import save_json
 from data.images import datasets
 from data.run import results
@@ -85,6 +85,7 @@ def options_of(arguments: list[str] | None) -> Options:
         add(f"--{name.replace('_', '-')}", type=kind, help=f"as in train (default: {default})")
     add(
         "--out",
+        type=out_folder,
         help="the folder; each tree is a run folder in it (default: runs/ablation-<dataset>)",
     )
     add("--resume", action="store_true", help="go on with the ablation in --out (default: off)")

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from data.base import writing
 from data.base.errors import UserError, run_command
-from data.base.parser import Parser, target
+from data.base.parser import Parser, out_folder, target
 from data.base.writing import save_json
 from data.images import datasets, specs
 from data.images.specs import Spec
@@ -171,6 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--images", type=int, default=32, help="test images to measure on (default: %(default)s)")
     add(
         "--out",
+        type=out_folder,
         default="runs/compare",
         help="folder for compare.json and pictures (default: %(default)s)",
     )

@@ -18,7 +18,7 @@ from typing import Any
 from data.base import interrupts, tables, writing
 from data.base.errors import UserError, run_command
 from data.base.locking import hold
-from data.base.parser import Parser, target
+from data.base.parser import Parser, out_folder, target
 from data.base.progress import Reporter, working
 from data.base.writing import new_folder, save_json
 from data.images.splits import Splits, split
@@ -272,6 +272,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--data-dir", help="folder of prepared TFDS datasets (default: the run's own)")
     add(
         "--out",
+        type=out_folder,
         metavar="DIR",
         help="the new run folder (default: runs/<name>-int8, -prune20, ...; of several "
         "shares -pruned)",

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from data.base.errors import UserError, run_command
-from data.base.parser import Parser, target
+from data.base.parser import Parser, out_folder, target
 from data.base.progress import working
-from data.base.writing import save_json
+from data.base.writing import STDOUT, check_target, need_local, save_json
 from data.inference.shipped import run_of
 
 FORMATS = ("folder", "onnx", "stablehlo", "hub")
@@ -37,6 +37,11 @@ def export(
         raise UserError("--push is for --format hub")
     if os.path.lexists(out):
         raise UserError(f"{out} exists; remove it, or choose another --out")
+    if str(out) == STDOUT:  # what is written is read again, and tried
+        raise UserError("--out - would be standard output; name a file or folder to make")
+    if kind == "onnx" and not per_node:
+        check_target(out)
+    need_local(out)
     from trunk_jax.interchange.extra import need
 
     if kind in ("onnx", "hub"):
@@ -91,7 +96,13 @@ def main(arguments: list[str] | None = None) -> None:
     add = parser.add_argument
     add("run", metavar="RUN", help="the run folder, of either framework, or a shipped tree by name")
     add("--format", required=True, choices=FORMATS, help="what to write")
-    add("--out", required=True, metavar="PLACE", help="the file (onnx) or folder to make")
+    add(
+        "--out",
+        type=out_folder,
+        required=True,
+        metavar="PLACE",
+        help="the file (onnx) or folder to make",
+    )
     add(
         "--per-node",
         action="store_true",

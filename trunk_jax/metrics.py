@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 
 from data.base import tables, writing
 from data.base.errors import UserError, run_command
-from data.base.parser import Parser, target
+from data.base.parser import Parser, out_folder, target
 from data.base.progress import working
 from data.base.writing import save_json
 from data.images.datasets import Dataset
@@ -83,6 +83,7 @@ def options_of(arguments: list[str] | None) -> Options:
     )
     add(
         "--out",
+        type=out_folder,
         metavar="DIR",
         help="folder for measurements.json and figures (default: runs/<the run's name>)",
     )

@@ -10,6 +10,7 @@ from data.inference.shipped import run_of
 from data.run.options import arguments_of
 from trunk_jax.inference import model as inference
 from trunk_jax.inference.load import load as load_run
+from trunk_jax.machine import backend
 
 __all__ = ["Answer", "Model", "grow", "load"]
 
@@ -76,7 +77,8 @@ def load(run: str | Path) -> Model:
         `svhn`, or `hub:ORG/NAME` on the Hugging Face Hub. A folder called cifar10 is `./cifar10`.
 
     Raises:
-      UserError: it is no finished run, or a file of it is damaged; it is a ValueError.
+      UserError: it is no finished run, a file of it is damaged, or a variable of the environment
+        lets JAX do nothing here; it is a ValueError.
 
     Example:
       >>> import trunk_jax
@@ -88,7 +90,9 @@ def load(run: str | Path) -> Model:
       └─ sg3 ─ automobile │ truck
 
     """
-    found = load_run(run_of(run))
+    folder = run_of(run)
+    backend.need_working()
+    found = load_run(folder)
     return Model(found.recipe, found.tree, found.networks, found.folder, found.stopping)
 
 

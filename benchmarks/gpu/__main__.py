@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.gpu import archive, packing, plan, rehearsal, runner
 from data.base.errors import UserError, run_command
-from data.base.parser import Parser, target
+from data.base.parser import Parser, out_folder, target
 
 CLOSING_S = 10.0  # for the last archive
 
@@ -47,7 +47,12 @@ def main(arguments: list[str] | None = None) -> None:
         help="so many jobs at a time in the stages whose jobs are not timed (default: "
         "%(default)s; most of a short job is compiling, for which the card is not needed)",
     )
-    add("--out", metavar="DIR", help="folder of results and runs; what is in it is gone on with")
+    add(
+        "--out",
+        type=out_folder,
+        metavar="DIR",
+        help="folder of results and runs; what is in it is gone on with",
+    )
     add(
         "--data-dir",
         metavar="DIR",

@@ -112,7 +112,8 @@ def pack(names: Sequence[str], data_dirs: Sequence[str | None], target: Path, ro
     index["pieces"] = len(pieces)
     target.mkdir(parents=True, exist_ok=True)
     for old in target.glob("piece-*.zip"):
-        old.unlink()
+        if old.stem.removeprefix("piece-").isdecimal():
+            old.unlink()
     for number, places in enumerate(pieces, 1):
         with zipfile.ZipFile(target / f"piece-{number}.zip", "w", zipfile.ZIP_STORED) as piece:
             piece.writestr("index.json", json.dumps(index))

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from benchmarks.gpu import answer
 from data.base.errors import UserError, run_command
+from data.base.parser import out_folder
+from data.run import runfolder
 
 MODULES = {"jax": "trunk_jax.train", "torch": "trunk_torch_ref.train"}
 # What is added to the command, and to XLA's flags. PyTorch has the first two alone.
@@ -31,7 +33,9 @@ def trained(framework: str, how: str, arguments: list[str], folder: Path) -> tup
     UserError, with the command's last line, if it fails.
     """
     extra, flags = WAYS[how]
-    shutil.rmtree(folder, ignore_errors=True)
+    if (folder / "config.json").exists():  # a training of before; train refuses what is none
+        runfolder.read_config(folder)
+        shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "-m", MODULES[framework], *arguments, *extra, "--out", str(folder)]
     environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()}
     environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
@@ -58,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--data-dir", help="folder of datasets (default: TFDS's own)")
     add("--epochs", type=int, default=2, help="of every phase (default: %(default)s)")
     add("--limit", type=int, default=10_000, help="images of each split (default: %(default)s)")
-    add("--folder", required=True, help="for the two runs")
+    add("--folder", type=out_folder, required=True, help="for the two runs")
     options = parser.parse_args(arguments)
     if options.framework == "torch" and options.how not in ("plain", "deterministic"):
         raise UserError(f"{options.how} is a way of XLA's; PyTorch has plain and deterministic")

@@ -163,7 +163,7 @@ def _together(before: dict[str, Any] | None, result: dict[str, Any]) -> dict[str
 def perform(stage: Stage, job: Job, limit_s: float, places: Places, dry: bool) -> dict[str, Any]:
     """Run one job, stop it at its limit, and return its result."""
     folder = places.out / "jobs" / job.name
-    if not job.resumes:  # what was cut off is begun anew
+    if not job.resumes and (folder / "log.txt").exists():  # what was cut off is begun anew
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     (places.out / "runs").mkdir(exist_ok=True)

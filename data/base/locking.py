@@ -23,7 +23,7 @@ try:
 except ImportError:  # elsewhere
     msvcrt = None  # type: ignore[assignment]
 
-from data.base import interrupts, reading, writing
+from data.base import interrupts, machine, reading, writing
 from data.base.errors import UserError
 
 _AGAIN_S = 0.2  # seconds between two looks at a lock that another process holds
@@ -147,16 +147,10 @@ def _mark(mark: Path) -> Callable[[], object]:
 def _lives(mark: Path) -> bool:
     """Whether the process that a mark names may still be at work."""
     try:
-        process, _, machine = mark.read_text().partition(" ")
+        process, _, host = mark.read_text().partition(" ")
         age = time.time() - mark.stat().st_mtime
     except FileNotFoundError:
         return False
-    if machine != socket.gethostname() or not process.isdecimal():
+    if host != socket.gethostname() or not process.isdecimal():
         return age < _FOREIGN_S
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # of another user
-        return True
-    return True
+    return machine.lives(int(process))

@@ -21,6 +21,22 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def lives(process: int) -> bool:
+    """Whether a process of this machine, by its number, may still be at work.
+
+    Windows is not asked, for there the question would be a signal: True.
+    """
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
+
+
 def processor() -> str:
     """What the processor is called, as its system tells; empty where it does not."""
     try:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any, NoReturn
 
-from data.base import writing
+from data.base import reading, writing
 from data.base.errors import UserError
 
 
@@ -34,11 +34,21 @@ def expanded(text: str) -> str:
     if not text.startswith("~"):
         return text
     try:
-        return str(Path(text).expanduser())
-    except RuntimeError:
-        if Path(text).exists():
-            return text
-        raise argparse.ArgumentTypeError(f"{text}: no such home folder") from None
+        return str(reading.at_home(text))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def out_folder(text: str) -> str:
+    """The type of a flag that names a folder to write, which is made with those above it.
+
+    ArgumentTypeError if it is an address (gs://bucket/run), of which a folder `gs:` would be made.
+    """
+    try:
+        writing.need_local(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return expanded(text)
 
 
 def target(text: str) -> Path:
@@ -46,8 +56,9 @@ def target(text: str) -> Path:
 
     ArgumentTypeError if it cannot be written (`writing.check_target`).
     """
-    file = Path(expanded(text))
     try:
+        writing.need_local(text)  # a Path has lost a slash
+        file = Path(expanded(text))
         writing.check_target(file)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None

@@ -43,6 +43,21 @@ def content(file: Path, most: int) -> bytes:
         raise UserError(f"{file} cannot be read ({error.strerror or error})") from None
 
 
+def at_home(path: str | Path) -> Path:
+    """The path with the home folder in place of a `~` or `~name` at its start.
+
+        at_home("~/run")
+
+    UserError if there is no such home folder, and no file of that name.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        if Path(path).exists():
+            return Path(path)
+        raise UserError(f"{path}: no such home folder") from None
+
+
 def json_file(file: Path, most: int = MOST_JSON) -> Any:
     """The value in a JSON file. UserError if it is missing, too large, or not JSON.
 

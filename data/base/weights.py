@@ -50,14 +50,19 @@ def read_safetensors(file: Path) -> dict[str, np.ndarray]:
         tensors = safetensors.deserialize(content)
     except (SafetensorError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise UserError(f"{file} is not a whole safetensors file ({error})") from None
-    weights = {name: _array(file, name, tensor) for name, tensor in tensors}
-    for name, array in weights.items():
-        if not np.isfinite(array).all():
-            raise UserError(f"{file}: {name:.80} holds NaN or infinite values")
+    weights = finite({name: _array(file, name, tensor) for name, tensor in tensors}, file)
     halves = {_HALVES[t["dtype"]] for _, t in tensors if t["dtype"] in _HALVES}
     if halves:
         note_cast(file, halves)
     return plain_names(weights, file)
+
+
+def finite(weights: dict[str, np.ndarray], file: Path) -> dict[str, np.ndarray]:
+    """The weights of a file as they are. UserError if a number of them is not finite."""
+    for name, array in weights.items():
+        if not np.isfinite(array).all():
+            raise UserError(f"{file}: {name:.80} holds NaN or infinite values")
+    return weights
 
 
 def need_safetensors(file: Path) -> None:

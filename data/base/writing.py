@@ -18,11 +18,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from data.base import machine
 from data.base.errors import UserError
 
 STDOUT = "-"  # in place of a file: standard output
 # What a disk, a quota or a limit says that is full; Windows has no quota of that name.
 _FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # gs://, and gs:/ of a Path; not C:/
 _LINKS = 40  # as many as Linux follows before it calls them a loop
 _LONGEST = 64  # characters of a file's name in the name of the file beside it
 # The folder of a file is not ours to write, or the file itself is a mount point (a container's).
@@ -91,8 +93,39 @@ def _owner(path: Path) -> tuple[int, int]:
 
 
 def _beside(path: Path) -> Path:
-    """Where a file or folder is made before it has its name; `runfolder.lock` knows the form."""
+    """Where a file or folder is made before it has its name; `leftovers` knows the form."""
     return path.with_name(f".{path.name[:_LONGEST]}.{os.getpid()}.tmp")
+
+
+def leftovers(folder: Path, name: str = ".+", *, below: bool = False) -> list[Path]:
+    """What processes that were killed have left half-written in a folder that is ours.
+
+    Only what has the very form that our writing gives it, and whose process is not at work (it
+    may be ourselves: nothing of ours is being written in a folder that was just locked).
+
+    Args:
+      folder: nobody else may be at work in it.
+      name: a regular expression for the names that were to be written.
+      below: whether its folders are searched as well; hidden ones never are.
+
+    """
+    form = re.compile(rf"\.({name})\.(\d+)(\.old)?\.tmp")
+    found = []
+    for place, folders, files in os.walk(folder):
+        for each in (*folders, *files):
+            match = form.fullmatch(each)
+            if match and (int(match[2]) == os.getpid() or not machine.lives(int(match[2]))):
+                found.append(Path(place, each))
+        folders[:] = [each for each in folders if below and not each.startswith(".")]
+    return found
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder of ours; a link, and not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 # --- files that a user named
@@ -135,11 +168,21 @@ def save_json(path: Path, value: Any) -> None:
     save_bytes(path, as_json(value))
 
 
+def need_local(path: str | Path) -> None:
+    """UserError if the place of a file or folder is an address, such as gs://bucket/run."""
+    if _ADDRESS.match(str(path)):
+        raise UserError(
+            f"cannot write {path}: it is an address, and only files and folders of this machine "
+            "are written; name one, and copy it from there"
+        )
+
+
 def check_target(path: Path) -> None:
     """UserError if a file that a user names cannot be written, as far as can be told beforehand.
 
     Nothing is written or made.
     """
+    need_local(path)
     number = _descriptor(path)
     with naming(path):
         if number is not None:

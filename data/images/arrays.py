@@ -1,11 +1,15 @@
 """The one door for arrays of images: what may come in, and what every network is given."""
 
+import sys
 from typing import Any
 
 import numpy as np
 
 from data.base.errors import UserError
 from data.images.on_disk import Images, OnDisk
+
+_DARK = 16  # of 255: a camera's noise alone comes that far in the darkest of a few photos
+_FEW = 4  # images that may all be dark
 
 
 def as_images(images: Any, shape: tuple[int, int, int]) -> Images:
@@ -33,6 +37,24 @@ def as_images(images: Any, shape: tuple[int, int, int]) -> Images:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"the images are not one array of numbers ({reason:.200})") from None
     return as_bytes(_batch(array, shape))
+
+
+def note_dark(images: Any) -> None:
+    """A note on standard error where all of a batch is so dark that its white may not be 255.
+
+    Digits of 0 to 16, or of 0 and 1, are all black to a network that knows 0 to 255. Only arrays of
+    uint8 are looked at; for floats it is defined what is white.
+    """
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or len(images) <= _FEW:
+        return
+    high = int(images.max())
+    if not 0 < high <= _DARK:
+        return
+    print(
+        f"note: the largest value of all {len(images)} images is {high}, and 255 is white; if "
+        f"white is {high} here, hand over images / {high}, floats of 0 to 1",
+        file=sys.stderr,
+    )
 
 
 def _on_disk(images: Any, shape: tuple[int, int, int]) -> Any:

@@ -164,7 +164,8 @@ def _read(folder: Path) -> tuple[Arrays, str, Any] | None:
 
 def _write(folder: Path, arrays: Arrays, mark: str, about: Any) -> None:
     """Make `folder`, whole whenever it is there."""
-    for left in folder.parent.glob(".*.tmp"):  # of processes that were killed
+    # those of machines that share the folder tell nothing of their processes, hence the age
+    for left in writing.leftovers(folder.parent, r".+-[0-9a-f]{24}"):
         if time.time() - left.stat().st_mtime > _ABANDONED:
             shutil.rmtree(left, ignore_errors=True)
     if folder.exists():  # damaged

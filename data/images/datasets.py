@@ -164,9 +164,9 @@ def unknown(tfds_name: str) -> Spec:
 def own_place(name: str) -> Path:
     """The folder or file of a dataset of the user's own. UserError if there is none."""
     saved = name.startswith(SAVED)
-    place = Path(name.removeprefix(SAVED)).expanduser()
     if name == SAVED:
         raise UserError(f"--dataset {name} names no folder; give hf: and a folder")
+    place = reading.at_home(name.removeprefix(SAVED))
     if place.is_dir() or (place.suffix == ".npz" and place.is_file() and not saved):
         return place.absolute()
     if saved:
@@ -379,9 +379,11 @@ def check(spec: Spec, folder: Path) -> None:
     _about(spec, folder)
     if spec.kind == "prepared":
         builder = prepared.builder_of(spec, folder)
-        prepared.need_shards(builder, spec, folder, list(builder.info.splits))
+        splits = list(builder.info.splits)
+        prepared.need_shards(builder, spec, folder, splits)
     else:
-        prepared.opened(spec, folder)
+        builder, splits = prepared.opened(spec, folder), list(cache.SPLITS)
+    prepared.need_whole(builder, spec, folder, splits)
 
 
 def _about(spec: Spec, folder: Path) -> tuple[bytes, str, str]:

@@ -99,6 +99,41 @@ def need_shards(
             raise _refusal(spec, folder, f"split {split!r} cannot have {info.num_examples} records")
 
 
+def need_whole(
+    builder: tfds.core.DatasetBuilder, spec: Spec, folder: Path, splits: Sequence[str]
+) -> None:
+    """UserError for a shard that is cut short, as after a copy that broke off.
+
+    Told by the number of its records, and by its first; the others are not read.
+    """
+    count = _stored if builder.info.file_format.value == "array_record" else tfrecord.count_records
+    for split in splits:
+        info = builder.info.splits[split]
+        for shard, wanted in zip(info.filepaths, info.shard_lengths, strict=True):
+            try:
+                found = count(Path(shard))
+            except Exception as error:  # the readers raise a different type for each damage
+                problem = f"shard {shard.name} is damaged ({_first_line(error)})"
+                raise _refusal(spec, folder, problem) from None
+            if found != wanted:
+                problem = f"shard {shard.name} is damaged: {found} records, not {wanted}"
+                raise _refusal(spec, folder, problem)
+
+
+def _stored(shard: Path) -> int:
+    """How many records an array_record file has. Some exception if it is damaged."""
+    from array_record.python import array_record_module
+
+    reader = array_record_module.ArrayRecordReader(str(shard))
+    try:
+        count: int = reader.num_records()
+        if count:
+            reader.read([0])
+        return count
+    finally:
+        reader.close()
+
+
 def records(builder: tfds.core.DatasetBuilder, spec: Spec, folder: Path, split: str) -> list[bytes]:
     """The serialised examples of a split, in stored order. UserError for a damaged shard."""
     try:

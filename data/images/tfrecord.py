@@ -50,6 +50,21 @@ def masked_crc32c(rows: list[bytes]) -> np.ndarray:
     return masked
 
 
+def count_records(path: Path) -> int:
+    """How many records a file has, by their lengths alone. ValueError if it is truncated."""
+    size, at, count = path.stat().st_size, 0, 0
+    with open(path, "rb") as file:
+        while at < size:
+            head = file.read(8)
+            (length,) = struct.unpack("<Q", head) if len(head) == 8 else (size,)
+            at += length + 16
+            if at > size:
+                raise ValueError("the file is truncated or damaged")
+            file.seek(at)
+            count += 1
+    return count
+
+
 def read_records(path: Path) -> list[bytes]:
     """All records of a file. Raises ValueError if it is truncated or a checksum is wrong."""
     data = path.read_bytes()

@@ -8,9 +8,9 @@ from PIL import Image
 
 from data.base.errors import UserError
 from data.images import files
-from data.images.arrays import as_images
+from data.images.arrays import as_images, note_dark
 from data.images.fitting import Options
-from data.images.on_disk import Images
+from data.images.on_disk import Images, OnDisk
 from data.images.specs import Spec
 
 _FILES = (str, PathLike, Image.Image)
@@ -39,7 +39,10 @@ def pixels_of(images: Any, spec: Spec, shape: tuple[int, int, int], options: Opt
     if isinstance(images, _FILES):
         images = [images]
     if not isinstance(images, list | tuple) or not any(isinstance(one, _FILES) for one in images):
-        return as_images(images, shape)
+        found = as_images(images, shape)
+        if isinstance(images, OnDisk) or np.asarray(images).dtype == np.uint8:
+            note_dark(found)
+        return found
     other = next((one for one in images if not isinstance(one, _FILES)), None)
     if other is not None:
         raise UserError(

@@ -1,6 +1,7 @@
 """A tree with its networks as one value, and the decisions that it takes."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -289,10 +290,11 @@ class Model:
     def _node(self, node: str | Node) -> Node:
         """A node by its name or path. UserError if there is none."""
         by_name = {self.tree.names[path]: path for path in self.tree.nodes}
-        if node in by_name:
-            return by_name[node]
-        if node in self.tree.nodes:
-            return node
+        with suppress(TypeError):  # a list, an array: nothing by which a node is called
+            if node in by_name:
+                return by_name[node]
+            if node in self.tree.nodes:
+                return node
         raise UserError(f"no node {node!r:.80}; the nodes: {', '.join(by_name)}")
 
     def __str__(self) -> str:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from data.base import reading
 from data.base.errors import UserError
 from data.inference import hub
 
@@ -23,6 +24,11 @@ def run_of(name: str | Path) -> Path:
       'cifar10-efficient'
 
     """
+    if not isinstance(name, str | Path):
+        raise UserError(
+            f"a run is named by a folder, or by a name such as {next(iter(SHIPPED))!r}, and this "
+            f"is a {type(name).__name__}"
+        )
     if isinstance(name, str) and name in SHIPPED:  # a folder of that name is called ./cifar10
         folder = FOLDER / SHIPPED[name]
         if not folder.is_dir():
@@ -33,7 +39,7 @@ def run_of(name: str | Path) -> Path:
         return folder
     if isinstance(name, str) and name.startswith(hub.PREFIX):
         return hub.fetch(name)
-    folder = Path(name).expanduser()
+    folder = reading.at_home(name)
     if not folder.is_dir():
         raise UserError(
             f"there is no run folder {folder}; the trees that come with this are called "

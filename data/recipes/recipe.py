@@ -191,7 +191,7 @@ def combinations(name: str) -> list[tuple[str, str]]:
 
 def is_file(name: str) -> bool:
     """Whether `--recipe` names a file of the user's own."""
-    return name.endswith(".toml")
+    return name.lower().endswith(".toml")
 
 
 def having(name: str, dataset: str, backbone: str | None) -> bool:
@@ -258,7 +258,7 @@ def _no_such(name: str, table: dict[str, Any], dataset: str, backbone: str | Non
 def _file(name: str) -> Path:
     """Where a recipe is. UserError if there is none of that name."""
     if is_file(name):
-        return Path(name).expanduser()
+        return reading.at_home(name)
     if name not in names():
         choices = f"{', '.join(names())}, or FILE.toml"
         raise UserError(f"no recipe {name!r}; the recipes: {choices}")

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from data.base import reading
 from data.base.errors import UserError
-from data.base.parser import Parser, target
+from data.base.parser import Parser, out_folder, target
 from data.images import datasets, specs
 from data.images.datasets import Dataset
 from data.images.splits import split
@@ -196,6 +197,7 @@ def train_parser(framework: str) -> Parser:
     )
     add(
         "--out",
+        type=out_folder,
         help="the run folder (default: runs/<dataset>-<backbone>-<recipe>-seed<seed>-<framework>)",
     )
     add(
@@ -313,7 +315,7 @@ def train_options(
     parser = train_parser(framework)
     given = vars(parser.parse_args(arguments))
     if recipe.is_file(given.get("recipe", "")):  # --resume may be said in another folder
-        given["recipe"] = str(Path(given["recipe"]).expanduser().absolute())
+        given["recipe"] = str(reading.at_home(given["recipe"]).absolute())
     name = given.get("dataset", "digits")
     if data is not None:
         given["dataset"] = data.spec.name

@@ -170,9 +170,9 @@ def write_stopped(folder: Path, split: str, stopped: dict[str, Any] | None) -> N
 
 def forget_predictions(folder: Path) -> None:
     """Remove a run's predictions of every split, and what they cost: they are true no more."""
-    for kind in ("predictions-*.csv", "confusion-*.csv", "stopped-*.json"):
-        for file in folder.glob(kind):
-            file.unlink()
+    for split in ("train", "validation", "test"):
+        for name in (f"predictions-{split}.csv", f"confusion-{split}.csv", f"stopped-{split}.json"):
+            (folder / name).unlink(missing_ok=True)
 
 
 def standing(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,6 @@
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save as save_safetensors
 
-from data.base import reading
+from data.base import reading, writing
 from data.base.errors import UserError
 from data.base.locking import hold
 from data.base.weights import read_safetensors
@@ -115,12 +114,19 @@ def lock(path: Path) -> Iterator[None]:
         if foreign and not (path / "config.json").exists():
             raise UserError(f"{path} exists and is no run folder; choose another --out")
     with hold(path):
-        for leftover in path.rglob(".*.tmp"):  # of a process that was killed as it wrote
-            if leftover.is_file():
-                leftover.unlink()
-            elif leftover.is_dir():
-                shutil.rmtree(leftover)
+        for leftover in _leftovers(path):
+            writing.remove(leftover)
         yield
+
+
+def _leftovers(path: Path) -> list[Path]:
+    """What killed processes have left half-written. Where no run is, only a run's beginning."""
+    try:
+        read_config(path)
+    except UserError:
+        begun = not (path / "config.json").exists()
+        return writing.leftovers(path, r"config\.json") if begun else []
+    return writing.leftovers(path, below=True)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from data.base import tables
 from data.base.progress import working
 from data.base.writing import save_json
+from data.images import arrays
 from data.images.splits import split
 from data.inference import curve
 from data.inference.stopping import Stopping
@@ -39,6 +40,7 @@ def _evaluate(framework: Framework[M], options: EvaluateOptions, shipped: bool) 
     exits.need_use(folder, model.tree, options)
     parts = split(dataset, recipe.protocol, recipe.seed, recipe.limit, on_disk=True)
     examples = getattr(parts, part)
+    arrays.note_dark(examples.images)
     with (
         framework.exact(),
         within_memory(framework, "free some, or use another device"),

@@ -152,12 +152,16 @@ class Report:
         return lines
 
     def save(self, file: str | Path) -> None:
-        """Write a page (`.html`) or JSON (`.json`), by the file's name."""
+        """Write a page (`.html`) or JSON (`.json`), by the file's name; its folder must be there.
+
+        UserError if it cannot be written.
+        """
         file = Path(file)
+        writing.check_target(file)
         if file.suffix == ".json":
-            writing.write_json(file, self.as_json())
+            writing.save_json(file, self.as_json())
         else:
-            writing.write_bytes(file, self.as_html().encode())
+            writing.save_bytes(file, self.as_html().encode())
 
 
 def told(found: Finding) -> list[str]:

@@ -23,7 +23,10 @@ from data.run import runfolder
 from data.tree import hierarchy
 from data.tree.hierarchy import Groups, Tree
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # what savers put around a state_dict
+# What savers put around a state_dict, or around another of these.
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights")
+_DEEPEST = 4  # wrappers around each other
+_SHOWN = 8  # keys of what is no state_dict
 _HALVES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
@@ -118,23 +121,48 @@ def read_weights(folder: Path, node: str) -> dict[str, np.ndarray]:
 def read_state_dict(file: Path) -> dict[str, np.ndarray]:
     """The state_dict in a file of PyTorch's, or of safetensors.
 
-    It may lie under one of `WRAPPERS` beside other things, and its names may share one of
-    `data.base.weights.PREFIXES`; a line says so. UserError if the file is missing, unreadable or
-    holds something else.
+    It may lie under one of `WRAPPERS` beside other things, or be the only thing there; its names
+    may share one of `data.base.weights.PREFIXES`; a line says so. UserError if the file is
+    missing, unreadable or holds something else, or a number that is not finite.
     """
     if file.suffix == ".safetensors":
         return weights.read_safetensors(file)
     value = read_tensors(file)
-    wrapper = next((w for w in WRAPPERS if isinstance(value, dict) and w in value), None)
-    if wrapper is not None and isinstance(value[wrapper], dict):
+    within: list[str] = []
+    while len(within) < _DEEPEST and (wrapper := _wrapper(value)) is not None:
+        within.append(wrapper)
         value = value[wrapper]
     whole = isinstance(value, dict) and value
     if not whole or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()):
-        raise UserError(f"{file} holds no state_dict (tensors by name)")
-    found = arrays(value, file)
-    if wrapper is not None:
-        weights.note(f"{file}: read what is under {wrapper!r}, and nothing beside it")
+        raise UserError(f"{file} holds no state_dict (tensors by name){_keys(value, within)}")
+    found = weights.finite(arrays(value, file), file)
+    if within:
+        named = " in ".join(map(repr, reversed(within)))
+        weights.note(f"{file}: read what is under {named}, and nothing beside it")
     return weights.plain_names(found, file)
+
+
+def _wrapper(value: Any) -> str | None:
+    """The key under which a state_dict lies; None if it lies bare, or nowhere that is known."""
+    if not isinstance(value, dict):
+        return None
+    below = [key for key, inner in value.items() if isinstance(key, str) and _is_dict(inner)]
+    known = next((key for key in WRAPPERS if key in below), None)
+    return below[0] if known is None and len(below) == len(value) == 1 else known
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value)
+
+
+def _keys(value: Any, within: list[str]) -> str:
+    """What a refusal says of the keys that are there."""
+    if not isinstance(value, dict):
+        return f"; it holds a {type(value).__name__}"
+    shown = ", ".join(f"{key!r:.40}" for key in list(value)[:_SHOWN]) or "none"
+    more = ", ..." if len(value) > _SHOWN else ""
+    place = f" under {within[-1]!r}" if within else ""
+    return f"; its keys{place}: {shown}{more}; save the state_dict alone"
 
 
 def arrays(tensors: Mapping[str, Tensor], file: Path) -> dict[str, np.ndarray]:

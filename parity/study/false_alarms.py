@@ -17,7 +17,7 @@ from scipy.stats import binomtest
 
 from data.base import interrupts, writing
 from data.base.errors import UserError, run_command
-from data.base.parser import Parser, target
+from data.base.parser import Parser, out_folder, target
 from data.images import datasets
 from data.images.splits import Splits, split
 from data.recipes import recipe as recipes
@@ -83,7 +83,12 @@ def main(arguments: list[str] | None = None) -> int:
         default=2,
         help="runs of each framework with flipped bits (default: %(default)s)",
     )
-    add("--out", default="runs/false-alarms", help="folder of the runs (default: %(default)s)")
+    add(
+        "--out",
+        type=out_folder,
+        default="runs/false-alarms",
+        help="folder of the runs (default: %(default)s)",
+    )
     add("--json", type=target, metavar="FILE", help="also write the result to FILE (default: none)")
     options = parser.parse_args(arguments)
     if options.seeds < 1 or options.controls < 2:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.base.errors import UserError
-from data.base.parser import Parser, target
+from data.base.parser import Parser, out_folder, target
 from data.images import specs
 from data.recipes import recipe
 from data.recipes.networks import BACKBONES
@@ -175,7 +175,11 @@ def parser() -> Parser:
         "the devices at hand, against float64 on the CPU (default: off)",
     )
     add("--jobs", type=int, default=1, help="processes, of one thread each (default: %(default)s)")
-    add("--out", help="the study's folder (default: runs/study-<dataset>-<backbone>-<nodes>)")
+    add(
+        "--out",
+        type=out_folder,
+        help="the study's folder (default: runs/study-<dataset>-<backbone>-<nodes>)",
+    )
     add("--json", type=target, metavar="FILE", help="also write study.json to FILE (default: none)")
     return made
 

@@ -70,7 +70,7 @@ def export(
         size = _write_nodes(out, trained, model, nodes)
     else:
         size = len(content)
-        writing.write_bytes(out, content)
+        writing.save_bytes(out, content)
     return {"out": str(out), "bytes": size, "opset": OPSET, "nodes": len(nodes)} | result
 
 

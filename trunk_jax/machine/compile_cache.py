@@ -20,4 +20,6 @@ def use(platform: str | None = None) -> None:
     """
     if (platform or jax.default_backend()) == "cpu" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    jax.config.update("jax_compilation_cache_dir", str(cache.cache_root() / "programs"))
+    root = cache.optional_root()  # without one, programs are compiled at each start
+    if root is not None:
+        jax.config.update("jax_compilation_cache_dir", str(root / "programs"))

@@ -63,9 +63,7 @@ def apply() -> None:
 
     UserError for a setting under which nothing here can run.
     """
-    for name, wrong in REFUSED.items():
-        if _now(name) in wrong:
-            raise UserError(f"{name.upper()}={_now(name)}: this program cannot run so; unset it")
+    need_possible()
     for config, fixed in ((jax.config, FIXED), (flax.config, FIXED_OF_FLAX)):
         for name, value in fixed.items():
             now = _now(name, config)
@@ -75,6 +73,13 @@ def apply() -> None:
                     file=sys.stderr,
                 )
                 config.update(name, value)
+
+
+def need_possible() -> None:
+    """UserError for a setting under which nothing here can run."""
+    for name, wrong in REFUSED.items():
+        if _now(name) in wrong:
+            raise UserError(f"{name.upper()}={_now(name)}: this program cannot run so; unset it")
 
 
 def recorded() -> dict[str, Any]:

@@ -3,10 +3,21 @@
 Importing this module loads nothing.
 """
 
+import functools
 import os
+import re
+import subprocess
+import sys
+
+from data.base.errors import UserError
 
 # Run twice, the same program gives the same bits. Kernels are then not chosen by timing them.
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+_OURS = re.compile(  # what this program sets, here and in its tests
+    rf"{DETERMINISTIC}|--xla_gpu_autotune_level=[0-4]|"
+    r"--xla_force_host_platform_device_count=[1-9]\d*"
+)
+_PATIENCE_S = 60.0
 
 
 def quiet() -> None:
@@ -30,6 +41,39 @@ def flags(*, deterministic: bool = False, autotune: int | None = None) -> str:
     """
     level = [] if autotune is None else [f"--xla_gpu_autotune_level={autotune}"]
     return " ".join([DETERMINISTIC] * deterministic + level)
+
+
+def need_known_flags(text: str) -> None:
+    """UserError if XLA_FLAGS holds what this XLA does not know: it would end the process.
+
+    Asked in another process, and only where somebody else has set flags.
+    """
+    if all(_OURS.fullmatch(word) for word in text.split()):
+        return
+    known = _asked(text)
+    if known is not None:
+        raise UserError(f"XLA_FLAGS={text:.200}: XLA refuses it ({known:.200}); unset XLA_FLAGS")
+
+
+@functools.cache
+def _asked(text: str) -> str | None:
+    """What XLA says of flags before it ends the process; None if it goes on."""
+    environment = os.environ | {"XLA_FLAGS": text, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    code = "from jaxlib import xla_client; xla_client.make_cpu_client()"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=environment,
+            check=False,
+            timeout=_PATIENCE_S,
+        )
+    except (OSError, subprocess.TimeoutExpired):  # no process, no answer: XLA itself will tell
+        return None
+    said = [line for line in done.stderr.splitlines() if "XLA_FLAGS" in line]
+    return said[0].partition("] ")[2] or said[0] if done.returncode and said else None
 
 
 def set_flags(text: str) -> None:

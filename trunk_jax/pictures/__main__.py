@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from data.base.errors import UserError, run_command
-from data.base.parser import Parser
+from data.base.parser import Parser, out_folder
 from data.run import derived
 from trunk_jax.pictures.accuracy_cost import accuracy_cost, curve, point, published
 from trunk_jax.pictures.run import drawings
@@ -55,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     add(
         "--out",
+        type=out_folder,
         metavar="DIR",
         help="where they go (default: runs/<the run's name>/figures; of "
         "several runs: runs/figures)",

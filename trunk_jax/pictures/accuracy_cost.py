@@ -67,7 +67,7 @@ def curve(named: str) -> Curve:
     label, equals, name = named.partition("=")
     if not (label and equals and name):
         raise UserError(f"--curve {named}: give a name for the legend too, as LABEL=FILE")
-    found = reading.json_file(Path(name))
+    found = reading.json_file(reading.at_home(name))  # a shell expands a word's beginning alone
     try:
         data, rules = found["dataset_title"], [pair["test"] for pair in found["curve"]]
         points = tuple(
