@@ -5,6 +5,8 @@ The published trees' stand in `test_recipe`. Here are those of the published bas
 (docs/efficient.md).
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -69,7 +71,16 @@ def test_efficient_recipe(dataset, backbone):
 
 def test_the_efficient_recipes_are_these():
     cases = {(d, b) for name, d, b in ALL if name == "efficient"}
-    assert cases == {(d, b) for d in EFFICIENT for b in ("resnet", "monolith")}
+    ours = {(d, b) for d in EFFICIENT for b in ("resnet", "monolith")}
+    assert cases == ours | {("digits", "mobilenet")}
+
+
+def test_the_efficient_recipe_of_mobilenet_nodes_trains_them_together_as_they_grew():
+    found = recipe.load("efficient", "digits", "mobilenet")
+    grown = Phase(8, "adam", 5e-3, 1e-4, schedule="cosine")
+    assert found.joint == dataclasses.replace(grown, epochs=80)
+    for row in (found.root, found.others):
+        assert (row.class_phase, row.group_phase) == (grown, grown)
 
 
 # --- published baselines: learning rate, weight decay, epochs on CIFAR-10, EMNIST, SVHN

@@ -44,7 +44,7 @@ class Spec:
     kind: str = "tfds"
     place: str = ""
     validation: int = 0
-    whites: tuple[float, float] = (0, 0)
+    whites: tuple[float, float] = (0.0, 0.0)
 
     @property
     def tfds_folder(self) -> Path:
