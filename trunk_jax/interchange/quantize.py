@@ -103,6 +103,8 @@ def _quantized(model: onnx.ModelProto, given: str, x: np.ndarray | None) -> onnx
                 per_channel=True,
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
+                # Weights of 7 bits: x86 processors without VNNI add two products in 16 bits, which
+                # those of 8 bits overflow without a word (docs/export.md has what that costs).
                 reduce_range=True,
             )
         return checked(onnx.load(file))
