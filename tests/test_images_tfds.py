@@ -129,6 +129,20 @@ def test_small_images_of_one_size_are_as_they_are_stored(tmp_path):
     np.testing.assert_array_equal(found.test.images[..., 0], pixels[8:])
 
 
+def test_splits_by_other_names_and_images_of_more_than_8_bits(tmp_path):
+    levels = (500, 900, 4000)
+    pixels = [np.full((8, 8), levels[place % 3], np.uint16) for place in range(12)]
+    rows = [_record({"image": _encoded(p, "PNG"), "label": i % 3}) for i, p in enumerate(pixels)]
+    splits = {"training": rows[:6], "dev": rows[6:9], "test": rows[9:], "extra": rows[:3]}
+    _stored(tmp_path, splits, {"image": _image(8, 8, 1), "label": _label(3)})
+    found = datasets.load("tfds:mine", tmp_path)
+    assert (len(found.train.labels), found.spec.validation, len(found.test.labels)) == (9, 3, 3)
+    assert "not used: extra" in found.notes
+    assert found.spec.whites == (4095, 0)
+    expected = np.array([round(level * 255 / 4095) for level in levels])
+    assert (found.train.images[:, 0, 0, 0] == expected[found.train.labels]).all()
+
+
 @pytest.mark.parametrize(
     ("features", "words"),
     [
