@@ -84,7 +84,7 @@ def test_images_of_more_than_8_bits_have_one_range(tmp_path):
 
 
 def test_without_test_validation_tests(tmp_path):
-    hf.DatasetDict({"train": _table(12), "val": _table(6)}).save_to_disk(tmp_path / "d")
+    hf.DatasetDict({"Train": _table(12), "VAL": _table(6)}).save_to_disk(tmp_path / "d")
     found = ours.load(f"hf:{tmp_path / 'd'}", image_size=16)
     assert (len(found.train.labels), len(found.test.labels), found.spec.validation) == (12, 6, 0)
     assert "there is no test split: the validation images are used as test" in found.notes

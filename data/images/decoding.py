@@ -154,7 +154,7 @@ def _check(image: Image.Image, what: str) -> None:
 def _scale_clear(image: Image.Image) -> None:
     """Bring the grey value that a PNG makes transparent to 8 bits, as Pillow brings the pixels."""
     clear = image.info.get("transparency")
-    kind = next((_kind(tile[3]) for tile in _tiles(image)), None)
+    kind = next((str(_kind(tile[3])) for tile in _tiles(image)), "")
     most, step = _FEW_BITS.get(kind, (0, 0))
     if isinstance(clear, int) and clear <= most:
         image.info["transparency"] = clear * step
