@@ -172,6 +172,21 @@ def test_damage_and_absence_are_one_line(tmp_path):
         datasets.load("tfds:other", tmp_path)
 
 
+def test_a_shard_is_whole_if_it_has_its_records(tmp_path):
+    encoded = _encoded(_pixels(1, (8, 8))[0], "PNG")
+    rows = [_record({"image": encoded, "label": place % 2}) for place in range(4)]
+    folder = _stored(tmp_path, {"train": rows}, {"image": _image(8, 8, 1), "label": _label(2)})
+    (shard,) = folder.glob("*.tfrecord-*")
+    whole, mine = shard.read_bytes(), datasets.unknown("mine")
+    datasets.check(mine, folder)
+    shard.write_bytes(whole[:-5])
+    with pytest.raises(UserError, match="truncated"):
+        datasets.check(mine, folder)
+    _write_tfrecord(shard, rows[:3])
+    with pytest.raises(UserError, match="is damaged: 3 records, not 4"):
+        datasets.check(mine, folder)
+
+
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist"])
 def test_mnist_and_its_likes_are_prepared(name, tmp_path, monkeypatch):
     from tensorflow_datasets.image_classification import mnist
