@@ -19,6 +19,7 @@ from data.base import download as transfer
 from data.base import locking, machine, writing
 from data.base.errors import UserError
 from data.images import cache, datasets, folders
+from data.inference import shipped
 from data.recipes import recipe
 from data.recipes.baselines import download
 from data.run import manifest, runfolder
@@ -154,6 +155,14 @@ def test_what_names_no_run_is_one_line():
 
     with pytest.raises(UserError, match=r"a run is named by a folder, .*and this is a int"):
         trunk_jax.load(5)
+
+
+def test_a_run_may_be_named_by_what_stands_for_a_path(tmp_path):
+    class Place:
+        def __fspath__(self):
+            return str(tmp_path)
+
+    assert shipped.run_of(Place()) == tmp_path
 
 
 def test_flags_of_xla_that_change_no_number_are_left_out():
@@ -323,6 +332,18 @@ def test_a_file_that_hides_a_package_is_one_line(tmp_path, name):
     assert "was run" not in inside.stderr
 
 
+def test_a_file_called_as_the_check_neither_breaks_nor_silences_it(tmp_path):
+    (tmp_path / "trunk_sisters.py").write_text("raise RuntimeError('the user\\'s file was run')")
+    loads = "import data, parity, trunk_jax, trunk_torch_ref; print('all')"
+    done = run("-c", loads, cwd=tmp_path)
+    assert done.stdout == "all\n", done.stderr
+    (tmp_path / "trunk_sisters.py").write_text("def check(): pass")
+    (tmp_path / "parity.py").write_text("raise RuntimeError('the user\\'s file was run')")
+    done = run("-m", "trunk_torch_ref.train", "--help", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "hides the package parity" in done.stderr
+
+
 def test_a_folder_of_the_same_name_hides_nothing(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "parity").mkdir()
@@ -332,7 +353,7 @@ def test_a_folder_of_the_same_name_hides_nothing(tmp_path):
     done = run("-c", loads, cwd=tmp_path)
     assert done.stdout == "False False\n", done.stderr
     for name in trunk_sisters.NAMES:
-        assert "trunk_sisters.check()" in (ROOT / name / "__init__.py").read_text()
+        assert 'trunk_sisters.py"))["check"]()' in (ROOT / name / "__init__.py").read_text()
 
 
 # --- systems that lack a function

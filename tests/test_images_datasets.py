@@ -23,6 +23,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
+from data.base import writing
 from data.base.errors import UserError
 from data.images import cache, datasets, folders, specs, stand_ins
 
@@ -1037,6 +1038,26 @@ def test_interrupted_write_leaves_nothing_that_is_read(tmp_path, monkeypatch, ca
         os.utime(home / name, (time.time() - age,) * 2)
     cache.fetch("some", b"key", _arrays)
     assert {path.name for path in home.glob(".*")} == {new, *others}
+
+
+@pytest.mark.parametrize("length", [60, 250])
+def test_a_long_name_is_cached_and_what_it_leaves_is_removed(length, tmp_path, monkeypatch, capsys):
+    name, home = length * "n", tmp_path / "cache" / "datasets"
+    beside = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            writing, "_beside", lambda path, of=writing._beside: beside.append(of(path)) or of(path)
+        )
+        cache.fetch_described(name, b"key", lambda: (_arrays(), None), lambda _: [b"other"])
+    assert capsys.readouterr().err == ""
+    cache.fetch(name, b"key", _never)
+    for path in beside:  # as of a process that was killed a while ago
+        left = path.with_name(path.name.replace(f".{os.getpid()}.", f".{2**22 + 1}."))
+        left.touch()
+        os.utime(left, (time.time() - 7200,) * 2)
+    cache.fetch("some", b"key", _arrays)
+    assert len(beside) == 2
+    assert list(home.glob(".*")) == []
 
 
 def test_cache_follows_the_prepared_folder(prepared, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, PngImagePlugin, features
 
 from data.base.errors import UserError
-from data.images import datasets, files, fitting, specs
+from data.images import datasets, files, fitting, shapes, specs
 from data.images.files import Options
 
 CIFAR, DIGITS, EMNIST = (specs.SPECS[name] for name in ("cifar10", "digits", "emnist"))
@@ -129,8 +129,11 @@ def digit():
     return np.asarray(datasets.load("digits").test.images[3, :, :, 0])
 
 
-def png(values):
-    """A PNG with 16 bits a channel, uint16 [h, w, channels]; Pillow writes only grey."""
+def png(values, bits=16, clear=()):
+    """A PNG with so many bits a channel, uint16 [h, w, channels]; Pillow writes only grey.
+
+    `clear`: the value of each channel that stands for a transparent pixel.
+    """
 
     def chunk(kind, body):
         return (
@@ -138,10 +141,13 @@ def png(values):
         )
 
     height, width, channels = values.shape
-    head = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    end = chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + end
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))
+    if clear:
+        head += chunk(b"tRNS", struct.pack(f">{channels}H", *clear))
+    single = values.reshape(height, -1, 1) >> np.arange(bits)[::-1] & 1
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in single)
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def tiff(values, order="<", photometric=None, maximum=None):
@@ -248,10 +254,35 @@ def test_every_form_of_an_image_gives_its_pixels(name, tmp_path):
     found = files.read(file, DIGITS)
     assert np.array_equal(found.pixels[..., 0], a)
     if "12 bits" in name and "PGM" not in name:
-        assert (found.range.high, found.range.origin) == (4095, "values")
+        origin = "opacity" if "black ink" in name else "values"
+        assert (found.range.high, found.range.origin) == (4095, origin)
         assert "by its values, 4095 is white" in fitting.notes(found)
     assert found.inverted == ("black ink" in name or "dark" in name)
     assert ("inverted, its border is light" in fitting.notes(found)) == found.inverted
+
+
+@pytest.mark.parametrize(
+    ("bits", "channels"), [(1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (8, 3), (16, 3)]
+)
+def test_the_value_that_a_png_makes_transparent_is_white_behind_others(bits, channels, tmp_path):
+    """One pixel has it; with 16 bits another has nearly, but for the lower byte."""
+    most = 2**bits - 1
+    values = np.zeros((8, 8, channels), np.uint16)
+    values[0, 1] = most
+    clear = [most] * channels
+    if bits > 1:
+        clear[-1] = values[0, 0, -1] = most - 1
+        values[0, 0, :-1] = most
+    else:
+        values[0, 0] = most
+    file = tmp_path / "image.png"
+    file.write_bytes(png(values, bits, clear))
+    spec = shapes.plain_spec("d", (8, 8, channels), ("a", "b"))
+    found = files.read(file, spec)
+    expected = np.rint(values * (255 / most))
+    expected[values[..., -1] == clear[-1]] = 255
+    assert found.ground == "white"
+    assert np.array_equal(found.pixels, expected)
 
 
 def test_the_range_that_a_file_states_is_taken(tmp_path):

@@ -70,8 +70,21 @@ def test_one_split_is_divided_and_grey_stays_grey(tmp_path):
     assert np.bincount(found.test.labels).tolist() == [2, 2]
 
 
+def test_images_of_more_than_8_bits_have_one_range(tmp_path):
+    images = [Image.fromarray(np.full((8, 8), level, np.uint16)) for level in (500, 900, 4000) * 3]
+    columns = {"image": images, "label": [place % 3 for place in range(9)]}
+    features = hf.Features({"image": hf.Image(), "label": hf.ClassLabel(names=["a", "b", "c"])})
+    hf.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "d")
+    found = ours.load(f"hf:{tmp_path / 'd'}")
+    assert found.spec.whites == (4095, 0)
+    levels = np.array([round(level * 255 / 4095) for level in (500, 900, 4000)])
+    for part in (found.train, found.test):
+        assert (part.images[:, 0, 0, 0] == levels[part.labels]).all()
+    assert any("4095 is white" in note for note in found.notes)
+
+
 def test_without_test_validation_tests(tmp_path):
-    hf.DatasetDict({"train": _table(12), "val": _table(6)}).save_to_disk(tmp_path / "d")
+    hf.DatasetDict({"Train": _table(12), "VAL": _table(6)}).save_to_disk(tmp_path / "d")
     found = ours.load(f"hf:{tmp_path / 'd'}", image_size=16)
     assert (len(found.train.labels), len(found.test.labels), found.spec.validation) == (12, 6, 0)
     assert "there is no test split: the validation images are used as test" in found.notes

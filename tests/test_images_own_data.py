@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
+from test_images_files import png
 
 import trunk_torch_ref.evaluate
 import trunk_torch_ref.train
@@ -228,6 +229,36 @@ def test_images_of_more_than_8_bits_have_one_range(kind, tmp_path):
         assert files.read(file, spec).pixels.tobytes() in held
 
 
+def test_a_black_image_says_nothing_of_white_whatever_its_opacity(tmp_path):
+    """12 bits in RGBA files of 16, whose opacity has all of them."""
+    for label, name in enumerate("ab"):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for place in range(4):
+            pixels = np.full((8, 8, 4), 65535, np.uint16)
+            pixels[..., :3] = 1000 * (label + place)  # one is black
+            (tmp_path / "d" / name / f"{place}.png").write_bytes(png(pixels))
+    found = datasets.load(str(tmp_path / "d"))
+    assert found.spec.whites == (4095, 0)
+    seen = {int(each.max()) for each in (*found.train.images, *found.test.images)}
+    assert seen == {round(1000 * level * 255 / 4095) for level in range(5)}
+
+
+def test_values_that_pass_the_datasets_white_are_of_another_range(tmp_path):
+    spec = dataclasses.replace(shapes.plain_spec("d", (8, 8, 1), ("a", "b")), whites=(4095, 1))
+    for most, white, origin in (
+        (900, 4095, "dataset"),
+        (4095, 4095, "dataset"),
+        (60000, 65535, "values"),
+    ):
+        pixels = np.linspace(0, most, 64).reshape(8, 8).astype(np.uint16)
+        Image.fromarray(pixels).save(tmp_path / "x.png")
+        found = files.read(tmp_path / "x.png", spec)
+        assert (found.range.high, found.range.origin) == (white, origin)
+        assert found.pixels.max() == round(most * 255 / white)
+    with pytest.raises(UserError, match=r"no dataset can have the whites \(4095, -1\)"):
+        specs.check(dataclasses.replace(spec, whites=(4095, -1)))
+
+
 def test_own_validation_images_are_named_as_what_selects(tmp_path, capsys):
     root = with_splits(tmp_path / "d", {"train": 20, "validation": 4, "test": 4})
     words = ["--dataset", str(root), "--image-size", "8", "--budget", "100k", "--epochs", "1"]
@@ -286,6 +317,8 @@ def test_control_characters_in_names_are_escaped(tmp_path):
 
 def test_what_the_folder_says_of_itself(tmp_path):
     root = with_splits(tmp_path / "d", {"train": 4, "test": 2})
+    (root / "dataset.toml").write_text('title = "T\\no"')
+    assert datasets.load(str(root), image_size=8).spec.title == r"T\no"
     (root / "dataset.toml").write_text('title = "Two"\nlicence = "mine"\nlight_strokes = true\n')
     found = datasets.load(str(root), image_size=8)
     assert (found.title, found.spec.licence, found.spec.light_strokes) == ("Two", "mine", True)
@@ -353,6 +386,11 @@ def a_folder_around(root):
 
 def a_folder_around_in_train(root):
     with_splits(root, {"train/images": 4, "test/images": 4})
+
+
+def test_images_without_folders(root):
+    with_splits(root, {"train": 4})
+    write_class(root / "test", (1, 2, 3), 4)
 
 
 def one_class(root):
@@ -439,6 +477,7 @@ BAD = {
     a_folder_around: "If a, b in it are what you mean, pass --dataset",
     a_folder_around_in_train: "If a, b in it are the classes, move them up into",
     no_images_of_a_class: "b holds no files",
+    test_images_without_folders: "test holds no images in folders of classes",
     no_test: "has train/ and no test/",
     other_test_class: "has the class 'c', which",
     case_alone: "'Cat' and 'cat'",
@@ -582,13 +621,25 @@ def test_bad_arrays_are_one_line(content, words, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_no_npz(tmp_path):
+def test_an_npz_file_in_capitals(tmp_path):
+    images, labels = arrays()
+    np.savez(tmp_path / "x.npz", images=images, labels=labels)
+    (tmp_path / "x.npz").rename(tmp_path / "X.NPZ")
+    assert datasets.load(str(tmp_path / "X.NPZ")).spec.name == "X"
+
+
+def test_a_file_that_is_no_npz(tmp_path, monkeypatch):
     (tmp_path / "x.npz").write_bytes(b"PK\x03\x04")
     with pytest.raises(UserError, match=r"is no \.npz file of NumPy's"):
         datasets.load(str(tmp_path / "x.npz"))
     (tmp_path / "x.npz").write_text("images")
     with pytest.raises(UserError, match="is a zip archive"):
         datasets.load(str(tmp_path / "x.npz"))
+    with monkeypatch.context() as patch:
+        refuse = PermissionError(13, "Permission denied")
+        patch.setattr(own_arrays, "open", lambda *_: (_ for _ in ()).throw(refuse), raising=False)
+        with pytest.raises(UserError, match="Permission denied"):
+            datasets.load(str(tmp_path / "x.npz"))
     with pytest.raises(UserError, match="is missing"):
         datasets.load(str(tmp_path / "y.npz"))
 

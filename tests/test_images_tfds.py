@@ -129,6 +129,20 @@ def test_small_images_of_one_size_are_as_they_are_stored(tmp_path):
     np.testing.assert_array_equal(found.test.images[..., 0], pixels[8:])
 
 
+def test_splits_by_other_names_and_images_of_more_than_8_bits(tmp_path):
+    levels = (500, 900, 4000)
+    pixels = [np.full((8, 8), levels[place % 3], np.uint16) for place in range(12)]
+    rows = [_record({"image": _encoded(p, "PNG"), "label": i % 3}) for i, p in enumerate(pixels)]
+    splits = {"training": rows[:6], "dev": rows[6:9], "test": rows[9:], "extra": rows[:3]}
+    _stored(tmp_path, splits, {"image": _image(8, 8, 1), "label": _label(3)})
+    found = datasets.load("tfds:mine", tmp_path)
+    assert (len(found.train.labels), found.spec.validation, len(found.test.labels)) == (9, 3, 3)
+    assert "not used: extra" in found.notes
+    assert found.spec.whites == (4095, 0)
+    expected = np.array([round(level * 255 / 4095) for level in levels])
+    assert (found.train.images[:, 0, 0, 0] == expected[found.train.labels]).all()
+
+
 @pytest.mark.parametrize(
     ("features", "words"),
     [
@@ -156,6 +170,21 @@ def test_damage_and_absence_are_one_line(tmp_path):
         datasets.load("tfds:mine", tmp_path)
     with pytest.raises(UserError, match=r"'tfds:other' is not prepared in .*tfds build other"):
         datasets.load("tfds:other", tmp_path)
+
+
+def test_a_shard_is_whole_if_it_has_its_records(tmp_path):
+    encoded = _encoded(_pixels(1, (8, 8))[0], "PNG")
+    rows = [_record({"image": encoded, "label": place % 2}) for place in range(4)]
+    folder = _stored(tmp_path, {"train": rows}, {"image": _image(8, 8, 1), "label": _label(2)})
+    (shard,) = folder.glob("*.tfrecord-*")
+    whole, mine = shard.read_bytes(), datasets.unknown("mine")
+    datasets.check(mine, folder)
+    shard.write_bytes(whole[:-5])
+    with pytest.raises(UserError, match="truncated"):
+        datasets.check(mine, folder)
+    _write_tfrecord(shard, rows[:3])
+    with pytest.raises(UserError, match="is damaged: 3 records, not 4"):
+        datasets.check(mine, folder)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data.base.errors import UserError
-from data.images import specs
+from data.images import arrays, specs
 from data.images.arrays import as_images
 from data.images.fitting import Options
 from data.inference.inputs import pixels_of
@@ -97,7 +97,9 @@ def test_anything_else_is_one_line(images, shape, match):
     ],
 )
 def test_a_batch_whose_white_is_not_255_is_noted(images, said, capsys):
-    pixels_of(images, specs.spec("digits"), GREY, Options())
+    arrays._note_white.cache_clear()
+    for _ in range(2):  # a program that asks batch after batch is told once
+        pixels_of(images, specs.spec("digits"), GREY, Options())
     text = capsys.readouterr().err
     assert text.count("\n") == said
     assert ("and 255 is white" in text) == said

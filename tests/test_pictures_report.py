@@ -1,6 +1,7 @@
 """Pictures and the report: what is drawn is what was measured, and nothing covers anything."""
 
 import itertools
+import json
 import re
 import warnings
 from html.parser import HTMLParser
@@ -270,6 +271,16 @@ def test_the_page_needs_nothing_else(finished):
     assert "319 of 359" in text
     assert "5.000" in text  # two nodes of 2.5 M multiply-adds
     assert "python -m trunk_jax.metrics" in text  # nothing was measured
+
+
+def test_the_page_says_what_selected_epochs(finished):
+    file = finished / "summary.json"
+    for own, words in ((False, "held-out training images"), (True, "own validation images")):
+        writing.write_json(
+            file, json.loads(file.read_text()) | {"protocol": "holdout", "own_validation": own}
+        )
+        text = " ".join(report.page(report.content(finished, None, None)).split())
+        assert f"{words}; the test split was used once" in text
 
 
 def test_the_page_shows_parity_failures_first(finished):

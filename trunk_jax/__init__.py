@@ -9,11 +9,12 @@ first used, so that `import trunk_jax` loads nothing else. Everything else is a 
 trunk_jax.train`), or inside.
 """
 
+import runpy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import trunk_sisters
-
-trunk_sisters.check()
+# by its place: an import would run a file of that name in the user's own folder
+runpy.run_path(str(Path(__file__).parents[1] / "trunk_sisters.py"))["check"]()
 
 from trunk_jax.machine import xla  # noqa: E402 (ours, as was just checked)
 

@@ -9,11 +9,12 @@ first used, so that `import trunk_torch_ref` loads nothing else. Everything else
 (`python -m trunk_torch_ref.train`), or inside.
 """
 
+import runpy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import trunk_sisters
-
-trunk_sisters.check()
+# by its place: an import would run a file of that name in the user's own folder
+runpy.run_path(str(Path(__file__).parents[1] / "trunk_sisters.py"))["check"]()
 
 if TYPE_CHECKING:
     from trunk_torch_ref.model import Answer, Model, grow, load

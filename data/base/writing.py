@@ -109,12 +109,13 @@ def leftovers(folder: Path, name: str = ".+", *, below: bool = False) -> list[Pa
       below: whether its folders are searched as well; hidden ones never are.
 
     """
-    form = re.compile(rf"\.({name})\.(\d+)(\.old)?\.tmp")
+    form = re.compile(rf"\.(?:{name})\.(?P<process>\d+)(?:\.old)?\.tmp")
     found = []
     for place, folders, files in os.walk(folder):
         for each in (*folders, *files):
             match = form.fullmatch(each)
-            if match and (int(match[2]) == os.getpid() or not machine.lives(int(match[2]))):
+            process = int(match["process"]) if match else None
+            if process is not None and (process == os.getpid() or not machine.lives(process)):
                 found.append(Path(place, each))
         folders[:] = [each for each in folders if below and not each.startswith(".")]
     return found

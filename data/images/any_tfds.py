@@ -4,7 +4,6 @@ It must have one image and one class label in a record; PNG or JPEG, of any size
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,8 @@ from data.base.progress import counted
 from data.images import decoding, fitting, known_tfds, prepared, room, shapes
 from data.images.cache import Arrays
 from data.images.specs import Spec
-from data.images.splitting import Part, assembled
+from data.images.splitting import Part, assembled, named
 from data.images.whites import Whites
-
-_SPLITS = ("train", "validation", "test")
 
 
 def decode(
@@ -28,8 +25,8 @@ def decode(
 ) -> tuple[Arrays, dict[str, Any]]:
     """The arrays of a prepared folder, and what is known of it: `spec` and `notes`, plain JSON.
 
-    The splits train, validation and test are used; of a dataset with train alone a fixed,
-    stratified fifth becomes test.
+    The splits train, validation and test are used; without test, validation becomes test, and
+    of a dataset with train alone a fixed, stratified fifth.
 
     Args:
       found: what is known of it before its folder is read: its name, and TFDS's.
@@ -44,11 +41,13 @@ def decode(
     builder = prepared.builder_of(found, folder)
     image, label = _features(builder, found, folder)
     classes = known_tfds.names(str(found.tfds_name), tuple(builder.info.features[label].names))
-    splits = [split for split in _SPLITS if split in builder.info.splits]
+    splits, left_out = named(list(builder.info.splits))
     if "train" not in splits:
         raise UserError(f"{folder} has no split train; it has {', '.join(builder.info.splits)}")
-    prepared.need_shards(builder, found, folder, splits)
-    stored = {split: prepared.records(builder, found, folder, split) for split in splits}
+    prepared.need_shards(builder, found, folder, list(splits.values()))
+    stored = {
+        split: prepared.records(builder, found, folder, given) for split, given in splits.items()
+    }
     *given, channels = builder.info.features[image].shape
     size = asked.size
     if size is None and None not in given and min(given) >= shapes.LEAST:
@@ -64,9 +63,7 @@ def decode(
             for split, rows in stored.items()
         }
 
-    parts = read(wanted)
-    if whites.others():
-        parts = read(replace(wanted, whites=whites.both()))
+    parts = whites.in_one_range(wanted, read)
     if not channels:
         parts = shapes.grey_where_all_are(parts)
     if list(parts) == ["train"]:
@@ -74,7 +71,7 @@ def decode(
     about = {"tfds_name": found.tfds_name} | known_tfds.about(str(found.tfds_name))
     about |= {"whites": whites.both()}
     parts, classes, notes = _used(parts, classes)
-    notes += whites.notes()
+    notes += [*left_out, *whites.notes()]
     return assembled(name, parts, classes, "", "prepared", notes, about)
 
 

@@ -1,5 +1,6 @@
 """The one door for arrays of images: what may come in, and what every network is given."""
 
+import functools
 import sys
 from typing import Any
 
@@ -39,20 +40,22 @@ def as_images(images: Any, shape: tuple[int, int, int]) -> Images:
     return as_bytes(_batch(array, shape))
 
 
-def note_dark(images: Any) -> None:
+def note_dark(images: np.ndarray) -> None:
     """A note on standard error where all of a batch is so dark that its white may not be 255.
 
-    Digits of 0 to 16, or of 0 and 1, are all black to a network that knows 0 to 255. Only arrays of
-    uint8 are looked at; for floats it is defined what is white.
+    Digits of 0 to 16, or of 0 and 1, are all black to a network that knows 0 to 255. `images` came
+    as uint8; for floats it is defined what is white.
     """
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or len(images) <= _FEW:
-        return
-    high = int(images.max())
-    if not 0 < high <= _DARK:
-        return
+    if len(images) > _FEW and 0 < (high := int(images.max())) <= _DARK:
+        _note_white(high)
+
+
+@functools.cache
+def _note_white(high: int) -> None:
+    """Once in a process: a program asks about one batch after the other."""
     print(
-        f"note: the largest value of all {len(images)} images is {high}, and 255 is white; if "
-        f"white is {high} here, hand over images / {high}, floats of 0 to 1",
+        f"note: the largest value of these images is {high}, and 255 is white; if white is {high} "
+        f"here, hand over images / {high}, floats of 0 to 1",
         file=sys.stderr,
     )
 

@@ -23,6 +23,7 @@ NAMES = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "labe
 Arrays = dict[str, np.ndarray]  # the keys are NAMES
 
 _META = "meta.json"
+_LONGEST = 32  # characters of a dataset's name in that of its folder
 _ABANDONED = 3600.0  # seconds after which an unfinished folder has no writer any more
 
 
@@ -119,7 +120,8 @@ def fetch_described(
 
 
 def _entry(name: str, key: bytes) -> str:
-    return f"{name}-{hashlib.sha256(key).hexdigest()[:24]}"
+    """The name of a dataset's folder, short enough for any disk and for `writing.leftovers`."""
+    return f"{name[:_LONGEST]}-{hashlib.sha256(key).hexdigest()[:24]}"
 
 
 def _link(folder: Path) -> Path:
@@ -165,9 +167,10 @@ def _read(folder: Path) -> tuple[Arrays, str, Any] | None:
 def _write(folder: Path, arrays: Arrays, mark: str, about: Any) -> None:
     """Make `folder`, whole whenever it is there."""
     # those of machines that share the folder tell nothing of their processes, hence the age
-    for left in writing.leftovers(folder.parent, r".+-[0-9a-f]{24}"):
-        if time.time() - left.stat().st_mtime > _ABANDONED:
-            shutil.rmtree(left, ignore_errors=True)
+    for left in writing.leftovers(folder.parent, r".+-[0-9a-f]{24}(\.json)?"):
+        with contextlib.suppress(OSError):  # another process does the same
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                writing.remove(left)
     if folder.exists():  # damaged
         shutil.rmtree(folder)
     meta = {"fingerprint": mark} | ({} if about is None else {"about": about})

@@ -10,7 +10,8 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from data.base.errors import UserError
 from data.base.progress import counting
 from data.images import files, room, shapes
 from data.images.cache import Arrays
+from data.images.specs import Spec
 from data.images.splitting import Part, assembled, split_of
 from data.images.whites import Whites
 
@@ -55,7 +57,7 @@ class Listing:
             for name, label in listed:
                 about = (self.root / name).stat()
                 rows.append(f"{split}\0{name}\0{label}\0{about.st_size}\0{about.st_mtime_ns}")
-        text = "\n".join(("class folders 2", *self.classes, *rows))
+        text = "\n".join(("class folders 3", *self.classes, *rows))
         return text.encode(errors="surrogateescape")
 
 
@@ -121,10 +123,12 @@ def _listed(root: Path, splits: dict[str, Path], left_out: tuple[str, ...]) -> L
     for label, name in enumerate(classes):
         if not any(label == other for _, other in listed[trained]):
             raise UserError(f"{where / name} holds no files; give the class images, or remove it")
-    if "test" in listed and not listed["test"]:
-        raise UserError(f"{splits['test']} holds no images")
-    if "validation" in listed and not listed["validation"]:
-        raise UserError(f"{splits['validation']} holds no images; fill it, or remove it")
+    for split in ("test", "validation"):
+        if split in listed and not listed[split]:
+            raise UserError(
+                f"{splits[split]} holds no images in folders of classes, as {where} does; fill it, "
+                "or remove it"
+            )
     return Listing(
         root, tuple(_normal(name) for name in classes), listed, left_out, _about(root / ABOUT)
     )
@@ -233,7 +237,7 @@ def decode(found: Listing, name: str, shape: shapes.Asked) -> tuple[Arrays, dict
     errors: dict[int, str] = {}
     whites = Whites()
 
-    def read(place: int) -> None:
+    def read(place: int, wanted: Spec) -> None:
         try:
             picture = files.read(paths[place], wanted)
         except UserError as error:
@@ -243,10 +247,12 @@ def decode(found: Listing, name: str, shape: shapes.Asked) -> tuple[Arrays, dict
         other[place] = picture.cut > 0
         whites.see(place, picture)
 
-    _all(f"decoding {name}", read, range(len(paths)))
-    if again := whites.others():
-        wanted = replace(wanted, whites=whites.both())
-        _all(f"decoding {name} with one range", read, again)
+    def read_all(wanted: Spec) -> None:
+        again = whites.others()
+        what = f"decoding {name} with one range" if again else f"decoding {name}"
+        _all(what, partial(read, wanted=wanted), again or range(len(paths)))
+
+    whites.in_one_range(wanted, read_all)
     lost = _unreadable(found, paths, errors)
     notes = [*lost, *whites.notes()]
     if other.any():

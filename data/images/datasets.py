@@ -131,7 +131,11 @@ def _kind_of(name: str, place: Path) -> str:
     """How the user's own data are read, of `_OWN`."""
     if name.startswith(SAVED):
         return "hf"
-    return "npz" if place.suffix == ".npz" and not place.is_dir() else "folder"
+    return "npz" if _is_npz(place) and not place.is_dir() else "folder"
+
+
+def _is_npz(place: Path) -> bool:
+    return place.suffix.lower() == ".npz"
 
 
 def located(name: str) -> str:
@@ -167,7 +171,7 @@ def own_place(name: str) -> Path:
     if name == SAVED:
         raise UserError(f"--dataset {name} names no folder; give hf: and a folder")
     place = reading.at_home(name.removeprefix(SAVED))
-    if place.is_dir() or (place.suffix == ".npz" and place.is_file() and not saved):
+    if place.is_dir() or (_is_npz(place) and place.is_file() and not saved):
         return place.absolute()
     if saved:
         raise UserError(f"--dataset {name!r:.200} names no folder; give hf: and a folder")
@@ -176,7 +180,7 @@ def own_place(name: str) -> Path:
         raise UserError(
             f"--dataset {name!r:.200} is neither a folder nor an .npz file; {advice}, and give that"
         )
-    what = "is missing" if place.suffix == ".npz" or len(place.parts) > 1 else "is no dataset"
+    what = "is missing" if _is_npz(place) or len(place.parts) > 1 else "is no dataset"
     raise UserError(
         f"--dataset {name!r:.200} {what}; give one of {', '.join(specs.SPECS)}, a folder with a "
         "folder of images for each class, an .npz file, tfds:NAME or hf:FOLDER"
@@ -185,7 +189,9 @@ def own_place(name: str) -> Path:
 
 def own_name(place: Path) -> str:
     """What a dataset of the user's own is called: as its place, and as none of those known here."""
-    name = re.sub(r"[^\w.-]+", "-", place.resolve().name.removesuffix(".npz")).strip("-.") or "data"
+    real = place.resolve()
+    name = real.stem if _is_npz(real) else real.name
+    name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "data"
     return f"{name}-own" if name in specs.SPECS else name
 
 
@@ -257,7 +263,7 @@ def _load_saved(place: Path, name: str, asked: shapes.Asked) -> Dataset:
     files = sorted(path for path in place.rglob("*") if path.is_file())
     about = ((str(path.relative_to(place)), path.stat()) for path in files)
     rows = [f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in about]
-    key = "\n".join(("hf 2", *rows)).encode(errors="surrogateescape")
+    key = "\n".join(("hf 3", *rows)).encode(errors="surrogateescape")
     arrays, mark, found = _fetch(name, key, asked, lambda: hugging_face.decode(place, name, asked))
     found["spec"]["place"] = str(place)
     return _own(arrays, mark, found, str(place))
@@ -295,7 +301,7 @@ def _load_prepared(
 
         return any_tfds.decode(found, folder, name, asked)
 
-    key = text + _listing(folder) + b"\nprepared 2"
+    key = text + _listing(folder) + b"\nprepared 3"
     arrays, mark, about = _fetch(name, key, asked, build)
     loaded = _own(arrays, mark, about, str(folder.absolute()))
     return replace(loaded, version=version, description=description)

@@ -27,6 +27,8 @@ _MOST_MISSING = 0.05  # of an image's pixels: a last row of 28, or a last block 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*")
 _NOT_NEEDED = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # of a PNG
+# What Pillow calls 2 and 4 bits of grey: the largest value, and what it multiplies values by.
+_FEW_BITS = {"L;2": (3, 85), "L;4": (15, 17)}
 # What Pillow calls 16 bits a channel, and what it would call the same bytes if the lower byte
 # came first: decoded so, it takes the lower for the upper.
 _OTHER_BYTE = {
@@ -135,6 +137,7 @@ def _decoded(image: Image.Image, deep: np.ndarray | None = None, missing: float 
 def _open(content: bytes, what: str) -> Image.Image:
     image = Image.open(io.BytesIO(content), formats=formats())
     _check(image, what)
+    _scale_clear(image)
     return image
 
 
@@ -146,6 +149,15 @@ def _check(image: Image.Image, what: str) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # a phone's: the picture, then its preview
         raise UserError(f"{what} holds {frames} images; save the one that is meant as a file")
+
+
+def _scale_clear(image: Image.Image) -> None:
+    """Bring the grey value that a PNG makes transparent to 8 bits, as Pillow brings the pixels."""
+    clear = image.info.get("transparency")
+    kind = next((str(_kind(tile[3])) for tile in _tiles(image)), "")
+    most, step = _FEW_BITS.get(kind, (0, 0))
+    if isinstance(clear, int) and clear <= most:
+        image.info["transparency"] = clear * step
 
 
 def _all_bits(again: Image.Image, upper: Image.Image) -> np.ndarray:

@@ -3,7 +3,7 @@
 Each step decides something that the result depends on, and keeps what it decided.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,7 @@ def notes(picture: Picture) -> list[str]:
     said = []
     if picture.missing:
         said.append(f"{_percent(picture.missing)} of its pixels are missing from the file")
-    if picture.range.origin == "values":
+    if picture.range.origin in ("values", "opacity"):
         said.append(f"by its values, {picture.range.high:.10g} is white")
     if picture.ground:
         said.append(f"transparent, put on {picture.ground}")
@@ -169,8 +169,12 @@ def _eight_bits(decoded: Decoded, spec: Spec, what: str) -> tuple[Image.Image, v
         pixels, chosen = values.to_bytes(colours, decoded.kind, decoded.tags, what, spec.whites)
         if alpha.size:  # which may be of another range than the colours
             opaque = values.guessed(alpha)
-            chosen = chosen if colours.any() else opaque
+            if chosen.origin == "values" and not colours.any():
+                chosen = replace(opaque, origin="opacity")
             pixels = np.concatenate([pixels, values.scale(alpha, opaque)], -1)
+        elif isinstance(clear := image.info.get("transparency"), tuple):  # a colour
+            shown = (colours != np.array(clear)).any(-1, keepdims=True)
+            pixels = np.concatenate([pixels, np.where(shown, 255, 0).astype(np.uint8)], -1)
         return Image.fromarray(pixels), chosen
     if not values.deep(image):
         values.need_unsigned(image, decoded.tags, what)

@@ -5,7 +5,6 @@ dataset's is run.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,8 @@ from data.base.progress import counted
 from data.images import decoding, fitting, room, shapes
 from data.images.cache import Arrays
 from data.images.specs import Spec
-from data.images.splitting import NAMES, Part, assembled
+from data.images.splitting import Part, assembled, named
 from data.images.whites import Whites
-
-_SHOWN = 3
 
 
 def need_package() -> None:
@@ -48,7 +45,7 @@ def decode(folder: Path, name: str, asked: shapes.Asked) -> tuple[Arrays, dict[s
         one image and one class label; an image cannot be read.
 
     """
-    tables, left_out = _tables(folder)
+    tables, notes = _tables(folder)
     image, label = _features(next(iter(tables.values())).features, folder)
     classes = tuple(next(iter(tables.values())).features[label].names)
     size = asked.size or shapes.chosen(_sizes(tables["train"], image, label, folder))
@@ -61,14 +58,11 @@ def decode(folder: Path, name: str, asked: shapes.Asked) -> tuple[Arrays, dict[s
             for split, table in tables.items()
         }
 
-    parts = read(wanted)
-    if whites.others():
-        parts = read(replace(wanted, whites=whites.both()))
+    parts = whites.in_one_range(wanted, read)
     if not asked.channels:
         parts = shapes.grey_where_all_are(parts)
     if list(parts) == ["train"]:
         parts = {"all": parts["train"]}
-    notes = [f"not used: {', '.join(left_out[:_SHOWN])}"] if left_out else []
     notes += whites.notes()
     info = next(iter(tables.values())).info
     about: dict[str, Any] = {"licence": info.license} if info.license else {}
@@ -77,7 +71,7 @@ def decode(folder: Path, name: str, asked: shapes.Asked) -> tuple[Arrays, dict[s
 
 
 def _tables(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """The splits that are used, in their order, and the names of the others."""
+    """The splits that are used, in their order, and what is said of the others."""
     need_package()
     import datasets
 
@@ -87,17 +81,12 @@ def _tables(folder: Path) -> tuple[dict[str, Any], list[str]]:
         raise UserError(
             f"{folder} is no dataset that Hugging Face's save_to_disk has left ({_line(error)})"
         ) from None
-    splits = found if isinstance(found, Mapping) else {"train": found}
-    tables = {}
-    there = {str(name).casefold(): table for name, table in splits.items()}
-    for split, names in NAMES.items():
-        table = next((there[each] for each in names if each in there), None)
-        if table is not None:
-            tables[split] = table
-    if "train" not in tables:
-        raise UserError(f"{folder} has no split train; it has {', '.join(map(str, splits))}")
-    used = {id(table) for table in tables.values()}
-    return tables, [str(name) for name, table in splits.items() if id(table) not in used]
+    given = found.items() if isinstance(found, Mapping) else [("train", found)]
+    splits = {str(name): table for name, table in given}
+    used, notes = named(list(splits))
+    if "train" not in used:
+        raise UserError(f"{folder} has no split train; it has {', '.join(splits)}")
+    return {split: splits[name] for split, name in used.items()}, notes
 
 
 def _features(features: Mapping[str, Any], folder: Path) -> tuple[str, str]:

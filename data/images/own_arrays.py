@@ -34,12 +34,14 @@ def read(file: Path) -> dict[str, np.ndarray]:
     """The arrays in an `.npz` file. UserError for one that is damaged, or holds Python objects."""
     if not file.is_file():
         raise UserError(f"{file} is missing")
-    if not zipfile.is_zipfile(file):  # NumPy would take it for Python's objects
-        raise UserError(f"{file} is no .npz file of NumPy's (an .npz file is a zip archive)")
     try:
         # opened here: NumPy leaves a file open that is no archive
-        with open(file, "rb") as content, np.load(content, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
+        with open(file, "rb") as content:
+            if not zipfile.is_zipfile(content):  # NumPy would take it for Python's objects
+                raise zipfile.BadZipFile("an .npz file is a zip archive")
+            content.seek(0)
+            with np.load(content, allow_pickle=False) as stored:
+                return {name: stored[name] for name in stored.files}
     except ValueError as error:
         if "pickle" in str(error):
             raise UserError(

@@ -104,7 +104,8 @@ def need_whole(
 ) -> None:
     """UserError for a shard that is cut short, as after a copy that broke off.
 
-    Told by the number of its records, and by its first; the others are not read.
+    Told by the number of its records (of an array_record file also by its first); what they hold
+    is not looked at.
     """
     count = _stored if builder.info.file_format.value == "array_record" else tfrecord.count_records
     for split in splits:

@@ -120,6 +120,7 @@ def check(spec: Spec) -> Spec:
         "a class twice": len(set(spec.class_names)) == len(spec.class_names),
         f"the kind {spec.kind!r:.80}": spec.kind in KINDS,
         f"{spec.validation} validation images": spec.validation >= 0,
+        f"the whites {spec.whites}": min(spec.whites) >= 0,
     }
     for what, fine in good.items():
         if not fine:

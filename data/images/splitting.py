@@ -22,12 +22,26 @@ NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
+_SHOWN = 3  # names in a note
 _LEAST = 3  # images a class where there are no splits: one for each of train, validation, test
 
 
 def split_of(name: str) -> str | None:
     """The split that a folder or table of this name is, `train`, `validation` or `test`."""
     return next((split for split, names in NAMES.items() if name.casefold() in names), None)
+
+
+def named(names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Which of a dataset's tables is which split, in the order of splits, and what is said of more.
+
+    Where a split has several names the first of `NAMES` counts.
+    """
+    there = {name.casefold(): name for name in names}
+    firsts = {split: [each for each in known if each in there] for split, known in NAMES.items()}
+    found = {split: there[each[0]] for split, each in firsts.items() if each}
+    others = [name for name in names if name not in found.values()]
+    few = ", ".join(others[:_SHOWN]) + (", ..." if len(others) > _SHOWN else "")
+    return found, [f"not used: {few}"] if others else []
 
 
 @dataclass(frozen=True)
@@ -98,8 +112,12 @@ def assembled(
         place=place,
         validation=0 if own is None else len(own.labels),
     )
+    known = {
+        key: printable(each) if isinstance(each, str) else each
+        for key, each in (about or {}).items()
+    }
     return arrays, {
-        "spec": dataclasses.asdict(spec) | dict(about or {}),
+        "spec": dataclasses.asdict(spec) | known,
         "notes": list(map(printable, said)),
     }
 
@@ -132,7 +150,7 @@ def _missing(
             where = f"{place}: " if place else ""
             raise UserError(f"{where}the class {empty[0]!r} has no training images")
         if empty:
-            few = ", ".join(empty[:3]) + (", ..." if len(empty) > 3 else "")
+            few = ", ".join(empty[:_SHOWN]) + (", ..." if len(empty) > _SHOWN else "")
             result.append(
                 f"{split} has no images of {len(empty)} of {len(classes)} classes ({few})"
             )

@@ -21,7 +21,8 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC, _MAXIMUM, _FORMAT = 258, 262, 281, 339  # TIFF's
 class Range:
     """`low` and `high` are black and white.
 
-    `origin`: what says so, the `file`, its `values` (a guess), or the `dataset`.
+    `origin`: what says so, the `file`, its `values` (a guess), its `opacity` (of an image that is
+    all black: the values of its transparency, a guess as well), or the `dataset`.
     """
 
     low: float = 0
@@ -56,8 +57,8 @@ def to_bytes(
     """Deep values in 8 bits, and the range that they were taken to be of.
 
     What the file states holds: a PPM's maximum, a TIFF's number of bits or its maximum; else what
-    the dataset has. Else it is the least range that holds the values: 0 to 1 (floats), 8, 10, 12,
-    14, 16, ... bits.
+    the dataset has, if it holds the values. Else it is the least range that does: 0 to 1 (floats),
+    8, 10, 12, 14, 16, ... bits.
 
     Args:
       values: integers or floats, [h, w] or [h, w, c].
@@ -77,7 +78,8 @@ def to_bytes(
     if not (np.isfinite(low) and np.isfinite(high)):
         raise UserError(f"{what} holds values that are no numbers (NaN or infinity)")
     chosen = _stated(values.dtype, kind, tags, high) or guessed(values)
-    if chosen.origin == "values" and (white := whites[values.dtype.kind == "f"]):
+    white = whites[values.dtype.kind == "f"]
+    if chosen.origin == "values" and white >= chosen.high:
         chosen = Range(high=white, origin="dataset")
     room = _OVERSHOOT * chosen.high if values.dtype.kind == "f" else 0
     if low < -room:

@@ -4,10 +4,15 @@ Where files do not state their range each image's own values would say what is w
 image would come out as light as any.
 """
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from data.base.words import plural
 from data.images.fitting import Picture
+from data.images.specs import Spec
+
+T = TypeVar("T")
 
 
 class Whites:
@@ -34,6 +39,17 @@ class Whites:
         """The images that were given another range: they are to be read again."""
         both = self.both()
         return [place for place, (kind, high) in self._found.items() if high != both[kind]]
+
+    def in_one_range(self, wanted: Spec, read: Callable[[Spec], T]) -> T:
+        """What `read` makes of all images, once more where they were given several ranges.
+
+        `read` shows each image to `see`; the second time it may read `others` alone.
+        """
+        result = read(wanted)
+        if self.others():
+            del result  # there may be no room for both
+            result = read(replace(wanted, whites=self.both()))
+        return result
 
     def notes(self) -> list[str]:
         """What is to be said of it."""

@@ -40,7 +40,7 @@ def pixels_of(images: Any, spec: Spec, shape: tuple[int, int, int], options: Opt
         images = [images]
     if not isinstance(images, list | tuple) or not any(isinstance(one, _FILES) for one in images):
         found = as_images(images, shape)
-        if isinstance(images, OnDisk) or np.asarray(images).dtype == np.uint8:
+        if not isinstance(found, OnDisk) and np.asarray(images).dtype == np.uint8:
             note_dark(found)
         return found
     other = next((one for one in images if not isinstance(one, _FILES)), None)

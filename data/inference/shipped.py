@@ -1,5 +1,6 @@
 """The trained trees that come with this software, by name."""
 
+from os import PathLike
 from pathlib import Path
 
 from data.base import reading
@@ -24,7 +25,7 @@ def run_of(name: str | Path) -> Path:
       'cifar10-efficient'
 
     """
-    if not isinstance(name, str | Path):
+    if not isinstance(name, str | PathLike):
         raise UserError(
             f"a run is named by a folder, or by a name such as {next(iter(SHIPPED))!r}, and this "
             f"is a {type(name).__name__}"
@@ -39,7 +40,7 @@ def run_of(name: str | Path) -> Path:
         return folder
     if isinstance(name, str) and name.startswith(hub.PREFIX):
         return hub.fetch(name)
-    folder = reading.at_home(name)
+    folder = reading.at_home(Path(name))
     if not folder.is_dir():
         raise UserError(
             f"there is no run folder {folder}; the trees that come with this are called "
