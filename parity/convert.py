@@ -19,9 +19,9 @@ import numpy as np
 from safetensors.numpy import save as save_safetensors
 
 from data.base.errors import UserError, run_command
-from data.base.parser import Parser, out_folder
+from data.base.parser import Parser, out_place
 from data.base.progress import working
-from data.base.writing import STDOUT, check_target, is_regular, save_bytes
+from data.base.writing import check_target, is_regular, is_stdout, need_new, save_bytes
 from data.run import derived
 from parity.pairs import published_files
 from parity.pairs.conversion import convert_run
@@ -35,7 +35,7 @@ def convert_file(file: Path, out: Path) -> int:
     UserError if the file holds no state_dict, if `out` exists, or if it cannot be written.
     """
     if is_regular(out) or out.is_dir():  # others, such as a pipe, are written to
-        raise UserError(f"{out} exists; remove it, or choose another --out")
+        need_new(out)
     check_target(out)
     weights = published_files.read_state_dict(file)
     contiguous = {name: np.asarray(array, order="C") for name, array in weights.items()}
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--to", choices=("jax", "torch"), help="the framework to convert a run to (default: none)")
     add(
         "--out",
-        type=out_folder,
+        type=out_place,
         metavar="DIR",
         help="the new run folder, or file (default: runs/<name>-torch or -jax; FILE.safetensors)",
     )
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError(f"{folder} is a file, and --to is for run folders; leave it out")
         out = Path(options.out) if options.out else folder.with_suffix(".safetensors")
         count = convert_file(folder, out)
-        print(f"{out}: {count} tensors", file=sys.stderr if str(out) == STDOUT else sys.stdout)
+        print(f"{out}: {count} tensors", file=sys.stderr if is_stdout(out) else sys.stdout)
         return
     if not folder.exists():
         raise UserError(f"{folder} is missing: name a run folder, or a file of weights")

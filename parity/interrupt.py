@@ -187,8 +187,9 @@ def need_ours(folder: Path) -> None:
     ours = folder.is_dir() and not folder.is_symlink()
     if not ours or not ((folder / MARK).is_file() or not any(folder.iterdir())):
         raise UserError(
-            f"{folder} exists and was not made by parity.interrupt, which empties it; remove it, "
-            "or choose another --out"
+            f"{folder} exists, and this command empties its folder: nothing in it says that "
+            "parity.interrupt made it (older versions left no mark); remove it if you need "
+            "nothing of it, or choose another --out"
         )
 
 

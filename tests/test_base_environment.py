@@ -272,6 +272,7 @@ def test_a_home_that_there_is_not_is_one_line(home):
         lambda: trunk_jax.load(f"{home}/x"),
         lambda: trunk_torch_ref.load(f"{home}/x"),
         lambda: table.verdict(f"run={home}/x"),
+        lambda: table.verdict(f"{home}/x=file"),
         lambda: recipe.load(f"{home}/x.toml", "digits", None),
     ):
         with pytest.raises(UserError, match=f"^{home}/x.*: no such home folder"):

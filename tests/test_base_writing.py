@@ -1,5 +1,6 @@
 """Files and folders whole or absent, files of any kind that a user names, locks, progress."""
 
+import argparse
 import ast
 import contextlib
 import errno
@@ -15,11 +16,13 @@ import time
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data.base import locking, progress, writing
 from data.base.errors import UserError
-from data.base.parser import Parser, out_folder, target
+from data.base.parser import Parser, out_folder, out_place, target
+from data.images import originals, prepared, specs
 from data.run.options import evaluate_options, train_options
 
 ROOT = Path(__file__).parents[1]
@@ -148,6 +151,9 @@ def test_standard_output_by_either_name(capfd):
     print("after")
     assert capfd.readouterr().out.split() == ["before", "text", "more", "after"]
     assert stat.S_ISLNK(Path("/dev/stdout").lstat().st_mode)
+    assert [writing.is_stdout(Path(n)) for n in ("-", "/dev/stdout", "/dev/null", "/dev/fd/2")] == [
+        *(True, True, False, False)
+    ]
     for stream in (io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()):  # a notebook's own
         with contextlib.redirect_stdout(stream):
             print("before")
@@ -179,6 +185,66 @@ def test_what_cannot_be_written_is_refused_beforehand_and_nothing_is_made(tmp_pa
         with pytest.raises(UserError, match="may"):
             writing.check_target(tmp_path / name)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_cannot_be_made_is_refused_beforehand(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("gone")
+    problems = {
+        "": "it is empty; name a place to write",
+        "-": "cannot write -: it would be standard output; name a folder",
+        "file": "file is a file; name a folder",
+        "link": "link is a file; name a folder",
+        "file/a/b": f"cannot write file/a/b: {tmp_path}/file is no folder; choose another place",
+    }
+    for name, problem in problems.items():
+        with pytest.raises(UserError) as caught:
+            train_options("jax", ["--out", name])
+        assert str(caught.value) == f"argument --out: {problem} (see --help)"
+    assert [out_folder(name) for name in ("new/run", str(tmp_path))] == ["new/run", str(tmp_path)]
+    assert [out_place(name) for name in ("new/run", "file")] == ["new/run", "file"]
+    for name in ("", "file/a"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            out_place(name)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    for kind in (out_folder, out_place):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"may be written in {tmp_path}; cho"):
+            kind("new/run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_only_what_can_be_removed_is_to_be_removed(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("gone")
+    for name in ("", "link"):
+        with pytest.raises(UserError, match=r" exists; remove it, or choose another --out$"):
+            writing.need_new(tmp_path / name)
+    for device in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(UserError, match=f"^{device} exists; choose another --out$"):
+            writing.need_new(device)
+    writing.need_new(tmp_path / "new")
+
+
+def test_what_is_made_aside_has_the_form_of_leftovers(tmp_path, monkeypatch):
+    """Whatever makes it, so that what a killed process leaves can be told from a user's files."""
+    seen = []
+
+    def look(*_):
+        seen.append(writing.leftovers(tmp_path))
+
+    with monkeypatch.context() as patch:
+        for module, name in ((os, "fsync"), (writing, "_allocate")):
+            patch.setattr(module, name, look)
+        writing.write_bytes(tmp_path / "file", b"text")
+        writing.reserve(tmp_path, 10)
+    (tmp_path / "folder").mkdir()
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda *both: (rename(*both), look())[0])
+    with writing.new_folder(tmp_path / "folder", replace=True):
+        look()
+    assert [len(found) for found in seen] == [1, 1, 1, 2, 1]
+    assert writing.leftovers(tmp_path) == []
 
 
 def test_a_name_as_long_as_the_system_takes(tmp_path):
@@ -218,10 +284,11 @@ def test_every_flag_that_names_a_file_to_write_is_checked_beforehand():
     places = [
         (str(file), words)
         for file, flag, words in flags()
-        if flag == "--out" and ("help" in words or "default" in words)  # a flag of a parser
+        if flag in ("--out", "--folder")
+        and ("help" in words or "default" in words)  # a flag of a parser
     ]
-    assert len(places) >= 14
-    kinds = ("target", "out_folder")
+    assert len(places) >= 16
+    kinds = ("target", "out_folder", "out_place")
     assert [file for file, words in places if words.get("type") not in kinds] == []
 
 
@@ -518,6 +585,24 @@ def test_lines_say_how_far_how_quick_and_how_long(monkeypatch):
         "decoding x: 1 of 3,000 images",
         "decoding x: 1,001 of 3,000 images, 100 images/s, 0:20 left",
     ]
+
+
+def test_decoding_and_writing_a_dataset_say_how_far_they_are(monkeypatch):
+    seen = []
+
+    @contextlib.contextmanager
+    def counting(what, total, *_):
+        seen.append((what, total))
+        yield lambda more: None
+
+    monkeypatch.setattr(progress, "counting", counting)
+    monkeypatch.setattr(prepared, "opened", lambda *_: None)
+    monkeypatch.setattr(prepared, "records", lambda *_: [b""] * 3)
+    monkeypatch.setattr(prepared, "_example", lambda _, spec: (np.zeros(spec.image_shape), 0))
+    prepared.decode(specs.spec("svhn"), Path())
+    assert seen == [("decoding svhn, train", 3), ("decoding svhn, test", 3)]
+    assert list(originals._shown([1], desc="Shuffling ...", total=1, unit=" examples")) == [1]
+    assert seen[2:] == [("writing", 1)]
 
 
 def test_work_that_takes_long_says_what_it_is(monkeypatch):

@@ -184,6 +184,8 @@ def test_a_bad_file_stops_no_other(run, tmp_path, capfd):
     Image.fromarray(255 - images[1]).save(folder / "c.png")
     Image.fromarray(images[2].repeat(2, 1)).save(folder / "d.png")
     report = tmp_path / "report.json"
+    assert predict.main([str(run), str(folder / "a.png"), "--json", "/dev/stdout"]) == 0
+    assert len(json.loads(capfd.readouterr().out)) == 1  # and no line for people
     assert predict.main([str(run), str(folder), "--json", str(report)]) == 1
     out, err = capfd.readouterr()
     assert [line.split(": ")[0] for line in out.splitlines()] == [

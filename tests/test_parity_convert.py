@@ -462,9 +462,10 @@ def test_weights_go_where_a_user_says_and_no_folder_is_made_for_them(tmp_path, m
     assert (tmp_path / "behind.safetensors").is_file()
 
 
-def test_weights_go_to_standard_output(tmp_path):
+@pytest.mark.parametrize("place", ["-", "/dev/stdout"])
+def test_weights_go_to_standard_output(tmp_path, place):
     torch.save({"weight": torch.ones(2)}, tmp_path / "p.pth")
-    command = [sys.executable, "-m", "parity.convert", str(tmp_path / "p.pth"), "--out", "-"]
+    command = [sys.executable, "-m", "parity.convert", str(tmp_path / "p.pth"), "--out", place]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(command, capture_output=True, check=True, cwd=tmp_path, env=environment)
     assert load(done.stdout)["weight"].tolist() == [1, 1]

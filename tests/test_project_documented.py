@@ -30,33 +30,51 @@ PAGES = sorted(
 RULES = tomllib.loads((ROOT / "tests" / "documented.toml").read_text())
 CODES = {"run": 0, "find": 1}  # of the kinds that run to their end, how they end
 KINDS = (*CODES, "begin", "elsewhere")
-OURS = re.compile(r"python3? -m ((?:data|parity|trunk_jax|trunk_torch_ref|benchmarks)\b[\w.]*)(.*)")
+MODULES = re.compile(r"-m ((?:data|parity|trunk_jax|trunk_torch_ref|benchmarks|tests)\b[\w.]*)")
+OURS = re.compile(rf"python3? {MODULES.pattern}(.*)")
+JOINTS = re.compile(r"\s*(?:&&|;)\s*|\s+\|\s+")  # between the commands of a line
+SPANS = re.compile(r"(?:\S*/)?(make|npm|pip|pip-audit|pytest|python[\d.]*) ")  # in prose
 DATA = ROOT.parent / "shared" / "tfds-standin"
 _BEGUN_S = 300.0  # within which a long training has ended its first epoch
 _LONGEST_S = 3600.0
 
 
-def commands(text):
-    """The command lines of ours in a Markdown text, without comments, each once."""
+def lines(text):
+    """(of a block, of prose): each command for a shell in a Markdown text, without comments."""
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
+    given = [line for block in blocks for line in block.replace("\\\n", "").splitlines()]
+    split = [JOINTS.split(line.split(" #")[0].strip()) for line in given]
+    return list(itertools.chain(*split)), list(itertools.chain(*map(JOINTS.split, spans)))
+
+
+def commands(text):
+    """The commands of ours, each once."""
+    blocks, spans = lines(text)
     spans = [span for span in spans if " -m " in span and len(span.split()) > 3]  # not mere names
-    lines = [line for block in blocks for line in block.replace("\\\n", "").splitlines()]
     found = []
-    for line in [line.split(" #")[0] for line in lines] + spans:
-        match = OURS.search(line)
-        if match and "..." not in match[2].replace("IMAGE...", ""):
-            words = f"python -m {match[1]}{match[2]}".removesuffix("&&").rstrip()
-            found.append(words.replace("IMAGE...", "IMAGE"))
+    for line in blocks + spans:
+        if match := OURS.search(line):
+            words = re.sub(r"([A-Z])\.\.\.", r"\1", f"python -m {match[1]}{match[2]}")  # IMAGE...
+            found.append(re.sub(r" \.\.\.(?= |$)", "", words).rstrip())  # the reader's flags
     return list(dict.fromkeys(found))
 
 
-def documented():
+def others(text):
+    """The commands that are not ours, each once."""
+    blocks, spans = lines(text)
+    found = [line.removeprefix("do ") for line in blocks] + [s for s in spans if SPANS.match(s)]
+    loop = re.compile(r"(for \w+ in .*|do|done|)")
+    found = [c for c in found if not loop.fullmatch(c) and "..." not in c]
+    return list(dict.fromkeys(c for c in found if not OURS.search(c)))
+
+
+def documented(of=commands):
     """All commands with the page that shows each first."""
     found = {}
     for page in PAGES:
-        for command in commands(page.read_text()):
+        for command in of(page.read_text()):
             found.setdefault(command, page.relative_to(ROOT))
     return found
 
@@ -72,6 +90,7 @@ def kinds(command):
 
 
 ALL = documented()
+OTHERS = documented(others)
 
 
 def of_kind(kind):
@@ -82,6 +101,12 @@ def test_commands_are_found():
     text = "`python -m data.table A\n--b` and\n```sh\nx python -m parity.check \\\n --c  # d\n```\n"
     assert commands(text) == ["python -m parity.check  --c", "python -m data.table A --b"]
     assert commands("`python -m data.table`") == []
+    several = (
+        "```sh\nmake x && python -m data.a b; for i in 1; do\n  python -m tests.c d; done\n```\n"
+    )
+    assert commands(several) == ["python -m data.a b", "python -m tests.c d"]
+    assert others(several + "`pip install x`, `pip`, `a b`") == ["make x", "pip install x"]
+    assert commands("`python -m data.a ... --b IMAGE...`") == ["python -m data.a --b IMAGE"]
     assert len(ALL) > 60
     assert "python -m trunk_jax.train --dataset svhn" in ALL
 
@@ -108,8 +133,62 @@ def test_each_has_one_rule(command):
 
 
 def test_no_rule_is_stale():
-    for rule in itertools.chain(*RULES.values()):
-        assert any(re.fullmatch(rule["command"], command) for command in ALL), rule
+    for kind, rules in RULES.items():
+        for rule in rules:
+            known = OTHERS if kind == "others" else ALL
+            assert any(re.fullmatch(rule["command"], command) for command in known), rule
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_module_that_a_page_names_is_there(page):
+    for module in MODULES.findall(" ".join(page.read_text().split())):
+        file = ROOT / module.rstrip(".").replace(".", "/")
+        assert file.with_name(f"{file.name}.py").exists() or (file / "__main__.py").exists(), module
+
+
+@pytest.mark.parametrize("command", OTHERS, ids=str)
+def test_what_is_not_ours_is_known(command):
+    """A target of make, an extra and a file of pip's, a file of pytest's: that they exist."""
+    words = shlex.split(command)
+    if re.fullmatch(r"python[\d.]*", Path(words[0]).name) and words[1] == "-m":
+        words = words[2:]
+    tool = Path(words[0]).name
+    missing = {"make": of_make, "pip": of_pip, "pytest": of_pytest}
+    if tool in missing:
+        assert missing[tool](words[1:]) == [], f"{command} ({OTHERS[command]})"
+        return
+    found = [rule for rule in RULES["others"] if re.fullmatch(rule["command"], command)]
+    assert len(found) == 1, f"{command} ({OTHERS[command]}): {found}; see tests/documented.toml"
+    assert found[0]["why"]
+
+
+def of_make(words):
+    folder = ROOT
+    if words[:1] == ["-C"]:
+        folder, words = ROOT / words[1], words[2:]
+    rules = re.findall(r"^([\w .-]+):(?!=)", (folder / "Makefile").read_text(), re.MULTILINE)
+    known = set(itertools.chain(*map(str.split, rules)))
+    return [word for word in words if "=" not in word and word not in known]
+
+
+def of_pip(words):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ours = [re.fullmatch(r"(?:\.|trunk-jax)\[([\w,]+)\]", word) for word in words]
+    asked = itertools.chain(*(match[1].split(",") for match in ours if match))
+    files = [after for word, after in itertools.pairwise(words) if word in ("-c", "-r")]
+    gone = [file for file in files if not (ROOT / file).exists()]
+    return gone + [extra for extra in asked if extra not in extras["optional-dependencies"]]
+
+
+def of_pytest(words):
+    return [word for word in words if word.startswith("tests") and not (ROOT / word).exists()]
+
+
+def test_what_is_not_there_is_missed():
+    assert of_make(["-C", "examples/c", "clean", "nothing", "A=b"]) == ["nothing"]
+    assert of_make(["test-all", "demos"]) == ["demos"]
+    assert of_pip(["install", "-c", "no.txt", ".[test,tset]", "jax[k8s]"]) == ["no.txt", "tset"]
+    assert of_pytest(["-q", "tests", "tests/gone.py"]) == ["tests/gone.py"]
 
 
 class Parsed(BaseException):
@@ -131,6 +210,7 @@ def test_its_flags_exist(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs" / "studies").mkdir(parents=True)
     (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "tests" / "compared").mkdir(parents=True)
     (tmp_path / "BACK").mkdir()
     listing = words[2] in ("trunk_jax", "parity", "data")
     with pytest.raises(SystemExit if listing else Parsed) as left:
@@ -157,6 +237,9 @@ def filled(command, folder):
         "VARIANT": "plain",
         "LEVEL": "1",
         "NAME": "resnet50",
+        "START": "0.1",
+        "STOP": "0.3",
+        "STEP": "0.1",
         "COMMAND": f"{shlex.quote(sys.executable)} -m trunk_jax.train --limit 100 --epochs 1",
     }
     loops = {"$v": ["plain"], "$seed": ["0"], "$network": ["resnet", "monolith"]}

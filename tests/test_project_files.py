@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
@@ -26,6 +27,19 @@ def test_constraints_pin_each_dependency_within_its_range():
             continue
         assert wanted.specifier.contains(pins[canonicalize_name(wanted.name)]), text
     assert pins["torch"] == "2.13.0"  # no "+cpu": that names a build which not every index has
+
+
+def test_every_python_of_the_metadata_is_admitted_and_described():
+    wanted = re.compile(r"Programming Language :: Python :: (\d\.\d+)")
+    stated = [match[1] for each in PROJECT["classifiers"] if (match := wanted.fullmatch(each))]
+    admitted, page = SpecifierSet(PROJECT["requires-python"]), ROOT / "docs" / "platforms.md"
+    table = [line.split("|")[1:3] for line in page.read_text().splitlines() if "|" in line]
+    assert len(stated) >= 3
+    for version in stated:
+        assert admitted.contains(version)
+        assert any("Linux" in system and version in python for system, python in table), version
+    major, minor = map(int, stated[-1].split("."))
+    assert admitted.contains(f"{major}.{minor + 1}")  # nothing says that a newer one cannot be
 
 
 def test_the_newest_versions_are_asked_for_by_names_that_an_index_has():

@@ -12,7 +12,7 @@ from data.run import card, derived, results, runfolder
 from data.tree import hierarchy
 from parity.checks import report as parity_report
 from parity.checks.tolerance import equal
-from trunk_jax import report
+from trunk_jax import metrics, report
 from trunk_jax.pictures import __main__ as pictures
 
 
@@ -93,6 +93,18 @@ def test_report_finds_the_parity_that_check_leaves_and_touches_no_checkpoint(
     assert "1 of 1 checks passed" in " ".join(page.split())
     pictures.main([str(shipped), "--leaves", "names"])
     assert (tmp_path / "runs" / "svhn-efficient" / "figures" / "tree.png").exists()
+    assert sorted(path for path in shipped.rglob("*")) == before
+
+
+def test_measurements_of_a_shipped_tree_go_elsewhere(shipped, monkeypatch, tmp_path):
+    before = sorted(path for path in shipped.rglob("*"))
+    for name in ("load_of_run", "split", "show"):
+        monkeypatch.setattr(metrics, name, lambda *_, **__: None)
+    monkeypatch.setattr(metrics, "measure", lambda *_: {"root": {"untrained": None}})
+    monkeypatch.setattr(metrics, "asl_pictures", lambda *_: {"asl-root": None})
+    monkeypatch.setattr(metrics.style, "write", lambda *_: None)
+    metrics.main([str(shipped)])
+    assert (tmp_path / "runs" / "svhn-efficient" / "measurements.json").exists()
     assert sorted(path for path in shipped.rglob("*")) == before
 
 

@@ -20,7 +20,7 @@ from test_tree_hierarchy import anything
 from data.base import writing
 from data.base.errors import UserError, run_command
 from data.recipes import recipe
-from data.run import runfolder
+from data.run import results, runfolder
 from data.tree import hierarchy
 
 ROOT = Path(__file__).parents[1]
@@ -524,6 +524,15 @@ def test_forgetting_a_stage_after_an_epoch(tmp_path):
     assert runfolder.read_metrics(tmp_path) == rows[:4] + rows[6:]
     runfolder.forget_metrics(tmp_path, "sg1", "class", 0)
     assert runfolder.read_metrics(tmp_path) == rows[:4]
+
+
+def test_predictions_are_forgotten_and_nothing_besides(tmp_path):
+    ours = ("predictions-test.csv", "confusion-validation.csv", "stopped-train.json")
+    for name in (*ours, "predictions-mine.csv", "stopped-test.txt"):
+        (tmp_path / name).touch()
+    results.forget_predictions(tmp_path)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["predictions-mine.csv", "stopped-test.txt"]
 
 
 def test_a_copy_that_fails_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):

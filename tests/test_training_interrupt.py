@@ -219,9 +219,14 @@ def test_a_folder_that_was_not_made_for_it_is_not_emptied(there, tmp_path, capsy
     file.parent.mkdir(parents=True)
     file.write_text("mine")
     words = ["--out", str(tmp_path), "--moments", "1", "--", "false", "{out}"]
-    with pytest.raises(UserError, match="command exists and was not made by parity"):
+    with pytest.raises(UserError, match=r"no mark\); remove it if you need nothing of it"):
         interrupt.main(words)
     assert file.read_text() == "mine"
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "command").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="older versions left no mark"):
+        interrupt.main(["--out", str(tmp_path / "link"), *words[2:]])
+    assert not (tmp_path / "elsewhere").exists()
     file.unlink()
     for empty in (file.parent, tmp_path / "command"):
         if empty.exists():

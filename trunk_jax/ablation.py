@@ -92,8 +92,7 @@ def options_of(arguments: list[str] | None) -> Options:
     add("--json", type=target, metavar="FILE", help="also write the rows to FILE (default: none)")
     given = parser.parse_args(arguments)
     out = Path(given.out or f"runs/ablation-{datasets.short_name(given.dataset or 'digits')}")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; choose another --out")
+    writing.check_folder(out)
     begun = out.exists() and any(not entry.name.startswith(".") for entry in out.iterdir())
     if begun and not given.resume:
         raise UserError(f"{out} exists; add --resume to go on with it, or choose another --out")

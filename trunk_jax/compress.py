@@ -96,8 +96,7 @@ def compress(
     config = runfolder.read_config(folder)
     if compression.read(folder) is not None:
         raise UserError(f"{folder} is compressed already; start from the run it was made of")
-    if os.path.lexists(out):
-        raise UserError(f"{out} exists; remove it, or choose another --out")
+    writing.need_new(out)
     if not (folder / "summary.json").exists():
         raise UserError(f"{folder} is not finished (go on with train --resume)")
     recipe = runfolder.read_recipe_of_tree(folder)
@@ -179,8 +178,7 @@ def compress_each(
     `resume`: as in `compress`; what is finished is not done again. Returns `before`, and `curve`:
     of each share what `compress` returns but for `before`. `out` is written whole or not at all.
     """
-    if os.path.lexists(out):
-        raise UserError(f"{out} exists; remove it, or choose another --out")
+    writing.need_new(out)
     hows = [Compression("prune", share, epochs) for share in shares]
     of = {
         "weights_sha256": derived.digest(folder),

@@ -1,15 +1,14 @@
 """`python -m trunk_jax.export RUN --format FORMAT --out PLACE`: a run for other programs."""
 
-import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from data.base.errors import UserError, run_command
-from data.base.parser import Parser, out_folder, target
+from data.base.parser import Parser, out_place, target
 from data.base.progress import working
-from data.base.writing import STDOUT, check_target, need_local, save_json
+from data.base.writing import STDOUT, check_target, need_local, need_new, save_json
 from data.inference.shipped import run_of
 
 FORMATS = ("folder", "onnx", "stablehlo", "hub")
@@ -35,8 +34,7 @@ def export(
         raise UserError("--per-node and --int8 are for --format onnx")
     if push and kind != "hub":
         raise UserError("--push is for --format hub")
-    if os.path.lexists(out):
-        raise UserError(f"{out} exists; remove it, or choose another --out")
+    need_new(out)
     if str(out) == STDOUT:  # what is written is read again, and tried
         raise UserError("--out - would be standard output; name a file or folder to make")
     if kind == "onnx" and not per_node:
@@ -98,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--format", required=True, choices=FORMATS, help="what to write")
     add(
         "--out",
-        type=out_folder,
+        type=out_place,
         required=True,
         metavar="PLACE",
         help="the file (onnx) or folder to make",

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from data.base.errors import UserError, run_command
 from data.base.parser import Parser, target
 from data.base.progress import working
-from data.base.writing import STDOUT, save_json
+from data.base.writing import is_stdout, save_json
 from data.images import files, fitting
 from data.inference.model import Model, predictions
 from data.inference.shipped import run_of
@@ -152,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
             model = model or _model(run)
             row = {"file": name} | row_of(model, picture.pixels)
         rows.append(row | {"image": fitting.about(picture)})
-        if str(options.json) != STDOUT:
+        if not (options.json and is_stdout(options.json)):
             print(line(row, titles, fitting.notes(picture)))
     if bad == len(names):
         raise UserError(f"none of the {bad} images can be read")

@@ -1,6 +1,7 @@
 """The parser of all commands' flags."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,13 +43,14 @@ def expanded(text: str) -> str:
 def out_folder(text: str) -> str:
     """The type of a flag that names a folder to write, which is made with those above it.
 
-    ArgumentTypeError if it is an address (gs://bucket/run), of which a folder `gs:` would be made.
+    ArgumentTypeError if that cannot be done (`writing.check_folder`).
     """
-    try:
-        writing.need_local(text)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return expanded(text)
+    return str(_checked(text, writing.check_folder))
+
+
+def out_place(text: str) -> str:
+    """`out_folder` for what may be a file or a folder to make (`writing.check_place`)."""
+    return str(_checked(text, writing.check_place))
 
 
 def target(text: str) -> Path:
@@ -56,10 +58,16 @@ def target(text: str) -> Path:
 
     ArgumentTypeError if it cannot be written (`writing.check_target`).
     """
+    return _checked(text, writing.check_target)
+
+
+def _checked(text: str, check: Callable[[Path], None]) -> Path:
     try:
+        if not text:
+            raise UserError("it is empty; name a place to write")
         writing.need_local(text)  # a Path has lost a slash
-        file = Path(expanded(text))
-        writing.check_target(file)
+        place = Path(expanded(text))
+        check(place)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    return file
+    return place

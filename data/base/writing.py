@@ -3,7 +3,8 @@
 `write_bytes` and `write_json` are for files of ours: folders are made, what is there is replaced.
 `save_bytes` and `save_json` are for files that a user named, which may be anything: a link, a
 device, a named pipe, standard output. `check_target` says before any work whether such a file
-can be written. `new_folder` is for folders of which no part may be seen before they are whole.
+can be written, `check_folder` and `check_place` whether a folder, or either, can be made.
+`new_folder` is for folders of which no part may be seen before they are whole.
 """
 
 import errno
@@ -178,6 +179,43 @@ def need_local(path: str | Path) -> None:
         )
 
 
+def need_new(path: Path, other: str = "another --out") -> None:
+    """UserError if there is something, a device for example, where a place is to be made."""
+    if os.path.lexists(path):
+        ours = path.is_symlink() or path.is_dir() or path.is_file()
+        raise UserError(f"{path} exists; {'remove it, or ' if ours else ''}choose {other}")
+
+
+def is_stdout(path: Path) -> bool:
+    """Whether a file that a user named is standard output, under any of its names."""
+    return _descriptor(path) == 1
+
+
+def check_place(path: Path) -> None:
+    """UserError if nothing can be made at a place that a user names, as far as can be told.
+
+    It may be there already, and so may folders above it; nothing is written or made.
+    """
+    need_local(path)
+    place = path.absolute()
+    there = next(each for each in (place, *place.parents) if os.path.lexists(each))
+    if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"cannot write {path}: nothing may be written in {there}; choose another place"
+        )
+    if there != place and not there.is_dir():
+        raise UserError(f"cannot write {path}: {there} is no folder; choose another place")
+
+
+def check_folder(path: Path) -> None:
+    """`check_place` for a folder; of one that is there the content is not looked at."""
+    if str(path) == STDOUT:
+        raise UserError("cannot write -: it would be standard output; name a folder")
+    if os.path.lexists(path) and not path.is_dir():
+        raise UserError(f"{path} is a file; name a folder")
+    check_place(path)
+
+
 def check_target(path: Path) -> None:
     """UserError if a file that a user names cannot be written, as far as can be told beforehand.
 
@@ -284,8 +322,8 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         with new_folder(out) as aside:
             write_json(aside / "config.json", config)
     """
-    if os.path.lexists(path) and not replace:
-        raise UserError(f"{path} exists; remove it, or choose another folder")
+    if not replace:
+        need_new(path, "another folder")
     aside = _beside(path)
     shutil.rmtree(aside, ignore_errors=True)  # of a killed process that had our number
     try:
@@ -335,7 +373,7 @@ def reserve(folder: Path, size: int) -> None:
 
     For what a library writes, which may not say plainly that the disk is full.
     """
-    aside = folder / f".{os.getpid()}.tmp"
+    aside = _beside(folder / "reserved")
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -1,6 +1,5 @@
 """A network, or a whole run, turned over to the other framework."""
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -103,8 +102,7 @@ def convert_run(folder: Path, to: str, out: Path) -> dict[str, int]:
         raise UserError(f"{folder / 'config.json'} names no framework: {origin!r:.80}")
     if origin == to:
         raise UserError(f"{folder} is a {to} run already; choose the other --to")
-    if os.path.lexists(out):
-        raise UserError(f"{out} exists; remove it, or choose another --out")
+    writing.need_new(out)
     if not (folder / "summary.json").exists():
         raise UserError(f"{folder} is not finished (go on with train --resume)")
     config = {k: v for k, v in config.items() if k != "settings"}  # those of its framework

@@ -146,12 +146,12 @@ def _wrapper(value: Any) -> str | None:
     """The key under which a state_dict lies; None if it lies bare, or nowhere that is known."""
     if not isinstance(value, dict):
         return None
-    below = [key for key, inner in value.items() if isinstance(key, str) and _is_dict(inner)]
+    below = [key for key, inner in value.items() if isinstance(key, str) and _has_items(inner)]
     known = next((key for key in WRAPPERS if key in below), None)
     return below[0] if known is None and len(below) == len(value) == 1 else known
 
 
-def _is_dict(value: Any) -> bool:
+def _has_items(value: Any) -> bool:
     return isinstance(value, dict) and bool(value)
 
 

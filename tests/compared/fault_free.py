@@ -3,13 +3,14 @@
 python -m tests.compared.fault_free --count 200 --json tests/compared/fault-free.json
 """
 
-import argparse
-import json
 import sys
 import time
 
 import numpy as np
 
+from data.base.errors import run_command
+from data.base.parser import Parser, target
+from data.base.writing import save_json
 from parity.comparing.comparison import compare
 from tests.compared.faults import PAIRS, made
 
@@ -69,34 +70,39 @@ def one(seed: int, *, train: bool) -> dict:
     }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--start", type=int, default=0)
-    parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--train-every", type=int, default=1)
-    parser.add_argument("--until", type=float, default=float("inf"), help="seconds")
-    parser.add_argument("--json", required=True)
-    flags = parser.parse_args()
+def main(arguments: list[str] | None = None) -> int:
+    """Compare as the flags say; 1 if anything was reported."""
+    parser = Parser(
+        prog="python -m tests.compared.fault_free",
+        description="Compare random small models without a fault; nothing may be reported.",
+    )
+    add = parser.add_argument
+    add("--start", type=int, default=0, help="the first seed (default: %(default)s)")
+    add("--count", type=int, default=200, help="seeds (default: %(default)s)")
+    add(
+        "--train-every",
+        type=int,
+        default=1,
+        help="train mode as well where the seed is a multiple of it (default: %(default)s)",
+    )
+    add("--until", type=float, default=float("inf"), help="seconds after which it ends")
+    add("--json", type=target, required=True, metavar="FILE", help="the result; it grows")
+    flags = parser.parse_args(arguments)
     results, began = [], time.time()
     for seed in range(flags.start, flags.start + flags.count):
         results.append(one(seed, train=seed % flags.train_every == 0))
         print(seed, results[-1]["model"], results[-1]["passed"], results[-1]["worst"], flush=True)
-        with open(flags.json, "w") as file:
-            json.dump(
-                {
-                    "comparisons": len(results),
-                    "with train mode": sum(r["train"] for r in results),
-                    "reported": sum(not r["passed"] for r in results),
-                    "results": results,
-                },
-                file,
-                indent=1,
-            )
-            file.write("\n")
+        found = {
+            "comparisons": len(results),
+            "with train mode": sum(r["train"] for r in results),
+            "reported": sum(not r["passed"] for r in results),
+            "results": results,
+        }
+        save_json(flags.json, found)
         if time.time() - began > flags.until:
             break
     return int(any(not r["passed"] for r in results))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(lambda: main(sys.argv[1:]))

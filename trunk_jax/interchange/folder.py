@@ -1,6 +1,5 @@
 """A finished run as a folder to hand on."""
 
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +25,7 @@ def export(run: Path, folder: Path, data_dir: str | None, called: Path | None = 
     UserError if the run is not finished, if `folder` exists, or if the predictions are not as
     accurate as the summary says.
     """
-    if os.path.lexists(folder):
-        raise UserError(f"{folder} exists; remove it, or choose another --out")
+    writing.need_new(folder)
     recipe = runfolder.read_recipe_of_tree(run)
     summary = results.read_summary(run)
     dataset = load_of_run(run, recipe, data_dir)

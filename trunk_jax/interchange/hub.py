@@ -1,13 +1,11 @@
 """A run as a folder for the Hugging Face Hub: the run, its model card with front matter, ONNX."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from data.base import writing
-from data.base.errors import UserError
 from data.inference import hub
 from data.run import derived, results
 from trunk_jax.interchange import folder, onnx_export
@@ -25,8 +23,7 @@ def export(
     refuses it (the folder is then written).
     """
     name = None if push is None else hub.name_of(push)
-    if os.path.lexists(out):
-        raise UserError(f"{out} exists; remove it, or choose another --out")
+    writing.need_new(out)
     with writing.new_folder(out) as aside:
         inside = aside / "run"
         folder.export(run, inside, data_dir, called=out)

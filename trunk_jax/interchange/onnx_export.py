@@ -1,7 +1,6 @@
 """A run written as ONNX: one file, or one a node, once it is seen to decide as the run does."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +43,7 @@ def export(
     otherwise than the run does on any image of its test split (random images where that is not
     at hand), and with `int8` if its training images are not.
     """
-    if os.path.lexists(out):
-        raise UserError(f"{out} exists; remove it, or choose another --out")
+    writing.need_new(out)
     with working("turning the tree into ONNX"):
         trained = of_run(run)
         nodes = onnx_model.node_models(trained)

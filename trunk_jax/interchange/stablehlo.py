@@ -5,7 +5,6 @@ for.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,8 +46,7 @@ def export(run: Path, out: Path) -> tuple[dict[str, Any], list[str]]:
     The program takes one image, uint8 [height, width, channels], and gives (label, probability,
     path) as `inference.single` does. UserError if `out` exists, or the run is not finished.
     """
-    if os.path.lexists(out):
-        raise UserError(f"{out} exists; remove it, or choose another --out")
+    writing.need_new(out)
     with working("loading the tree"):
         trained = of_run(run)
     if trained.recipe.baseline is not None:
