@@ -10,6 +10,7 @@ from data.inference import hub
 FOLDER = Path(__file__).parents[2] / "checkpoints"  # beside our packages, in a clone and installed
 SHIPPED = {
     "cifar10": "cifar10-efficient",
+    "cifar100": "cifar100-auto",
     "emnist": "emnist-efficient",
     "svhn": "svhn-efficient",
 }
