@@ -283,6 +283,8 @@ def test_signed_values_of_eight_bits_are_not_taken_for_others(tmp_path):
     spec = shapes.plain_spec("d", (2, 2, 1), ("a", "b"))
     signed(tmp_path / "good.tif", [[0, 5], [100, 127]])
     assert files.read(tmp_path / "good.tif", spec).pixels[..., 0].tolist() == [[0, 5], [100, 127]]
+    Image.fromarray(np.array([[0, 5], [100, 255]], np.uint8)).save(tmp_path / "plain.tif")
+    assert files.read(tmp_path / "plain.tif", spec).pixels[..., 0].tolist() == [[0, 5], [100, 255]]
     signed(tmp_path / "bad.tif", [[0, 5], [100, -1]])
     with pytest.raises(UserError, match=r"bad\.tif holds signed values from -1"):
         files.read(tmp_path / "bad.tif", spec)
