@@ -204,6 +204,8 @@ def test_a_lock_removes_nothing_that_is_not_ours(config, tmp_path):
         writing.write_json(tmp_path / "config.json", config)
     if config != {"format": runfolder.FORMAT}:
         others = (*others, f".checkpoints/.root.{DEAD}.tmp")
+    if config == {"model_type": "bert"}:  # somebody else's
+        others = (*others, f".config.json.{DEAD}.tmp", f"weights/.config.json.{DEAD}.tmp")
     for name in others:
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -218,9 +220,14 @@ def test_a_folder_that_was_not_made_for_it_is_not_emptied(there, tmp_path, capsy
     file = tmp_path / "command" / there
     file.parent.mkdir(parents=True)
     file.write_text("mine")
-    words = ["--out", str(tmp_path), "--moments", "1", "--", "false", "{out}"]
+    words = ["--out", str(tmp_path), "--moments", "1", "--", "sh", "-c", 'mkdir "$0"; false']
+    words = [*words, "{out}"]
     with pytest.raises(UserError, match=r"no mark\); remove it if you need nothing of it"):
         interrupt.main(words)
+    assert file.read_text() == "mine"
+    subject = interrupt.Subject("command", ("false",))
+    with pytest.raises(UserError, match=r"no mark\)"):  # a caller from Python
+        interrupt.disturb(subject, 1, 0, tmp_path / "command", print)
     assert file.read_text() == "mine"
     (tmp_path / "link").mkdir()
     (tmp_path / "link" / "command").symlink_to(tmp_path / "elsewhere")
@@ -228,12 +235,12 @@ def test_a_folder_that_was_not_made_for_it_is_not_emptied(there, tmp_path, capsy
         interrupt.main(["--out", str(tmp_path / "link"), *words[2:]])
     assert not (tmp_path / "elsewhere").exists()
     file.unlink()
-    for empty in (file.parent, tmp_path / "command"):
-        if empty.exists():
-            empty.rmdir()
-    for _ in range(2):  # its own folder it empties
+    if file.parent != tmp_path / "command":
+        file.parent.rmdir()
+    for _ in range(2):  # an empty one, and then its own, it takes
         with pytest.raises(UserError, match="undisturbed it ends with exit code 1"):
             interrupt.main(words)
+        assert (tmp_path / "command" / "run").is_dir()
 
 
 # --- no disk, no memory
