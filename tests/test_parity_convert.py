@@ -453,6 +453,10 @@ def test_weights_go_where_a_user_says_and_no_folder_is_made_for_them(tmp_path, m
             main(["p.pth", "--out", place])
         with pytest.raises(UserError, match="cannot write"):
             export(tmp_path / "p.pth", Path(place), kind="onnx")
+    with pytest.raises(UserError, match="cannot write"):  # before the weights are read
+        convert_file(tmp_path / "q.pth", Path("no/such/x.safetensors"))
+    with pytest.raises(UserError, match="it is an address"):
+        export(tmp_path / "p.pth", Path("gs://b/x"), kind="folder")
     with pytest.raises(UserError, match="would be standard output"):
         export(tmp_path / "p.pth", Path("-"), kind="onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["p.pth"]
