@@ -334,10 +334,10 @@ def test_gray_images_cost_what_one_channel_costs():
     assert (packing.unpacked(packing.packed(pixels), (32, 32, 1)) == pixels).all()
 
 
-def test_the_repository_leaves_room_for_three_pieces_of_cifar10():
+def test_the_repository_leaves_room_for_four_pieces_of_cifar10():
     """98.4 MB is what its 60,000 images take (measured on 2,000 of them, quality 80, method 5)."""
     room = packing.TRAVELS - packing.repository_bytes(ROOT) - packing.SPARE
-    assert 3 * room > 98.4e6
+    assert 4 * room > 98.4e6
 
 
 # Decoded arrays

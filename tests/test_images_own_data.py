@@ -390,7 +390,7 @@ def a_folder_around_in_train(root):
     with_splits(root, {"train/images": 4, "test/images": 4})
 
 
-def test_images_without_folders(root):
+def images_of_test_without_folders(root):
     with_splits(root, {"train": 4})
     write_class(root / "test", (1, 2, 3), 4)
 
@@ -479,7 +479,7 @@ BAD = {
     a_folder_around: "If a, b in it are what you mean, pass --dataset",
     a_folder_around_in_train: "If a, b in it are the classes, move them up into",
     no_images_of_a_class: "b holds no files",
-    test_images_without_folders: "test holds no images in folders of classes",
+    images_of_test_without_folders: "test holds no images in folders of classes",
     no_test: "has train/ and no test/",
     other_test_class: "has the class 'c', which",
     case_alone: "'Cat' and 'cat'",

@@ -40,12 +40,14 @@ def as_images(images: Any, shape: tuple[int, int, int]) -> Images:
     return as_bytes(_batch(array, shape))
 
 
-def note_dark(images: np.ndarray) -> None:
+def note_dark(images: Images) -> None:
     """A note on standard error where all of a batch is so dark that its white may not be 255.
 
     Digits of 0 to 16, or of 0 and 1, are all black to a network that knows 0 to 255. `images` came
-    as uint8; for floats it is defined what is white.
+    as uint8; for floats it is defined what is white. Images on disk are not read for it.
     """
+    if not isinstance(images, np.ndarray):
+        return
     if len(images) > _FEW and 0 < (high := int(images.max())) <= _DARK:
         _note_white(high)
 
