@@ -269,6 +269,10 @@ def test_own_validation_images_are_named_as_what_selects(tmp_path, capsys):
     text = card.card(tmp_path / "run", tmp_path / "run")
     assert "those of the dataset's own validation split" in text
     assert "tenth" not in text
+    # its images are on no other machine, so the commands say that a place is to be given
+    assert "trunk_jax.evaluate run --data-dir IMAGES\n" in text
+    assert "parity.check --checkpoint run --data-dir IMAGES\n" in text
+    assert "`IMAGES`: the folder" in text
 
 
 def signed(file, values):

@@ -229,6 +229,24 @@ def test_orbax_holds_the_same_arrays(run, tmp_path):
     for one, other in zip(jax.tree.leaves(arrays["root"]), jax.tree.leaves(root), strict=True):
         assert np.array_equal(one, other)
 
+    without = tmp_path / "smaller"
+    export.main([str(run), "--format", "folder", "--no-orbax", "--out", str(without)])
+
+    def files(place):
+        return {p.relative_to(place).parts[0] for p in place.iterdir()}
+
+    assert files(folder) - files(without) == {"orbax"}
+    assert "`orbax/`" in (folder / "README.md").read_text()
+    text = (without / "README.md").read_text()
+    assert "PyTorch's names and layouts.\n" in text
+    assert "orbax" not in text
+    assert np.array_equal(
+        jax.tree.leaves(load(without).networks[()].params)[0],
+        jax.tree.leaves(networks[()].params)[0],
+    )
+    with pytest.raises(UserError, match="--no-orbax is for --format folder and hub"):
+        export.main([str(run), "--format", "onnx", "--no-orbax", "--out", str(tmp_path / "x")])
+
 
 def test_table(run, tmp_path):
     summary = runfolder.read_json(run / "summary.json")

@@ -1,6 +1,7 @@
 """Where what is derived from a run goes, and that nothing of another run is shown for it."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from parity.checks import report as parity_report
 from parity.checks.tolerance import equal
 from trunk_jax import metrics, report
 from trunk_jax.pictures import __main__ as pictures
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -148,11 +151,20 @@ def test_a_card_and_what_is_handed_on_with_it_name_no_folder_of_the_machine(ship
     text = card.card(shipped, tmp_path / "out" / "tree")
     assert str(tmp_path) not in text
     assert "trunk_jax.predict tree IMAGE" in text
+    assert "trunk_jax.evaluate tree\n" in text  # its dataset is known by name
+    assert "IMAGES" not in text
     value = {"command": ["python", "/a/b/train.py", "--out=/a/b/x", "--epochs=3"], "n": 1}
     assert card.without_places(value) == {
         "command": ["python", "train.py", "--out=x", "--epochs=3"],
         "n": 1,
     }
+
+
+@pytest.mark.parametrize("place", sorted((ROOT / "checkpoints").glob("*/summary.json")), ids=str)
+def test_the_card_of_a_shipped_folder_is_what_export_writes(place):
+    folder = place.parent
+    name = folder.relative_to(ROOT)
+    assert (folder / "README.md").read_text() == card.card(folder, name)
 
 
 def test_titles():

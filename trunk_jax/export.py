@@ -23,6 +23,7 @@ def export(
     int8: bool = False,
     push: str | None = None,
     data_dir: str | None = None,
+    orbax: bool = True,
 ) -> tuple[dict[str, Any], list[str]]:
     """Write a run as one of `FORMATS`: what was found, for JSON, and the lines for people.
 
@@ -34,6 +35,8 @@ def export(
         raise UserError("--per-node and --int8 are for --format onnx")
     if push and kind != "hub":
         raise UserError("--push is for --format hub")
+    if not orbax and kind not in ("folder", "hub"):
+        raise UserError("--no-orbax is for --format folder and hub")
     need_new(out)
     if str(out) == STDOUT:  # what is written is read again, and tried
         raise UserError("--out - would be standard output; name a file or folder to make")
@@ -48,7 +51,7 @@ def export(
         need("huggingface_hub")
     # a hub's own bars would be in the way of what is live
     with nullcontext() if push else working(f"exporting {run} as {kind}"):
-        return _written(run, out, kind, per_node, int8, push, data_dir)
+        return _written(run, out, kind, per_node, int8, push, data_dir, orbax)
 
 
 def _written(
@@ -59,6 +62,7 @@ def _written(
     int8: bool,
     push: str | None,
     data_dir: str | None,
+    orbax: bool,
 ) -> tuple[dict[str, Any], list[str]]:
     """What `export` returns, once its arguments are known to be good."""
     from trunk_jax.machine import backend
@@ -76,10 +80,10 @@ def _written(
     if kind == "hub":
         from trunk_jax.interchange import hub
 
-        return hub.export(run, out, data_dir, push)
+        return hub.export(run, out, data_dir, push, orbax=orbax)
     from trunk_jax.interchange import folder
 
-    folder.export(run, out, data_dir)
+    folder.export(run, out, data_dir, orbax=orbax)
     return {"out": str(out)}, [f"wrote {out}"]
 
 
@@ -113,6 +117,12 @@ def main(arguments: list[str] | None = None) -> None:
         "images; prints the accuracy of both (default: float32)",
     )
     add(
+        "--no-orbax",
+        action="store_true",
+        help="folder and hub: leave out the second copy of the weights, in Orbax's form "
+        "(default: both)",
+    )
+    add(
         "--push",
         metavar="ORG/NAME",
         help="hub: send the folder there as well; the token is "
@@ -134,6 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
         int8=options.int8,
         push=options.push,
         data_dir=options.data_dir,
+        orbax=not options.no_orbax,
     )
     print(*lines, sep="\n")
     if options.json:

@@ -5,6 +5,7 @@ from typing import Any
 
 from data.base import tables
 from data.images import stand_ins
+from data.images.specs import SPECS
 from data.run import results, runfolder
 from data.run.options import DEFAULTS
 from data.tree.interval import interval
@@ -69,6 +70,7 @@ def _text(folder: Path, name: Path, summary: dict[str, Any], about: dict[str, An
     if name.is_absolute() or ".." in name.parts:
         name = Path(name.resolve().name)
     package = "trunk_jax" if summary["framework"] == "jax" else "trunk_torch_ref"
+    images_at = "" if recipe.dataset in SPECS else " --data-dir IMAGES"
     lines = [
         f"# {summary['dataset_title']}, recipe `{summary['recipe']}`, {summary['backbone']} nodes",
         "",
@@ -147,12 +149,13 @@ def _text(folder: Path, name: Path, summary: dict[str, Any], about: dict[str, An
         "",
         "```sh",
         f"python -m trunk_jax.predict {name.as_posix()} IMAGE...",
-        f"python -m trunk_jax.evaluate {name.as_posix()}",
-        f"python -m parity.check --checkpoint {name.as_posix()}",
+        f"python -m trunk_jax.evaluate {name.as_posix()}{images_at}",
+        f"python -m parity.check --checkpoint {name.as_posix()}{images_at}",
         "```",
         "",
-        "`weights/*.safetensors` have PyTorch's names and layouts, `orbax/` the same arrays as "
-        "JAX reads them.",
+        *(["`IMAGES`: the folder or .npz file of the dataset's images.", ""] if images_at else []),
+        "`weights/*.safetensors` have PyTorch's names and layouts"
+        + (", `orbax/` the same arrays as JAX reads them." if (folder / "orbax").is_dir() else "."),
         "",
         "## Limits",
         "",

@@ -18,10 +18,18 @@ from data.run.dataset import load_of_run
 KEPT = ("config.json", "manifest.json", "tree.json", "metrics.jsonl", "summary.json")
 
 
-def export(run: Path, folder: Path, data_dir: str | None, called: Path | None = None) -> None:
+def export(
+    run: Path,
+    folder: Path,
+    data_dir: str | None,
+    called: Path | None = None,
+    *,
+    orbax: bool = True,
+) -> None:
     """Write `folder`: the run without its training state, its weights in Orbax's form as well.
 
     The test predictions are this framework's. `called`: what the card calls the folder, if not so.
+    `orbax`: False leaves Orbax's form out; every weight is in `weights/` then, and nowhere else.
     UserError if the run is not finished, if `folder` exists, or if the predictions are not as
     accurate as the summary says.
     """
@@ -33,9 +41,7 @@ def export(run: Path, folder: Path, data_dir: str | None, called: Path | None = 
     from trunk_jax.machine import backend
 
     backend.start()
-    with working("loading JAX, Orbax and the tree"):
-        import orbax.checkpoint as ocp  # after what can be a user's mistake: it takes seconds
-
+    with working("loading JAX and the tree"):
         from trunk_jax.inference import route
         from trunk_jax.inference.load import load
         from trunk_jax.measure.costs import costs
@@ -71,11 +77,20 @@ def export(run: Path, folder: Path, data_dir: str | None, called: Path | None = 
             model.tree.names[node]: {"params": network.params, "stats": network.stats}
             for node, network in model.networks.items()
         }
-        with working("writing the weights"), ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((aside / "orbax").absolute(), text_keys(arrays))
+        if orbax:
+            _save(arrays, aside / "orbax")
         results.write_predictions(aside, "test", dataset, test, found.labels, found.confidence)
         results.write_stopped(aside, "test", stopped)
         writing.write_bytes(aside / derived.CARD, card.card(aside, called or folder).encode())
+
+
+def _save(arrays: dict[str, Any], place: Path) -> None:
+    """Write the folder `place`: `arrays`, the weights by node, in Orbax's form."""
+    with working("writing the weights"):
+        import orbax.checkpoint as ocp  # here: it takes seconds, and not every export needs it
+
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(place.absolute(), text_keys(arrays))
 
 
 def text_keys(value: Any) -> Any:

@@ -15,7 +15,7 @@ ONNX = "model.onnx"
 
 
 def export(
-    run: Path, out: Path, data_dir: str | None, push: str | None
+    run: Path, out: Path, data_dir: str | None, push: str | None, *, orbax: bool = True
 ) -> tuple[dict[str, Any], list[str]]:
     """Write the folder `out` and send it to `push` (ORG/NAME) if given; (result, lines).
 
@@ -26,7 +26,7 @@ def export(
     writing.need_new(out)
     with writing.new_folder(out) as aside:
         inside = aside / "run"
-        folder.export(run, inside, data_dir, called=out)
+        folder.export(run, inside, data_dir, called=out, orbax=orbax)
         found = onnx_export.export(run, inside / ONNX, data_dir=data_dir)
         card = (inside / derived.CARD).read_text()
         text = front_matter(inside) + card + _use(name or out.name)
