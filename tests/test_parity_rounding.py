@@ -169,6 +169,46 @@ def test_several_units_on_their_other_sides_are_found(truth):
     assert all(v <= allowed[k] for k, v in distances(other, found).items())
 
 
+def test_a_unit_beyond_the_nearest_is_found_by_what_it_explains():
+    """Nearness to the edge says little: of hundreds, the ranking by slopes finds the one."""
+    many = Truth(network(), images(), {"features.7": MASK}, LOSS, error=2e-2)
+    assert many.undecided > 400
+    allowed = {key: 1e-3 for key in many.sample.gradients}
+    apart = {
+        unit: max(distances(many.on([unit]).gradients, many.sample).values())
+        for unit in many.units[300:400]
+    }
+    (unit, most) = max(apart.items(), key=lambda item: item[1])
+    assert most > 10 * 1e-3
+    units, _ = many.fitted(many.on([unit]).gradients, allowed)
+    assert units == [unit]
+
+
+def test_slopes_along_a_direction_are_products_with_jumps():
+    """Forward mode against backward mode, of every unit in every kind of layer."""
+    many = Truth(network(), images(), {"features.7": MASK}, LOSS, error=1e-3)
+    assert {unit.layer for unit in many.units} == {"features.2", "features.3", "features.6"}
+    rng = np.random.default_rng(3)
+    direction = {k: rng.normal(size=g.shape) for k, g in many.sample.gradients.items()}
+    found = many._derived().along(direction, many.units)
+    for unit, value in zip(many.units, found, strict=True):
+        jump = many._derived().jump(unit)
+        product = sum(float((jump[key] * direction[key]).sum()) for key in jump)
+        # two float64 passes of 600 terms at most, of values of about 1
+        assert value == pytest.approx(product, rel=1e-10, abs=1e-13)
+
+
+def test_a_jump_is_what_the_other_side_makes():
+    near = near_an_edge()
+    (unit,) = near.units
+    there = near.on([unit]).gradients
+    jump = near._derived().jump(unit)
+    for key, right in near.sample.gradients.items():
+        # the unit's value, 1e-9, is what the jump leaves out
+        assert np.abs(there[key] - right - jump[key]).max() < 1e-7
+    assert max(np.abs(value).max() for value in jump.values()) > 1e-3
+
+
 def distances(gradients, sample):
     return rounding.distances.each(gradients, sample.gradients)
 
@@ -188,6 +228,9 @@ def test_a_window_that_is_dead_but_for_a_unit_near_0_passes_it():
     there = truth.on([unit])
     assert there.loss == pytest.approx(truth.sample.loss, rel=1e-8)
     assert distances(there.gradients, truth.sample)["features.1.bias"] > allowed["features.1.bias"]
+    jump = truth._derived().jump(unit)["features.1.bias"]
+    off = there.gradients["features.1.bias"] - truth.sample.gradients["features.1.bias"]
+    assert jump == pytest.approx(off, rel=1e-5, abs=1e-9)  # though the pool passed another zero
     assert truth.fitted(there.gradients, allowed)[0] == [unit]
 
 

@@ -43,7 +43,7 @@ from parity.study.step import COUNTERS, STATISTICS, weights
 from parity.study.verdict import layer_of
 from trunk_torch_ref.training import objective
 
-EDITION = 1  # of this rule: steps that were judged by another are not mixed
+EDITION = 2  # of this rule: steps that were judged by another are not mixed
 UNITS = {"float32": UNIT, "float64": 2.0**-53}
 KINDS = (
     "evaluation",

@@ -13,12 +13,11 @@ Such units are *undecided*. A float32 gradient is right if it is within reach of
 gradient for some choice of their sides, and of theirs alone.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import lsq_linear
 from torch import Tensor, nn
 
 from parity.checks import layerwise
@@ -26,6 +25,8 @@ from parity.checks.nodes import is_plain_sum
 from parity.checks.tolerance import CONSTANT, UNIT
 from parity.pairs.passes import leaves
 from parity.study import distances
+from parity.study.edges import Edge, Pool, Sides, Unit
+from parity.study.jumps import Derivatives, Jumps
 from parity.study.step import Arrays
 
 SAMPLES = 8  # steps with random errors; lengths of long vectors of errors hardly vary
@@ -33,8 +34,9 @@ SAMPLES = 8  # steps with random errors; lengths of long vectors of errors hardl
 # the model may be too small by, and of 10^8 normal values the largest is at 5.6.
 EDGE = 6 * CONSTANT
 SMALL = 0.1  # of what is allowed: a jump that does not matter
-LIKELY = 12  # the nearest to their edges, which are tried first
-MOST = 200  # undecided units, the nearest to their edges, that are tried
+LIKELIEST = 8  # of all undecided units, those that promise most, are looked at together
+PATIENCE = 3  # rounds without a gain after which no further units are looked at
+MOST = 200  # undecided units: of more, a choice that fits may be missed, and nothing follows
 
 
 @dataclass(frozen=True)
@@ -50,67 +52,7 @@ class Sample:
     scores: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class Unit:
-    """An undecided one: place `index` of the flat map of `layer`, and the side it may be on."""
-
-    layer: str
-    index: int
-    side: int
-    margin: float
-
-
 Allowed = dict[str, dict[str, float]]
-
-
-@dataclass
-class _Sides:
-    """`taken`: by layer, the side of every unit, forced if given. `seen`: what was decided on.
-
-    `moved`: by max pool, places and sides of the windows that are forced where `taken` is not.
-    """
-
-    taken: dict[str, Tensor] = field(default_factory=dict)
-    seen: dict[str, Tensor] = field(default_factory=dict)
-    moved: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
-
-
-class _Edge(nn.Module):
-    """A piecewise linear activation: side 0 is 0, side 1 the value, side 2 (ReLU6) the cap."""
-
-    def __init__(self, name: str, cap: float, sides: _Sides):
-        super().__init__()
-        self._name, self._cap, self._sides = name, cap, sides
-
-    def forward(self, x: Tensor) -> Tensor:
-        self._sides.seen[self._name] = x.detach()
-        if self._name not in self._sides.taken:
-            self._sides.taken[self._name] = (x > 0).long() + (x >= self._cap).long()
-        side = self._sides.taken[self._name]
-        cap = torch.where(side == 2, self._cap if np.isfinite(self._cap) else 0.0, 0.0).to(x)
-        # one that lies below 0, but is passed: float32 has it above, so that a pool may choose it
-        value = torch.where(x < 0, x - 2 * x.detach(), x)
-        return torch.where(side == 1, value, cap)
-
-
-class _Pool(nn.Module):
-    """MaxPool2d(2): the side is which of a window's four values is passed."""
-
-    def __init__(self, name: str, sides: _Sides):
-        super().__init__()
-        self._name, self._sides = name, sides
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        four = x[:, :, : h // 2 * 2, : w // 2 * 2].reshape(b, c, h // 2, 2, w // 2, 2)
-        four = four.permute(0, 1, 2, 4, 3, 5).reshape(b, c, h // 2, w // 2, 4)
-        self._sides.seen[self._name] = four.detach()
-        if self._name not in self._sides.taken:
-            side = four.argmax(-1)
-            for place, other in self._sides.moved.get(self._name, ()):
-                side.view(-1)[place] = other
-            self._sides.taken[self._name] = side
-        return four.gather(-1, self._sides.taken[self._name][..., None])[..., 0]
 
 
 class _Masked(nn.Module):
@@ -159,46 +101,8 @@ class _Lost(torch.autograd.Function):
 def _noisy(x: Tensor, size: float, generator: torch.Generator) -> Tensor:
     if not size:
         return x.clone()
-    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-    return x + size * x.square().mean().sqrt() * noise
-
-
-@dataclass(frozen=True)
-class _Jumps:
-    """What units' other sides make of the gradients, in shares of what is allowed.
-
-    `columns`: of each unit one, all tensors in a row; `off`: the gradients to be explained;
-    `starts`: where each tensor begins.
-    """
-
-    units: list[Unit]
-    columns: list[np.ndarray]
-    off: np.ndarray
-    starts: np.ndarray
-
-    def shares(self) -> list[tuple[Unit, float]]:
-        """How much of each jump these gradients have: 0 is none, 1 all; by least squares."""
-        columns = np.stack(self.columns, axis=1)
-        found = lsq_linear(columns, self.off, bounds=(0, 1), method="bvls").x
-        return list(zip(self.units, found.tolist(), strict=True))
-
-    def pursued(self) -> list[Unit]:
-        """One by one, the unit whose jump explains most of what is still too far off."""
-
-        def excess(off: np.ndarray) -> float:
-            lengths = np.sqrt(np.add.reduceat(off * off, self.starts))
-            return float((np.maximum(0.0, lengths - 1) ** 2).sum())
-
-        off, chosen, best = self.off, [], excess(self.off)
-        while best:
-            left = [place for place in range(len(self.units)) if place not in chosen]
-            tried = [(excess(off - self.columns[place]), place) for place in left]
-            now, place = min(tried, default=(np.inf, -1))
-            if now >= best:
-                break
-            best, off = now, off - self.columns[place]
-            chosen.append(place)
-        return [self.units[place] for place in chosen]
+    noise = torch.randn(x.shape, generator=generator).to(x.dtype)  # drawn in float32: faster
+    return noise.mul_(size * torch.linalg.vector_norm(x) / x.numel() ** 0.5).add_(x)
 
 
 class Truth:
@@ -223,7 +127,9 @@ class Truth:
         self._unit = unit
         self._loss, self._x, self._error = loss, torch.tensor(x), error
         self._generator = torch.Generator().manual_seed(seed)
-        self._sides, self._noise = _Sides(), False
+        self._sides, self._noise = Sides(), False
+        self._derivatives: Derivatives | None = None
+        self._jumped: dict[Unit, Arrays] = {}
         self._start = {key: value.clone() for key, value in module.state_dict().items()}
         self._module = module.train()
         layers = leaves(module)
@@ -240,7 +146,7 @@ class Truth:
         self.sample = self._pass({})
         self._natural = {name: side.contiguous() for name, side in self._sides.taken.items()}
         self._seen = dict(self._sides.seen)
-        self._pools = {n for n, layer in module.named_modules() if isinstance(layer, _Pool)}
+        self._pools = {n for n, layer in module.named_modules() if isinstance(layer, Pool)}
         self._reach()
 
     def on(self, units: list[Unit]) -> Sample:
@@ -296,14 +202,21 @@ class Truth:
             if (now := excess(found)) < best[0]:
                 best = (now, units, found)
 
-        # nearly always a few of the nearest, each of which helps by itself
-        for unit in self.units[:LIKELY]:
-            if best[0]:
-                attempt([*best[1], unit])
+        known: list[Unit] = []
+        waited = 0
+        while best[0] and waited < PATIENCE:
+            before = best[0]
+            more = self._likeliest(gradients, allowed, best[2], known)
+            known += more
+            jumps = self._jumps(gradients, allowed, known)
+            chosen = jumps.pursued() if jumps.units else []
+            if chosen and chosen != best[1]:
+                attempt(chosen)
+            waited = 0 if best[0] < before else waited + 1
+            if not more:
+                break
         if best[0]:
-            jumps = self._jumps(gradients, allowed)
             shares = jumps.shares() if jumps.units else []
-            attempt(jumps.pursued() if jumps.units else [])
             attempt([unit for unit, share in shares if share > 0.5])
             # the jumps of two units are not quite the sum of theirs: try each, the doubtful first
             for unit, _ in sorted(shares, key=lambda one: abs(one[1] - 0.5)):
@@ -316,24 +229,55 @@ class Truth:
                     best = (0.0, _toggled(best[1], unit), found)
         return best[1], best[2]
 
-    def _jumps(self, gradients: Arrays, allowed: Mapping[str, float]) -> "_Jumps":
+    def _derived(self) -> Derivatives:
+        """Made once: it holds a whole pass with its graph."""
+        if self._derivatives is None:
+            self._module.load_state_dict(self._start)
+            self._derivatives = Derivatives(
+                self._module, self._x, self._loss, self._sides, self._natural
+            )
+        return self._derivatives
+
+    def _likeliest(
+        self, gradients: Arrays, allowed: Mapping[str, float], at: Sample, known: Sequence[Unit]
+    ) -> list[Unit]:
+        """Of the units that are not `known`, those that promise to explain most of what is off.
+
+        To first order, by the slope of the excess along each unit's jump; `at`: the sides so far.
+        """
+        scales = distances.scales(gradients, at.gradients)
+        direction = {}
+        for key, there in at.gradients.items():
+            size = scales[key] * allowed[key]
+            off = (there - gradients[key]) / size
+            length = distances.norm(off.ravel())
+            direction[key] = off / length * (length - 1) / size if length > 1 else 0 * off
+        left = [unit for unit in self.units if unit not in set(known)]
+        gain = -self._derived().along(direction, left)
+        best = np.argsort(-gain, kind="stable")[:LIKELIEST]
+        return [left[place] for place in best if gain[place] > 0]
+
+    def _jumps(
+        self, gradients: Arrays, allowed: Mapping[str, float], units: Sequence[Unit]
+    ) -> Jumps:
         """What each unit's other side makes of the gradients, and how far these are off."""
         scales = distances.scales(gradients, self.sample.gradients)
 
         def scaled(of: Arrays) -> np.ndarray:
-            rows = [
-                (of[key] - right).ravel() / (scales[key] * allowed[key])
-                for key, right in self.sample.gradients.items()
-            ]
+            rows = [of[key].ravel() / (scales[key] * allowed[key]) for key in self.sample.gradients]
             return np.concatenate(rows)
 
-        jumps = [(unit, scaled(self.on([unit]).gradients)) for unit in self.units]
+        for unit in units:
+            if unit not in self._jumped:
+                self._jumped[unit] = self._derived().jump(unit)
+        jumps = [(unit, scaled(self._jumped[unit])) for unit in units]
         jumps = [(unit, jump) for unit, jump in jumps if distances.norm(jump) > SMALL]
-        sizes = [value.size for value in self.sample.gradients.values()]
-        return _Jumps(
+        right = self.sample.gradients
+        sizes = [value.size for value in right.values()]
+        return Jumps(
             [unit for unit, _ in jumps],
             [jump for _, jump in jumps],
-            scaled(gradients),
+            scaled({key: gradients[key] - value for key, value in right.items()}),
             np.concatenate([[0], np.cumsum(sizes)[:-1]]),
         )
 
@@ -362,7 +306,7 @@ class Truth:
         }
         units = [unit for name in self._seen for unit in self._undecided(name)]
         self.undecided = len(units)
-        self.units = sorted(units, key=lambda unit: unit.margin)[:MOST]
+        self.units = sorted(units, key=lambda unit: unit.margin)
 
     def _undecided(self, name: str) -> list[Unit]:
         seen, side = self._seen[name], self._natural[name]
@@ -376,7 +320,7 @@ class Truth:
             margin = torch.where(values[..., 0] == values[..., 1], torch.inf, margin)
             other = torch.where(order[..., 0] == side, order[..., 1], order[..., 0])
         else:
-            cap = layer._cap
+            cap = layer.cap
             low, high = seen.abs(), (seen - cap).abs()
             margin = torch.minimum(low, high) / edge.clamp_min(1e-300)
             upper = 3 - side  # between 1 and 2
@@ -456,16 +400,16 @@ def apart(a: Sample, b: Sample) -> dict[str, dict[str, float]]:
     return found | {"gradient": distances.each(a.gradients, b.gradients)}
 
 
-def _replacement(name: str, layer: nn.Module, masks: Arrays, sides: _Sides) -> nn.Module | None:
+def _replacement(name: str, layer: nn.Module, masks: Arrays, sides: Sides) -> nn.Module | None:
     if name in masks:
         assert isinstance(layer.p, float)
         return _Masked(masks[name], layer.p)
     if isinstance(layer, nn.ReLU6):
-        return _Edge(name, 6.0, sides)
+        return Edge(name, 6.0, sides)
     if isinstance(layer, nn.ReLU):
-        return _Edge(name, float("inf"), sides)
+        return Edge(name, float("inf"), sides)
     if isinstance(layer, nn.MaxPool2d):
-        return _Pool(name, sides)
+        return Pool(name, sides)
     return None
 
 

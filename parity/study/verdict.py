@@ -54,7 +54,7 @@ FLOORS = {
     "gradient": GRADIENT_64,
     "weight": GRADIENT_64,
 }
-EDITION = 2  # of this rule: tasks of a study that were judged by another are not mixed
+EDITION = 3  # of this rule: tasks of a study that were judged by another are not mixed
 UNITS = {"float64": 1.0, "float32": 2.0**29}
 # Within a step things follow each other: forward with its batch statistics, the loss, backward,
 # the update. What comes first is named.
