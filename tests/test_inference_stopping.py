@@ -9,6 +9,7 @@ import shutil
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,18 +18,19 @@ from data.base import writing
 from data.base.errors import UserError
 from data.images.datasets import load
 from data.images.splits import split
-from data.inference import curve, stopping
+from data.inference import curve, hub, stopping
 from data.inference.closeness import too_close
 from data.inference.model import Model, group_shares, predictions
 from data.inference.stopping import NEVER, Stopping
 from data.recipes import recipe as recipes
 from data.recipes.recipe import Exits
-from data.run import card, results, runfolder
+from data.run import card, derived, results, runfolder
 from data.run.options import evaluate_options
 from data.training.evaluate import evaluate
 from data.training.framework import Framework
 from data.tree import hierarchy
 from data.tree.hierarchy import ROOT
+from trunk_jax.interchange import folder
 from trunk_jax.predict import line, row_of
 
 GROUPS = ((0, 6, 8), (1,), (2, 3), (4,), (5, 7, 9))
@@ -84,9 +86,9 @@ class Nearest(Model):
         return curve.visits(self.tree, self.scores(pixels), self.stopping)
 
 
-def model_of(folder):
-    tree = runfolder.read_tree(folder)
-    return Nearest(runfolder.read_recipe(folder), tree, {}, folder, stopping.read(folder, tree))
+def model_of(run):
+    tree = runfolder.read_tree(run)
+    return Nearest(runfolder.read_recipe(run), tree, {}, run, stopping.read(run, tree))
 
 
 def _none(*_):
@@ -108,17 +110,17 @@ FRAMEWORK = Framework[Nearest](
 )
 
 
-def write_run(folder, tree=TREE, recipe=RECIPE):
+def write_run(place, tree=TREE, recipe=RECIPE):
     config = {"format": runfolder.FORMAT, "framework": "jax", "recipe": recipes.to_json(recipe)}
     writing.write_json(
-        folder / "config.json", config | {"dataset_sha256": load("digits").fingerprint}
+        place / "config.json", config | {"dataset_sha256": load("digits").fingerprint}
     )
-    runfolder.write_tree(folder, tree)
+    runfolder.write_tree(place, tree)
     test = parts(recipe.protocol).test
-    found = FRAMEWORK.predict(model_of(folder), test.images).labels
+    found = FRAMEWORK.predict(model_of(place), test.images).labels
     summary = results.summary("jax", recipe, load("digits"), tree, COSTS, {"test": (test, found)})
-    writing.write_json(folder / "summary.json", summary)
-    return folder
+    writing.write_json(place / "summary.json", summary)
+    return place
 
 
 @pytest.fixture
@@ -352,6 +354,19 @@ def test_the_card_says_what_was_calibrated(run):
     shutil.copy(run / stopping.FILE, run / "kept")
     stopping.write(run, Stopping(second=0.5), {})
     assert card._calibrated(run) == "not been calibrated"
+
+
+def test_what_comes_from_the_hub_stops_where_it_was_sent_to(monkeypatch, tmp_path):
+    asked = []
+
+    def download(name, *, allow_patterns, **_):
+        asked.extend(allow_patterns)
+        return str(tmp_path)
+
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(hub, "_library", lambda: SimpleNamespace(snapshot_download=download))
+    assert hub.fetch("hub:someone/tree") == tmp_path
+    assert {*folder.KEPT, stopping.FILE, derived.CARD, "weights/*.safetensors"} <= set(asked)
 
 
 # --- what is too close to call

@@ -576,14 +576,14 @@ def evaluate_options(framework: str, arguments: list[str] | None = None) -> Eval
         metavar="COST|SHARE",
         help="of a tree with exits: set on validation images how sure a node must be for an image "
         "to stop there: for a mean cost such as 25M multiply-adds, or an accuracy such as 0.92; "
-        "kept in the run folder (default: as kept there)",
+        "kept in the run folder (default: as kept there; with --beam the most accurate)",
     )
     add(
         "--beam",
         type=int,
         choices=(1, 2),
         help="2: images whose second branch is probable enough, as set on validation images, "
-        "visit both; kept in the run folder (default: as kept there)",
+        "visit both; kept in the run folder (default: as kept there; with --stop-at 1)",
     )
     add(
         "--curve",
