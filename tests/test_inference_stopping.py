@@ -250,6 +250,20 @@ def test_where_nodes_score_groups_or_there_is_one_network_flags_are_refused(tmp_
             ask(one, *flags)
 
 
+def test_second_branches_are_tried_where_they_are_asked_for(run, monkeypatch):
+    real, tried = curve.rules, []
+
+    def noted(*arguments, **named):
+        found = real(*arguments, **named)
+        tried.append({rule.second for rule in found})
+        return found
+
+    monkeypatch.setattr(curve, "rules", noted)
+    for flags in (["--curve"], ["--beam", "1"], ["--stop-at", "4000"], ["--beam", "2"]):
+        ask(run, *flags)
+    assert tried == [{None}] * 3 + [{None, 0.4, 0.2, 0.1}]
+
+
 def test_another_rule_forgets_the_predictions_of_the_one_before(run):
     ask(run, "--stop-at", "4000")
     ask(run, "--split", "validation")
@@ -456,6 +470,7 @@ def test_a_softmax_has_an_error_of_its_own():
     exact = np.exp(curve.log_softmax(scores[ROOT])).max(1)
     decided = 0
     for share in np.quantile(exact, np.linspace(0.1, 0.9, 40), method="nearest"):
+        share *= 1 + 3e-8  # half of float32's last digit
         rule = Stopping({}, {"root": float(share)})
         differ = (shares < np.float32(share)) != (exact < share)
         close = closeness(TREE, rule, scores, 0.0)

@@ -53,8 +53,8 @@ def need_one_branch(rule: Stopping, what: str) -> None:
     """UserError if by the rule images may visit two branches, which `what` does not know."""
     if rule.second is not None:
         raise UserError(
-            f"{what} knows no second branch; take {FILE} out of the run folder, or make it anew "
-            "with evaluate --beam 1"
+            f"{what} knows no second branch; take {FILE} out of the run folder and run evaluate, "
+            "or make it anew with evaluate --beam 1"
         )
 
 
