@@ -58,7 +58,7 @@ def too_close(
             if rule.second is not None:
                 close |= mine & _near(order[:, -2], rule.second, factor)
         if rule.second is not None and branches.shape[1] > 2:
-            may = order[:, -2] * np.exp(factor) >= rule.second  # else neither is visited
+            may = order[:, -2] >= rule.second * np.exp(-factor)  # else neither is visited
             close |= mine & may & _near(order[:, -3], order[:, -2], 2 * factor)
     if tree.exits or rule.second is not None:  # the answer is a choice among products
         found, told = curve.visits(tree, scores, rule), distribution if tree.exits else group_shares
