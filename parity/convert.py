@@ -4,10 +4,10 @@ Weights travel as a PyTorch state_dict. Which array of a layer is which tensor, 
 laid out, follows from the layer's class alone (its `LAYOUT`), so the same few lines convert every
 model.
 
-A converted run has the tree, ASL, metrics, predictions and summary of the original, its
-weights bit for bit, and the other framework's name; `manifest.json` goes on describing the
-training and gains a list `converted`. Training checkpoints are not carried over: their form is
-each framework's own, and a finished run needs none.
+A converted run has the tree, ASL, metrics, predictions, summary and rule of early stopping of the
+original, its weights bit for bit, and the other framework's name; `manifest.json` goes on
+describing the training and gains a list `converted`. Training checkpoints are not carried over:
+their form is each framework's own, and a finished run needs none.
 
 With a file of weights (.pth, .pt) in place of RUN it writes them as safetensors, for `--weights`.
 """

@@ -9,6 +9,8 @@ import pytest
 from data.base.errors import UserError
 from data.images import specs
 from data.images.cache import cache_root
+from data.inference import stopping
+from data.inference.stopping import Stopping
 from data.run import runfolder
 from data.tree import hierarchy
 from trunk_jax.framework import predict
@@ -61,6 +63,14 @@ def test_it_answers_as_a_batch_and_starts_without_building_anything(run, monkeyp
     ahead.load(run)
     assert len(made) == 2
     assert len(entries()) == 2
+
+
+def test_another_rule_of_stopping_is_another_program(run):
+    keys = {ahead._key(run)}
+    for second in (0.25, 0.5):
+        stopping.write(run, Stopping(second=second), {})
+        keys.add(ahead._key(run))
+    assert len(keys) == 3
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

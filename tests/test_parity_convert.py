@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import random_trees
 import torch
 from flax import nnx
 from safetensors.numpy import load
@@ -26,7 +27,7 @@ import trunk_torch_ref.nodes
 import trunk_torch_ref.train
 from data.base import writing
 from data.base.errors import UserError, run_command
-from data.run import runfolder
+from data.run import results, runfolder
 from parity.checks.baselines import SMALL, build
 from parity.convert import convert_file, main
 from parity.pairs.conversion import convert_run, to_jax, to_torch
@@ -352,6 +353,15 @@ def test_a_converted_run_works_in_the_other_framework(runs, tmp_path, capsys, or
         assert_same_state(state, states(back)[node])
     manifest = json.loads((back / "manifest.json").read_text())
     assert [e["from"] for e in manifest["converted"]] == [origin, to]
+
+
+def test_a_converted_run_stops_where_the_original_does(tmp_path):
+    run = random_trees.write_run(tmp_path / "run", "resnet", exits=True)
+    stopped = {"accuracy": 0.5, "correct": 1, "total": 2, "multiply_adds": 1.0, "parameters": 1.0}
+    results.write_stopped(run, "test", stopped | {"last": {"root": 1.0}})
+    main([str(run), "--to", "torch", "--out", str(tmp_path / "out")])
+    for name in ("stopping.json", "stopped-test.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (run / name).read_bytes()
 
 
 def test_a_converted_run_is_a_finished_one(runs, tmp_path, capsys):

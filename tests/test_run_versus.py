@@ -10,6 +10,8 @@ import pytest
 
 from data import table, versus
 from data.base.errors import UserError
+from data.inference import stopping
+from data.inference.stopping import Stopping
 from data.run import card, results
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
@@ -57,6 +59,7 @@ def test_what_early_stopping_gave_takes_the_place_of_the_summary(tmp_path):
     other = Path(shutil.copytree(MONOLITH, tmp_path / "other"))
     plain = results.standing(other, results.read_summary(other))
     assert not plain["stopped"]
+    stopping.write(other, Stopping(second=0.25), {})
     results.write_stopped(
         other,
         "test",

@@ -1,12 +1,15 @@
 """Trees whose nodes score classes: how they grow and train, and where images stop."""
 
+import inspect
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto
 
 from data import table, versus
 from data.base.errors import UserError
@@ -23,8 +26,11 @@ from parity.checks.stopping import check_stopping
 from trunk_jax import compress, metrics
 from trunk_jax import nodes as jax_nodes
 from trunk_jax.inference import route as jax_route
+from trunk_jax.inference import single
 from trunk_jax.inference.model import Model as JaxModel
 from trunk_jax.inference.single import program_of
+from trunk_jax.interchange import builder, runtime, trained
+from trunk_jax.interchange import exits as exits_onnx
 from trunk_jax.layers.basic import EVAL
 from trunk_jax.network import exchange as jax_exchange
 from trunk_jax.network.network import apply, split
@@ -319,6 +325,112 @@ def test_the_program_for_one_image_stops_where_the_rule_says(networks, scores, n
         assert path.tolist() == [*deepest, *[-1] * (TREE.depth - len(deepest))]
 
 
+@pytest.fixture
+def decided(monkeypatch):
+    """By framework, what its root decides of float32 scores by a rule: (best, second, surest)."""
+    monkeypatch.setattr(jax_route, "infer", lambda _, x: (x, x))
+
+    def of_jax(tree, scores, rule):
+        how = jax_route._rule_at(SimpleNamespace(tree=tree, stopping=rule), ROOT)
+        rows = np.arange(len(scores))
+        found = jax_route._visit.__wrapped__(None, jnp.asarray(scores), rows, **how)
+        _, likelihoods, best, second = found
+        return np.asarray(best), np.asarray(second), np.asarray(jnp.exp(likelihoods).max(1))
+
+    def of_torch(tree, scores, rule):
+        scores = torch.tensor(scores)
+        likelihoods = (scores / rule.temperature("root")).log_softmax(1)
+        best, second = torch_route.onward(tree, ROOT, scores, likelihoods, rule)
+        return best.numpy(), second.numpy(), likelihoods.exp().amax(1).numpy()
+
+    return {"jax": of_jax, "torch": of_torch}
+
+
+@pytest.mark.parametrize("framework", ["jax", "torch"])
+def test_at_a_threshold_an_image_stops_and_of_equals_the_first_is_taken(decided, framework):
+    """As `curve.visits`; a probability of float32 is equal to one of float64 that rounds to it."""
+    decide = decided[framework]
+    scores = np.full((2, 6), -80, np.float32)
+    scores[0, 3:5] = 1  # a class has a half, and its branch all
+    scores[1, [0, 2, 4, 5]] = 1  # the first and the last branch have a half each
+    _, _, (half, quarter) = decide(TREE, scores, Stopping())
+    up = np.nextafter(half, np.float32(1))
+    for share, wanted in ((half, [-1, 0]), (half * (1 + 1e-9), [-1, 0]), (up, [2, 0])):
+        best, second, _ = decide(TREE, scores, Stopping({}, {"root": float(share)}))
+        assert best.tolist() == wanted
+        assert second.tolist() == [-1, -1]
+    assert decide(TREE, scores, Stopping({}, {"root": float(quarter)}))[0].tolist() == [-1, -1]
+    for share, wanted in ((2 * quarter, 2), (np.nextafter(2 * quarter, np.float32(1)), -1)):
+        best, second, _ = decide(TREE, scores, Stopping({}, {}, second=float(share)))
+        assert (best.tolist(), second.tolist()) == ([2, 0], [-1, wanted])
+
+
+@pytest.mark.parametrize("framework", ["jax", "torch"])
+@pytest.mark.parametrize("second", [None, 0.4])
+def test_where_nodes_score_groups_scores_decide_though_probabilities_are_equal(
+    decided, framework, second
+):
+    near = np.nextafter(np.float32(0.01), np.float32(1))
+    scores = np.array([[0.01, near, -9], [near, 0.01, -9]], np.float32)
+    likelihoods = np.asarray(jax.nn.log_softmax(jnp.asarray(scores), axis=1))
+    assert likelihoods[0, 0] == likelihoods[0, 1]
+    tree, rule = replace(TREE, exits=False), Stopping(second=second)
+    best, other, _ = decided[framework](tree, scores, rule)
+    assert best.tolist() == [1, 0]
+    assert other.tolist() == ([-1, -1] if second is None else [0, 1])
+
+
+@pytest.mark.parametrize("form", ["one image", "onnx"])
+def test_at_a_threshold_exported_programs_stop_as_well(monkeypatch, form):
+    scores = np.full((1, 6), -80, np.float32)
+    scores[0, [0, 2, 4, 5]] = 1  # the first and the last branch have a half each
+
+    def one(rule):
+        monkeypatch.setattr(single, "apply", lambda scores, x: ((x, scores), {}))
+        found = {name: jnp.zeros((1, TREE.width(n))) for n, name in TREE.names.items()}
+        found["root"] = jnp.asarray(scores)
+        return int(single._stop_early(rule, TREE, found, jnp.zeros((1, 1)))[2][0])
+
+    def onnx_form(rule):
+        graph = builder.Builder("root/")
+        (_, ints), chosen, _ = exits_onnx.at_node(TREE, rule, graph, ROOT, "scores", None)
+        kinds = [builder.tensor("scores", TensorProto.FLOAT, ["n", 6])]
+        told = [builder.tensor(name, TensorProto.INT64, None) for name in (chosen, ints)]
+        session = runtime.session(builder.as_model(graph.graph("a node", kinds, told)))
+        branch, path = session.run(None, {"scores": scores})
+        assert path[0].tolist() == [branch[0], *[-1] * (TREE.depth - 1)]
+        return int(branch[0])
+
+    way = {"one image": one, "onnx": onnx_form}[form]
+    assert way(Stopping({}, {"root": 0.25})) == -1
+    assert way(Stopping({}, {"root": float(np.nextafter(np.float32(0.25), 1))})) == 0
+    assert way(Stopping()) == 0
+    # half as probable, a quarter of what the six have at no temperature at all
+    assert way(Stopping({"root": 1e3}, {"root": 0.25})) == 2
+
+
+@pytest.mark.parametrize("framework", ["jax", "torch"])
+def test_training_weighs_by_the_recipe(networks, monkeypatch, framework):
+    """Up to the making of batches, which is told what losses count."""
+
+    class ReachedError(Exception):
+        pass
+
+    def reached(*arguments, **named):
+        raise ReachedError(inspect.signature(real).bind(*arguments, **named).arguments["exits"])
+
+    real = joint.layout
+    monkeypatch.setattr(joint, "layout", reached)
+    recipe = replace(RECIPE, exits=Exits(weight=0.3, distil=0.7))
+    splits = SimpleNamespace(train=SimpleNamespace(labels=LABELS))
+    of = {"jax": (jax_joint, networks[0], ()), "torch": (torch_joint, networks[1], (None,))}
+    module, mine, images = of[framework]
+    hooks = dict.fromkeys(("restore", "save", "report"))
+    with pytest.raises(ReachedError) as caught:
+        module.fit_tree(recipe, recipe.joint, "s", TREE, mine, *images, splits, **hooks)
+    assert caught.value.args == (recipe.exits,)
+
+
 def test_a_second_branch_where_nodes_score_groups():
     tree = replace(TREE, exits=False)
     root = np.log([[0.5, 0.1, 0.4], [0.5, 0.4, 0.1], [0.4, 0.5, 0.1]])
@@ -352,7 +464,7 @@ def test_the_rule_is_kept_in_the_run_folder(tmp_path):
     assert stopping.read(tmp_path, TREE) == RULES["two branches"]
     for text, match in (
         ('{"temperatures": {}, "thresholds": {"z": 0.5}, "second": null}', "no node 'z'"),
-        ('{"temperatures": {"a": 0}, "thresholds": {}, "second": null}', "above 0"),
+        ('{"temperatures": {"a": 0}, "thresholds": {}, "second": null}', "0.001 to 1000"),
         ('{"temperatures": {}, "thresholds": {}, "second": -1}', "0 to 1"),
         ('{"temperatures": {}, "thresholds": {}}', "lacks second"),
     ):
@@ -490,11 +602,19 @@ def test_a_tree_is_trained_and_stops_for_a_wanted_cost(framework, tmp_path, caps
     assert 0.9 < costs[0] / costs[1] < 1.1
 
 
-def test_a_second_branch_is_refused_where_it_is_not_known(networks):
+def test_a_second_branch_is_refused_where_it_is_not_known(networks, monkeypatch, tmp_path):
     recipe = replace(RECIPE, exits=Exits())
     model = JaxModel(recipe, TREE, networks[0], stopping=RULES["two branches"])
     with pytest.raises(UserError, match="a program for one image knows no second branch; take"):
         program_of(model)
+    for module in (metrics, trained):
+        monkeypatch.setattr(module, "load", lambda run: model)
+    monkeypatch.setattr(trained, "_measured", lambda run, ruled: {})
+    with pytest.raises(UserError, match="export knows no second branch; take"):
+        trained.of_run(tmp_path)
+    data = SimpleNamespace(spec=recipe.spec, test=None)
+    with pytest.raises(UserError, match="metrics knows no second branch; take"):
+        metrics.measure(tmp_path, data, recipe, data, 0)
 
 
 def test_images_are_counted_on_the_way_that_they_took(networks, scores):

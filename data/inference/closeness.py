@@ -9,9 +9,10 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Bool, Float
 
+from data.base.rounding import CONSTANT, UNIT
 from data.inference import curve
 from data.inference.curve import Scores
-from data.inference.model import distribution
+from data.inference.model import distribution, group_shares
 from data.inference.stopping import Stopping
 from data.tree.hierarchy import Node, Tree
 
@@ -27,7 +28,8 @@ def too_close(
 ) -> Bool[np.ndarray, " n"]:
     """Whether an image's way or answer may be another within the error of its scores.
 
-    An error e of scores at temperature t changes a probability by at most the factor exp(2e / t).
+    An error e of scores at temperature t changes a probability by at most the factor exp(2e / t);
+    right scores too become probabilities with an error of rounding, which each runtime has its own.
 
     Args:
       tree: whose nodes gave the scores.
@@ -42,8 +44,10 @@ def too_close(
     for place, node in enumerate(tree.nodes):
         mine, name = met[:, place], tree.names[node]
         heat = rule.temperature(name)
-        shares = np.exp(curve.log_softmax(scores[node].astype(np.float64) / heat))
-        factor = _SAFETY * 2 * error[node] / heat
+        heated = scores[node].astype(np.float64) / heat
+        shares = np.exp(curve.log_softmax(heated))
+        rounding = CONSTANT * UNIT * (1 + np.abs(heated).max(1))  # of a softmax, and of a threshold
+        factor = _SAFETY * (2 * error[node] / heat + rounding)
         slack += np.where(mine, factor, 0)
         branches = curve.branch_shares(tree, node, shares)
         if tree.exits and name in rule.thresholds:
@@ -54,10 +58,11 @@ def too_close(
             if rule.second is not None:
                 close |= mine & _near(order[:, -2], rule.second, factor)
         if rule.second is not None and branches.shape[1] > 2:
-            close |= mine & _near(order[:, -3], order[:, -2], 2 * factor)
-    if tree.exits:
-        found = curve.visits(tree, scores, rule)
-        answers = np.sort(distribution(tree, found, len(met)), axis=1)
+            may = order[:, -2] >= rule.second * np.exp(-factor)  # else neither is visited
+            close |= mine & may & _near(order[:, -3], order[:, -2], 2 * factor)
+    if tree.exits or rule.second is not None:  # the answer is a choice among products
+        found, told = curve.visits(tree, scores, rule), distribution if tree.exits else group_shares
+        answers = np.sort(told(tree, found, len(met)), axis=1)
         close |= _near(answers[:, -2], answers[:, -1], 2 * slack)
     return close
 

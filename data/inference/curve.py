@@ -5,6 +5,7 @@ on these scores. Validation images decide the rule: temperatures by their likeli
 and a second branch by accuracy and mean cost.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -214,16 +215,18 @@ def chosen(points: Sequence[Point], stop_at: float) -> Point:
     if stop_at > 1:
         within = [each for each in best if each.multiply_adds <= stop_at]
         if not within:
+            least = math.ceil(best[0].multiply_adds / 100) / 1e4  # the advice has to be enough
             raise UserError(
                 f"--stop-at {stop_at / 1e6:.4g}M is less than any image costs; give at least "
-                f"{best[0].multiply_adds / 1e6:.4g}M"
+                f"{least:.4f}M, or an accuracy from 0 to 1"
             )
         return within[-1]
     within = [each for each in best if each.accuracy >= stop_at]
     if not within:
+        most = math.floor(1e4 * best[-1].accuracy) / 1e4
         raise UserError(
             f"--stop-at {stop_at:g}: no threshold gives that accuracy on validation images; the "
-            f"best is {best[-1].accuracy:.4f}, at {best[-1].multiply_adds / 1e6:.4g}M multiply-adds"
+            f"best is {most:.4f}, at {best[-1].multiply_adds / 1e6:.4g}M multiply-adds"
         )
     return within[0]
 

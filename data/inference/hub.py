@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from data.base.errors import UserError
+from data.inference import stopping
 
 PREFIX = "hub:"
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _NEEDED = (
     "config.json",
     "tree.json",
+    stopping.FILE,
     "manifest.json",
     "summary.json",
     "metrics.jsonl",

@@ -314,7 +314,7 @@ def answer(model: Model, visits: Iterable[Visit], count: int) -> Answer:
     """What visits of `count` images come to."""
     tree, found = model.tree, list(visits)
     labels = predictions(tree, found, count).labels
-    shares = distribution if tree.exits else _shares
+    shares = distribution if tree.exits else group_shares
     paths: list[tuple[str, ...]] = [()] * count
     for visit in found:  # of an image, later ones are further down
         for place in visit.places:
@@ -326,7 +326,7 @@ def answer(model: Model, visits: Iterable[Visit], count: int) -> Answer:
     return Answer(labels, names, shares(tree, found, count), met)
 
 
-def _shares(tree: Tree, visits: Iterable[Visit], count: int) -> Float[np.ndarray, "n classes"]:
+def group_shares(tree: Tree, visits: Iterable[Visit], count: int) -> Float[np.ndarray, "n classes"]:
     """`Answer.probabilities` of a tree whose nodes score groups."""
     shares = np.zeros((count, len(tree.paths)))
     reached = {ROOT: np.zeros(count)}

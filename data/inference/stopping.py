@@ -5,7 +5,6 @@ the largest probability is at least the node's threshold; else it goes on to the
 probable branch. In any tree the second branch may be visited too where it is probable enough.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from data.tree.hierarchy import Tree
 
 FILE = "stopping.json"
 NEVER = 2.0  # a threshold that no probability reaches
+_COLDEST, _HOTTEST = 1e-3, 1e3  # scores divided by less, or by more, may leave float32's range
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def need_one_branch(rule: Stopping, what: str) -> None:
     """UserError if by the rule images may visit two branches, which `what` does not know."""
     if rule.second is not None:
         raise UserError(
-            f"{what} knows no second branch; take {FILE} out of the run folder, or make it anew "
-            "with evaluate --beam 1"
+            f"{what} knows no second branch; take {FILE} out of the run folder and run evaluate, "
+            "or make it anew with evaluate --beam 1"
         )
 
 
@@ -77,24 +77,37 @@ def read(folder: Path, tree: Tree) -> Stopping:
     file = folder / FILE
     if not file.exists():
         return Stopping()
-    value = reading.json_file(file)
+    text = reading.content(file, reading.MOST_JSON)
     try:
-        form = {"temperatures": {str: float}, "thresholds": {str: float}, "second": (float, None)}
-        reading.need(value, form)
-        rule = Stopping(value["temperatures"], value["thresholds"], value["second"])
-        strange = {*rule.temperatures, *rule.thresholds} - {tree.names[n] for n in tree.nodes}
-        if strange:
-            raise ValueError(f"the tree has no node {min(strange)!r:.80}")
-        if not all(t > 0 and math.isfinite(t) for t in rule.temperatures.values()):
-            raise ValueError("a temperature must be above 0")
-        shares = [*rule.thresholds.values(), *([] if rule.second is None else [rule.second])]
-        if not all(0 <= share <= NEVER for share in shares):
-            raise ValueError("a probability must be 0 to 1")
-        if rule.thresholds and not tree.exits:
-            raise ValueError("this tree's nodes score groups; an image cannot stop before a leaf")
-    except ValueError as error:
+        return _of_json(reading.json_text(text), tree)
+    except (ValueError, RecursionError) as error:
+        again = "evaluate --stop-at" if tree.exits else "evaluate --beam 2"
         raise UserError(
-            f"{file} says not where images stop ({error}); remove it, or make it "
-            "anew with evaluate --stop-at"
+            f"{file} does not say where images stop ({error}); remove it, and make it anew with "
+            f"{again} if it is still wanted"
         ) from None
+
+
+def _of_json(value: Any, tree: Tree) -> Stopping:
+    """The rule that a file holds. ValueError if it is none of this tree's."""
+    form = {"temperatures": {str: float}, "thresholds": {str: float}, "second": (float, None)}
+    reading.need(value, form)
+    rule = Stopping(value["temperatures"], value["thresholds"], value["second"])
+    strange = {*rule.temperatures, *rule.thresholds} - {tree.names[n] for n in tree.nodes}
+    if strange:
+        raise ValueError(f"the tree has no node {min(strange)!r:.80}")
+    for name, heat in rule.temperatures.items():
+        if not _COLDEST <= heat <= _HOTTEST:
+            raise ValueError(
+                f"the temperature of {name} is {heat:g}; it must be {_COLDEST:g} to {_HOTTEST:g}"
+            )
+    for name, share in rule.thresholds.items():
+        if not 0 <= share <= 1 and share != NEVER:
+            raise ValueError(
+                f"the threshold of {name} is {share:g}; it must be 0 to 1, or {NEVER:g} for never"
+            )
+    if rule.second is not None and not 0 <= rule.second <= 1:
+        raise ValueError(f"second is {rule.second:g}; it must be 0 to 1, or null")
+    if (rule.thresholds or rule.temperatures) and not tree.exits:
+        raise ValueError("this tree's nodes score groups; an image cannot stop before a leaf")
     return rule

@@ -6,6 +6,7 @@ from typing import Any
 from data.base import tables
 from data.images import stand_ins
 from data.images.specs import SPECS
+from data.inference import stopping
 from data.run import results, runfolder
 from data.run.options import DEFAULTS
 from data.tree.interval import interval
@@ -50,6 +51,14 @@ def _stopped(folder: Path, summary: dict[str, Any]) -> list[tuple[str, str]]:
             f"{found['parameters'] / 1e3:,.0f} k parameters met",
         )
     ]
+
+
+def _calibrated(folder: Path) -> str:
+    """What was done for its probabilities to be as frequent as they say."""
+    ruled = (folder / stopping.FILE).exists()
+    if ruled and stopping.read(folder, runfolder.read_tree(folder)).temperatures:
+        return "been calibrated on validation images alone, by a temperature for each node"
+    return "not been calibrated"
 
 
 def _text(folder: Path, name: Path, summary: dict[str, Any], about: dict[str, Any]) -> str:
@@ -160,7 +169,7 @@ def _text(folder: Path, name: Path, summary: dict[str, Any], about: dict[str, An
         "## Limits",
         "",
         "It knows these classes alone, and gives any image one of them; its probabilities have "
-        "not been calibrated. It has been measured on images like those it was trained on, and "
+        f"{_calibrated(folder)}. It has been measured on images like those it was trained on, and "
         "on no others.",
         "",
     ]

@@ -1,6 +1,7 @@
 """The flags of the train and evaluate commands, the same for both frameworks."""
 
 import argparse
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -291,9 +292,25 @@ def volatility(text: str) -> float | str:
 def _amount(text: str) -> float:
     factor = {"k": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:], 1.0)
     try:
-        return float(text if factor == 1 else text[:-1]) * factor
+        value = float(text if factor == 1 else text[:-1]) * factor
+        if not math.isfinite(value):  # no JSON file of ours could hold it
+            raise ValueError
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no number such as 40M") from None
+    return value
+
+
+def _wanted(text: str) -> float:
+    """A mean cost, or a share of right answers."""
+    try:
+        value = _amount(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError("")
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a mean cost such as 25M nor a share such as 0.92"
+        ) from None
+    return value
 
 
 def _count(text: str) -> str:
@@ -555,18 +572,18 @@ def evaluate_options(framework: str, arguments: list[str] | None = None) -> Eval
     add("--data-dir", help="folder of prepared TFDS datasets (default: the run's own)")
     add(
         "--stop-at",
-        type=_amount,
+        type=_wanted,
         metavar="COST|SHARE",
         help="of a tree with exits: set on validation images how sure a node must be for an image "
         "to stop there: for a mean cost such as 25M multiply-adds, or an accuracy such as 0.92; "
-        "kept in the run folder (default: as kept there)",
+        "kept in the run folder (default: as kept there; with --beam the most accurate)",
     )
     add(
         "--beam",
         type=int,
         choices=(1, 2),
         help="2: images whose second branch is probable enough, as set on validation images, "
-        "visit both; kept in the run folder (default: as kept there)",
+        "visit both; kept in the run folder (default: as kept there; with --stop-at 1)",
     )
     add(
         "--curve",

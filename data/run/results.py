@@ -11,6 +11,7 @@ import numpy as np
 from data.base import reading, tables, writing
 from data.base.errors import UserError
 from data.images.datasets import Dataset, Examples
+from data.inference import stopping
 from data.recipes.recipe import Recipe
 from data.run import derived
 from data.tree import metrics
@@ -180,10 +181,16 @@ def standing(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
 
     `multiply_adds` and `parameters` of the mean image, and `stopped`: whether these are of images
     that stopped early, by the rule of `evaluate --stop-at`, as the predictions are; else of
-    `summary.json`, over the true paths. UserError for a damaged file.
+    `summary.json`, over the true paths. UserError for a damaged file, and for one of a rule that
+    was taken out of the folder.
     """
     file = derived.find(folder, "predictions-test.csv").with_name("stopped-test.json")
     if file.exists():
+        if not (folder / stopping.FILE).exists():
+            raise UserError(
+                f"{folder} has no {stopping.FILE} any more, but predictions that were made by it; "
+                "make them anew with evaluate"
+            )
         value = reading.json_of_form(file, _STOPPED, "what evaluate writes")
         return {key: value[key] for key in _STANDING} | {"stopped": True}
     counts, mean = summary["accuracy"]["test"], summary["paths"]["mean"]

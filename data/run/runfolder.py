@@ -11,6 +11,8 @@
 | `metrics.jsonl` | a line an epoch |
 | `summary.json` | accuracy by split and node, costs; present when the run is finished |
 | `predictions-<split>.csv`, `confusion-<split>.csv` | written by train (test) and evaluate |
+| `stopping.json` | where images stop, as set by `evaluate --stop-at` or `--beam` |
+| `stopped-<split>.json` | what the images of the predictions cost, where there is such a rule |
 """
 
 import json

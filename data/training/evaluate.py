@@ -47,18 +47,32 @@ def _evaluate(framework: Framework[M], options: EvaluateOptions, shipped: bool) 
         working(f"classifying {len(examples.labels):,} {part} images"),
     ):
         known = exits.known(framework, model, parts.validation, options)
+        before = model.stopping
         model = exits.with_rule(folder, model, known, options, store=not shipped)
         found = framework.predict(model, examples.images)
         drawn = exits.drawn(framework, model, known, examples, options)
     value = results.evaluation(part, recipe, dataset, model.tree, examples, found.labels)
     if model.tree.exits or model.stopping.second is not None:
         value["mean"] = curve.of(found, model.tree, framework.costs(model))
-    if not shipped or not (folder / f"predictions-{part}.csv").exists():
+    tried = shipped and model.stopping != before  # by a rule that is not the folder's
+    if not tried and not (shipped and (folder / f"predictions-{part}.csv").exists()):
         place = derived.claim(folder) if shipped else folder
         results.write_predictions(place, part, dataset, examples, found.labels, found.confidence)
         counts = {key: value[key] for key in ("accuracy", "correct", "total")}
         ruled = model.stopping != Stopping()
         results.write_stopped(place, part, counts | value["mean"] if ruled else None)
+    if tried:
+        print(
+            f"note: {folder} is handed on as it is (it has a {derived.CARD}, or is a hub's): this "
+            "rule of stopping is not kept",
+            file=sys.stderr,
+        )
+    if known and recipe.protocol == "published":
+        print(
+            "note: under the protocol published the validation images are the test images: where "
+            "images stop was chosen on TEST",
+            file=sys.stderr,
+        )
     if dataset.fingerprint != runfolder.read_config(folder).get("dataset_sha256"):
         print("note: these are not the images that the run was trained on", file=sys.stderr)
     print(

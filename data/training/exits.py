@@ -34,8 +34,6 @@ def need_use(folder: Path, tree: Tree, options: EvaluateOptions) -> None:
             f"--stop-at is for trees with exits; the nodes of {folder} score groups, so no image "
             "can stop before a leaf (--beam 2 is for them too)"
         )
-    if options.stop_at is not None and not options.stop_at > 0:
-        raise UserError("--stop-at must be above 0: a mean cost such as 25M, or a share")
     if len(tree.nodes) == 1 and (options.stop_at, options.beam, options.curve) != (
         None,
         None,

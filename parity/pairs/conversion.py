@@ -16,6 +16,7 @@ from data.base import writing
 from data.base.errors import UserError
 from data.base.progress import working
 from data.base.writing import new_folder
+from data.inference import stopping
 from data.recipes.recipe import Recipe
 from data.run import results, runfolder
 from data.tree.hierarchy import Node, Tree
@@ -40,7 +41,15 @@ _TORCH = _Side(
 )
 _SIDES: dict[str, _Side[Any]] = {"jax": _JAX, "torch": _TORCH}
 
-_CARRIED = ("tree.json", "metrics.jsonl", "asl/*.json", "predictions-*.csv", "confusion-*.csv")
+_CARRIED = (
+    "tree.json",
+    "metrics.jsonl",
+    "asl/*.json",
+    "predictions-*.csv",
+    "confusion-*.csv",
+    stopping.FILE,
+    "stopped-*.json",  # what the predictions cost
+)
 
 
 def to_torch(network: Network, module: M) -> M:

@@ -42,7 +42,8 @@ def walk(model: Model, images: Images, batch: int | None = None) -> Iterator[Vis
         with torch.no_grad():
             features, scores = model.networks[node].eval()(x)
             likelihoods = (scores / rule.temperature(tree.names[node])).log_softmax(1)
-            chosen, second = (each.cpu().numpy() for each in onward(tree, node, likelihoods, rule))
+            ways = onward(tree, node, scores, likelihoods, rule)
+            chosen, second = (each.cpu().numpy() for each in ways)
         found = Visit(node, places, chosen, likelihoods.cpu().numpy(), second)
         yield found
         for child, mine in found.taken:
@@ -54,18 +55,21 @@ def walk(model: Model, images: Images, batch: int | None = None) -> Iterator[Vis
         yield from visit(ROOT, x, places)
 
 
-def onward(tree: Tree, node: Node, likelihoods: Tensor, rule: Stopping) -> tuple[Tensor, Tensor]:
+def onward(
+    tree: Tree, node: Node, scores: Tensor, likelihoods: Tensor, rule: Stopping
+) -> tuple[Tensor, Tensor]:
     """The branches that images take from a node: the best, and one besides; -1 for none.
 
-    `likelihoods`: log-probabilities of its outputs, [n, outputs]. In a tree with exits only
-    branches with a network are taken.
+    `likelihoods`: log-probabilities of its outputs, of which it gave the `scores`; [n, outputs].
+    In a tree with exits only branches with a network are taken.
     """
     shares = likelihoods.exp()
     branches = shares
+    best = scores.argmax(1)  # probabilities of different scores may be equal
     if tree.exits:
         columns = tree.columns(node)
         branches = torch.stack([shares[:, list(each)].sum(1) for each in columns], dim=1)
-    best = branches.argmax(1)
+        best = branches.argmax(1)
     second = torch.full_like(best, -1)
     if rule.second is not None and branches.shape[1] > 1:
         rest = branches.scatter(1, best[:, None], -1.0)
