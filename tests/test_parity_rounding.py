@@ -173,7 +173,7 @@ def test_a_unit_beyond_the_nearest_is_found_by_what_it_explains():
     """Nearness to the edge says little: of hundreds, the ranking by slopes finds the one."""
     many = Truth(network(), images(), {"features.7": MASK}, LOSS, error=2e-2)
     assert many.undecided > 400
-    allowed = {key: 1e-3 for key in many.sample.gradients}
+    allowed = dict.fromkeys(many.sample.gradients, 0.001)
     apart = {
         unit: max(distances(many.on([unit]).gradients, many.sample).values())
         for unit in many.units[300:400]

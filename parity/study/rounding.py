@@ -34,7 +34,7 @@ SAMPLES = 8  # steps with random errors; lengths of long vectors of errors hardl
 # the model may be too small by, and of 10^8 normal values the largest is at 5.6.
 EDGE = 6 * CONSTANT
 SMALL = 0.1  # of what is allowed: a jump that does not matter
-LIKELIEST = 8  # of all undecided units, those that promise most, are looked at together
+LIKELIEST = 32  # of all undecided units, those that promise most, are looked at together
 PATIENCE = 3  # rounds without a gain after which no further units are looked at
 MOST = 200  # undecided units: of more, a choice that fits may be missed, and nothing follows
 
