@@ -243,6 +243,8 @@ def test_values_are_matched_by_what_they_hold():
     # what is masked does not hide what is not
     masked = values.prints([np.where(x > 0, x, -1e300), np.where(x > 0, x + 1e-3, -np.inf)])
     assert values.matches(ours, masked)[3] == 0
+    hidden = values.prints([np.where(x > 0, x, -1e9), np.where(x > 0, x + 1e-3, -65504)])
+    assert values.matches(ours, hidden)[3] == 0
     assert values.turned(x.transpose(2, 0, 1), x, 1e-12) == (1, 2, 0)
     assert values.turned(x.reshape(4, 2, 3), x, 1e-12) is None
 
