@@ -368,7 +368,7 @@ def no_shortcut():
         lambda self, x: self.b(x + torch.tanh(self.a(x))),
         lambda self, x: self.b(jnp.tanh(self.a(x))),
     )
-    return *models, normal(4, 6), "shortcut", "", False
+    return *models, normal(4, 6), "missing term", "", False
 
 
 def biased_with_its_mean():
@@ -417,8 +417,20 @@ def softmax_axis_after_a_mask():
     return *models, "softmax axis", "", False
 
 
+def no_positions():
+    table = normal(4, 6)
+    models = two(
+        lambda self, x: self.b(torch.tanh(self.a(x) + table)),
+        lambda self, x: self.b(jnp.tanh(self.a(x))),
+    )
+    return *models, normal(2, 4, 6), "missing term", "", False
+
+
 def no_mask_of_what_is_padded():
-    models = masked(lambda x, seen: x.masked_fill(~seen, -math.inf), SHOWN, lambda x, seen: x)
+    def hides(x, seen):
+        return x.masked_fill(mask=~seen, value=-math.inf)
+
+    models = masked(hides, SHOWN, lambda x, seen: x)
     return *models, "mask", "", False
 
 
@@ -438,6 +450,7 @@ FAULTS = [
     channels_turned_before_they_are_normalised,
     pytorchs_own_dropout,
     no_shortcut,
+    no_positions,
     biased_with_its_mean,
     mask_of_where_inverted,
     softmax_axis_after_a_mask,

@@ -130,7 +130,7 @@ def _of(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
                         _swapped(number, value),
                     )
         yield from _mask(call)
-        yield from _shortcut(call)
+        yield from _terms(call)
     if name == "masked_fill" or name == "where":
         yield from _mask(call)
     if name in ("mul", "rmul", "imul", "div", "truediv", "itruediv"):
@@ -182,7 +182,7 @@ def _of(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
         yield from _matmul(call)
     if name in ("flatten", "reshape", "view", "channel_shuffle", "pixel_shuffle"):
         yield from _order(call)
-    if name == "cat":
+    if name == "cat" and call.args:
         tensors = call.args[0]
         yield (
             "order of parts",
@@ -203,14 +203,16 @@ def _image(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
         )
 
 
-def _shortcut(call: Call) -> Iterator[tuple[str, str, Change]]:
-    """Of a sum of two values of one shape."""
+def _terms(call: Call) -> Iterator[tuple[str, str, Change]]:
+    """Of a sum of two values, as a shortcut or position makes: one of them alone."""
     tensors = [x for x in call.args if isinstance(x, torch.Tensor) and x.is_floating_point()]
-    if call.name.startswith("clamp") or len(tensors) != 2 or tensors[0].shape != tensors[1].shape:
+    if call.name.startswith("clamp") or len(tensors) != 2:
         return
+    shape = torch.broadcast_shapes(*(x.shape for x in tensors))
     for place, x in enumerate(tensors):
-        words = f"JAX has the {('first', 'second')[place]} of PyTorch's two terms alone"
-        yield "shortcut", words, _computed(torch.Tensor.clone, x)
+        if x.shape == shape:
+            words = f"JAX has the {('first', 'second')[place]} of PyTorch's two terms alone"
+            yield "missing term", words, _computed(torch.Tensor.clone, x)
 
 
 def _tensor(call: Call) -> torch.Tensor:
@@ -452,15 +454,21 @@ def _split_backwards(x: torch.Tensor, axis: int, a: int, b: int) -> torch.Tensor
     return x.reshape(shape).transpose(axis, axis + 1)
 
 
+def _lower(x: torch.Tensor) -> torch.Tensor:
+    """What a causal mask shows of scores."""
+    return torch.ones(x.shape[-2:], dtype=torch.bool).tril()
+
+
 def _causal(x: torch.Tensor, lower: bool) -> torch.Tensor:
-    seen = torch.ones(x.shape[-2:], dtype=torch.bool).tril()
-    return torch.where(seen == lower, x, torch.finfo(x.dtype).min)
+    return torch.where(_lower(x) == lower, x, torch.finfo(x.dtype).min)
 
 
 def _mask(call: Call) -> Iterator[tuple[str, str, Change]]:
     """Of calls that put a mask on scores."""
     if call.name == "masked_fill":
-        x, hidden = call.args[0], call.args[1]
+        x, hidden = _tensor(call), call.kwargs.get("mask", (*call.args, None, None)[1])
+        if hidden is None:
+            return
     elif call.name == "where":
         if len(call.args) != 3 or not isinstance(call.args[0], torch.Tensor):
             return
@@ -471,6 +479,8 @@ def _mask(call: Call) -> Iterator[tuple[str, str, Change]]:
             x, hidden = one, ~hidden
         else:
             return
+        if not isinstance(x, torch.Tensor):
+            return
     else:
         tensors = [x for x in call.args if isinstance(x, torch.Tensor)]
         if len(tensors) < 2:
@@ -480,8 +490,7 @@ def _mask(call: Call) -> Iterator[tuple[str, str, Change]]:
             return
         hidden = other < -1e4
     hidden = hidden.expand(x.shape)
-    later = torch.ones(x.shape[-2:], dtype=torch.bool).triu(1)
-    causal = x.ndim > 1 and bool((hidden == later).all())
+    causal = x.ndim > 1 and bool((hidden == ~_lower(x)).all())
     yield "causal mask" if causal else "mask", "JAX has no mask", lambda c: x.clone()
     yield (
         "mask polarity",

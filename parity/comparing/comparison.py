@@ -159,7 +159,8 @@ def _layouts(given: Sequence[torch.Tensor], layout: str) -> list[tuple[bool, ...
         return [plain]
     if layout != "found":
         return [images if any(images) else series]
-    return list(dict.fromkeys([images, plain, series]))
+    both = tuple(a or b for a, b in zip(images, series, strict=True))
+    return list(dict.fromkeys([images, plain, both, series]))
 
 
 def _pairs(
@@ -386,7 +387,8 @@ def _dropped(pair: Pair, look: Search, trial: Trial) -> list[Finding]:
     if not then.run.dropped:
         return []
     whole = then.run.values
-    loud = pair.run_torch(trial, dropout=True)
+    with torch.random.fork_rng(devices=[]):
+        loud = pair.run_torch(trial, dropout=True)
     apart = max(
         values.distance(loud.values[a].array, whole[b].array)
         for a, b in zip(loud.outputs, then.run.outputs, strict=True)
