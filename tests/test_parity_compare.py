@@ -249,6 +249,8 @@ def test_values_are_matched_by_what_they_hold():
     assert values.matches(ours, hidden)[3] == 0
     assert values.turned(x.transpose(2, 0, 1), x, 1e-12) == (1, 2, 0)
     assert values.turned(x.reshape(4, 2, 3), x, 1e-12) is None
+    # one number of many is enough
+    assert not values.same_numbers(np.arange(100.0), np.arange(100.0) + 1e-6 * np.eye(100)[7], 1e-7)
 
 
 def found(path, operation="layer_norm", cause="epsilon", after=1e-15):
