@@ -55,6 +55,8 @@ def example(text: str, seed: int) -> torch.Tensor:
             f"--input {text}: write a shape like 2x3x224x224, or 2x16:50 for whole numbers below 50"
         )
     shape = tuple(int(size) for size in match[1].split("x"))
+    if 0 in shape or (match[2] and not int(match[2])):
+        raise UserError(f"--input {text}: it holds nothing; every number must be at least 1")
     generator = torch.Generator().manual_seed(seed)
     if match[2]:
         return torch.randint(int(match[2]), shape, generator=generator)

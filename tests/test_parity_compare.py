@@ -13,8 +13,10 @@ from flax import nnx
 
 from data.base.errors import UserError
 from parity import compare as command
-from parity.comparing import values
+from parity.comparing import diagnosis, values
 from parity.comparing.comparison import compare
+from parity.comparing.diagnosis import Finding
+from parity.comparing.report import Report, Section
 from tests.compared import faults, models
 from tests.compared.fault_free import one
 
@@ -243,8 +245,53 @@ def test_values_are_matched_by_what_they_hold():
     # what is masked does not hide what is not
     masked = values.prints([np.where(x > 0, x, -1e300), np.where(x > 0, x + 1e-3, -np.inf)])
     assert values.matches(ours, masked)[3] == 0
+    hidden = values.prints([np.where(x > 0, x, -1e9), np.where(x > 0, x + 1e-3, -65504)])
+    assert values.matches(ours, hidden)[3] == 0
     assert values.turned(x.transpose(2, 0, 1), x, 1e-12) == (1, 2, 0)
     assert values.turned(x.reshape(4, 2, 3), x, 1e-12) is None
+    # one number of many is enough
+    assert not values.same_numbers(np.arange(100.0), np.arange(100.0) + 1e-6 * np.eye(100)[7], 1e-7)
+
+
+def found(path, operation="layer_norm", cause="epsilon", after=1e-15):
+    return Finding("evaluation", path, operation, "", "", "", 1e-3, cause, "words", after)
+
+
+def test_differences_of_one_cause_are_told_once():
+    given = [found("a"), found("b", after=2e-15), found("c", "batch_norm"), found("d", cause="")]
+    merged = diagnosis.merged([*given, found("e", cause="")])
+    assert [(one.path, one.places) for one in merged] == [("a", 2), ("c", 1), ("d", 1), ("e", 1)]
+    assert merged[0].after == 2e-15
+
+
+def test_a_report_passes_if_all_of_it_does():
+    same = Section("loss", "", 0.0, passed=True)
+    assert Report("", [same]).passed
+    assert not Report("", [same], [found("a")]).passed
+    beyond = Report("", [same, Section("gradients", "", 1.0, passed=False)])
+    assert not beyond.passed
+    assert beyond.verdict.startswith("Different")
+
+
+def test_axes_are_turned_where_the_shapes_leave_no_other_way_or_the_numbers_say_so():
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(2, 3, 4, 5))
+    last = np.moveaxis(image, 1, -1)
+    np.testing.assert_array_equal(values.aligned(last, image), image)
+    square = rng.normal(size=(2, 4, 4))
+    assert not values.channels_first(square + 1e-3, square)
+    assert values.channels_first(square.transpose(0, 2, 1) + 1e-3, square)
+    assert values.aligned(image[:, :, :1, 0], image[:, :, 0, 0]).shape == (2, 3)
+    assert values.aligned(image[:, :2], image).shape == (2, 2, 4, 5)
+    given = {"b": 1, "a": [2, {"d": 3, "c": 4}]}
+    assert values.in_order(given) == [[2, [4, 3]], 1]
+
+
+def test_what_masks_are_filled_with_is_told_from_large_numbers():
+    filled = values.bounded(np.array([1.0, -2.0, -1e9]))
+    np.testing.assert_array_equal(filled, [1.0, -2.0, -4.0])
+    for usual in ([1.0, -2.0, 1e9], [-1e9, -2e9], [100.0, -1e4]):
+        np.testing.assert_array_equal(values.bounded(np.array(usual)), usual)
 
 
 def test_models_are_those_of_users():

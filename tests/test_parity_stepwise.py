@@ -116,6 +116,11 @@ def test_moments_go_to_jax_and_back_unchanged(images):
 # --- without a fault, and with one
 
 
+# What a bound is used up to at the least, by rounding alone: a bound that is a thousand times too
+# wide would excuse everything, and no fault that is planted below is so small.
+LEAST = {"moment": 1e-2, "weight": 5e-2}
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """The command, both types, in this process."""
@@ -139,7 +144,7 @@ def test_without_a_fault_all_steps_agree(plain):
     for name, dtype in (("jax", "float32"), ("torch", "float32"), ("jax", "float64")):
         worst = one["types"][dtype]["worst"][name]
         for kind in ("evaluation", "mean", "scores", "gradient", "moment", "weight"):
-            assert 0 < worst[kind] <= 1, (name, dtype, kind)
+            assert LEAST.get(kind, 1e-4) < worst[kind] <= 1, (name, dtype, kind)
     assert (folder / "stepwise-steps.csv").read_text().count("\n") == 1 + 4 * 3
 
 
@@ -208,7 +213,8 @@ def test_a_fault_that_comes_late_is_found_when_it_comes(fault, kind, cause, imag
 def test_what_is_wrong_in_a_step_is_named(
     what, kind, dtype, images, compiled, tmp_path, monkeypatch
 ):
-    """JAX's step is right but for one thing, by one part in a thousand or by one step."""
+    """JAX's step is right but for one thing, by little more than is allowed or by one step."""
+    factor = 1 + {"float64": 1e-10, "float32": 1e-4}[dtype]
     taken = JaxRunner.taken
 
     def changed(self, number, masks, state):
@@ -219,14 +225,14 @@ def test_what_is_wrong_in_a_step_is_named(
                 if "classifier.2.weight" in step.state
                 else "features.0.weight"
             )
-            step = replace(step, state=step.state | {key: step.state[key] * 1.001})
+            step = replace(step, state=step.state | {key: step.state[key] * factor})
         return after, step, seen
 
     def carried(state, network):
         found = of_optax(state, network)
         if what == "moment":
             table = {
-                k: v * np.asarray(1.001, v.dtype) for k, v in found.tensors["exp_avg_sq"].items()
+                k: v * np.asarray(factor, v.dtype) for k, v in found.tensors["exp_avg_sq"].items()
             }
             found = replace(found, tensors={**found.tensors, "exp_avg_sq": table})
         return replace(found, step=found.step + (what == "count"))
@@ -239,7 +245,7 @@ def test_what_is_wrong_in_a_step_is_named(
 
         def faster(self, *given):
             begin(self, *given)
-            self.rates = self.rates * 1.001
+            self.rates = self.rates * factor
 
         monkeypatch.setattr(JaxRunner, "begin", faster)
     first = tried(images, compiled, tmp_path, (dtype,))["types"][dtype]["first"]

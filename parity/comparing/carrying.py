@@ -7,8 +7,8 @@ explains is matched by shape, and said to be.
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -51,12 +51,16 @@ class Piece:
 
 @dataclass(frozen=True)
 class Owner:
-    """A layer, or a weight that belongs to none; `pieces` by role, `kind` and `shape` to match."""
+    """A layer, or a weight that belongs to none; `pieces` by role, `kind` and `shape` to match.
+
+    `tied`: all of its weights are those of another layer too.
+    """
 
     name: str
     kind: str
     shape: tuple[int, ...]
     pieces: dict[str, Piece]
+    tied: bool = False
 
 
 @dataclass
@@ -131,11 +135,15 @@ def _flipped(w: Array) -> Array:
 
 def torch_owners(module: torch.nn.Module, used: Sequence[str]) -> list[Owner]:
     """The layers of a PyTorch model that own weights, in the order of their first use."""
-    found = []
+    found: list[Owner] = []
+    seen: set[int] = set()
     for path, layer in module.named_modules():
-        own = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
+        own = dict([*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)])
         if own:
-            found += list(_torch_layer(f"{path}." if path else "", layer, dict(own)))
+            tied = all(id(x) in seen for x in own.values())
+            seen |= {id(x) for x in own.values()}
+            owners = _torch_layer(f"{path}." if path else "", layer, own)
+            found += [replace(owner, tied=tied) for owner in owners]
     place = {name: number for number, name in enumerate(used)}
     return sorted(
         found,
@@ -187,7 +195,7 @@ def _torch_layer(path: str, layer: torch.nn.Module, own: dict[str, Any]):
                 pieces["bias"] = Piece((f"{path}in_proj_bias",), _rows(rows))
             yield Owner(f"{path}{part}", "linear", shape, pieces)
     elif isinstance(layer, torch.nn.LSTM | torch.nn.GRU | torch.nn.LSTMCell | torch.nn.GRUCell):
-        lstm = "LSTM" in kind
+        lstm = isinstance(layer, torch.nn.LSTM | torch.nn.LSTMCell)
         ends = sorted({key.removeprefix("weight_ih") for key in own if key.startswith("weight_ih")})
         for end in ends:
             hidden = layer.hidden_size
@@ -376,18 +384,11 @@ def matched(theirs: Sequence[Owner], ours: Sequence[Owner], names: Names = None)
         left_theirs.remove(a)
         left_ours.remove(b)
 
-    if names is not None:
-        at = {owner.name: owner for owner in ours}
-        for owner in list(theirs):
-            target = names(owner.name) if callable(names) else names.get(owner.name)
-            if target is None:
-                continue
-            if target not in at:
-                raise UserError(
-                    f"names: {owner.name} is to be {target}, which the JAX model lacks; it has "
-                    f"{', '.join(sorted(at)[:8])}"
-                )
-            pair(owner, at[target], "the names given")
+    for a, b in _named(theirs, ours, names):
+        alike = (a.kind, a.shape) == (b.kind, b.shape)
+        other = a if alike else _in_place(a, b)
+        left_theirs[left_theirs.index(a)] = other
+        pair(other, b, "the names given")
     for kind, shape in dict.fromkeys((owner.kind, owner.shape) for owner in theirs):
         group = [o for o in left_theirs if (o.kind, o.shape) == (kind, shape)]
         others = [o for o in left_ours if (o.kind, o.shape) == (kind, shape)]
@@ -406,17 +407,12 @@ def matched(theirs: Sequence[Owner], ours: Sequence[Owner], names: Names = None)
         ]
         same = same or [o for o in left_ours if _size(o) == _size(owner)]
         if same:
-            other = same[0]
-            turn = _by_shape(owner, other)
-            pieces = {**owner.pieces}
-            main = next(iter(owner.pieces))
-            role = next(iter(other.pieces))
-            source = owner.pieces[main]
-            pieces[role] = Piece(source.names, _after(source.turn, turn))
-            place = left_theirs.index(owner)
-            left_theirs[place] = changed = Owner(owner.name, owner.kind, owner.shape, pieces)
-            pair(changed, other, "shape alone")
-    result.torch_only = [o.name for o in left_theirs if not set(o.pieces) <= {"mean", "var"}]
+            changed = _in_place(owner, same[0])
+            left_theirs[left_theirs.index(owner)] = changed
+            pair(changed, same[0], "shape alone")
+    result.torch_only = [
+        o.name for o in left_theirs if not set(o.pieces) <= {"mean", "var"} and not o.tied
+    ]
     result.jax_only = [o.name for o in left_ours]
     for a, b in result.pairs:
         for role in sorted(set(a.pieces) ^ set(b.pieces)):
@@ -425,6 +421,53 @@ def matched(theirs: Sequence[Owner], ours: Sequence[Owner], names: Names = None)
             side = result.torch_only if role in a.pieces else result.jax_only
             side.append((a if role in a.pieces else b).pieces[role].names[0])
     return result
+
+
+def _named(
+    theirs: Sequence[Owner], ours: Sequence[Owner], names: Names
+) -> Iterator[tuple[Owner, Owner]]:
+    """The pairs that a user names.
+
+    UserError if one is not there, is named twice, or has another number of values.
+    """
+    if names is None:
+        return
+    if not callable(names) and not isinstance(names, Mapping):
+        raise UserError(f"names: a {type(names).__name__}; give a dict or a function")
+    mine, at = {o.name: o for o in theirs}, {o.name: o for o in ours}
+    unknown = [] if callable(names) else [name for name in names if name not in mine]
+    if unknown:
+        raise UserError(
+            f"names: the PyTorch model has no layer {unknown[0]}; it has "
+            f"{', '.join(sorted(mine)[:8])}"
+        )
+    taken: dict[str, str] = {}
+    for owner in theirs:
+        target = names(owner.name) if callable(names) else names.get(owner.name)
+        if target is None:
+            continue
+        if target not in at:
+            raise UserError(
+                f"names: {owner.name} is to be {target}, which the JAX model lacks; it has "
+                f"{', '.join(sorted(at)[:8])}"
+            )
+        if target in taken:
+            raise UserError(f"names: {taken[target]} and {owner.name} are both to be {target}")
+        if _size(owner) != _size(at[target]):
+            raise UserError(
+                f"names: {owner.name} is to be {target}, but they hold {owner.shape} and "
+                f"{at[target].shape}"
+            )
+        taken[target] = owner.name
+        yield owner, at[target]
+
+
+def _in_place(theirs: Owner, ours: Owner) -> Owner:
+    """PyTorch's layer with its first weight in the place of the first of one of another kind."""
+    (main, source), role = next(iter(theirs.pieces.items())), next(iter(ours.pieces))
+    turned = Piece(source.names, _after(source.turn, _by_shape(theirs, ours)))
+    rest = {key: piece for key, piece in theirs.pieces.items() if key != main}
+    return replace(theirs, pieces={**rest, role: turned})
 
 
 def _size(owner: Owner) -> int:
@@ -446,11 +489,14 @@ def _assigned(theirs: Sequence[Owner], ours: Sequence[Owner]) -> tuple[Any, Any,
     costs = np.zeros((len(theirs), len(ours)))
     plain = np.zeros_like(costs)
     roles = ("query", "key", "value", "out", "gate", "up", "down", "shortcut")
+    far = 10 * (len(theirs) + len(ours))
     for row, a in enumerate(theirs):
         for column, b in enumerate(ours):
             plain[row, column] = abs(row - column)
             x, y = _meaning(a.name) & set(roles), _meaning(b.name) & set(roles)
-            costs[row, column] = plain[row, column] + (100 if (x or y) and x != y else 0)
+            # a norm with a bias is not a scale of the same size without
+            unlike = len(set(a.pieces) ^ set(b.pieces)) + (x != y)
+            costs[row, column] = plain[row, column] + far * unlike
     rows, columns = linear_sum_assignment(costs)
     told = all(_meaning(o.name) & set(roles) for o in theirs)
     return rows, columns, len(theirs) > 1 and len(ours) > 1 and not told

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional
+from torch.utils import _pytree
 
 from parity.comparing.torch_side import Call, Change, Run, again
 
@@ -108,6 +109,8 @@ def _of(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
         yield from _linear(call, around)
     if name in ("batch_norm", "layer_norm", "group_norm", "rms_norm", "instance_norm"):
         yield from _norm(call, around)
+    if name in ("sub", "add", "mul", "div", "truediv"):
+        yield from _image(call, around)
     if name in ("add", "radd", "iadd", "clamp", "clamp_min"):
         number = next(
             (
@@ -127,6 +130,7 @@ def _of(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
                         _swapped(number, value),
                     )
         yield from _mask(call)
+        yield from _terms(call)
     if name == "masked_fill" or name == "where":
         yield from _mask(call)
     if name in ("mul", "rmul", "imul", "div", "truediv", "itruediv"):
@@ -166,19 +170,49 @@ def _of(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
         yield from _pool(call, name)
     if name in ("interpolate", "upsample"):
         yield from _resize(call)
-    if name in ("var", "std"):
+    if name in ("var", "std", "var_mean", "std_mean"):
         yield from _variance(call)
+    if name in ("gru", "gru_cell"):
+        yield (
+            "bias",
+            "JAX's GRU has no hidden bias of its third gate beside that of the input",
+            _without_hidden_bias,
+        )
     if name in ("matmul", "rmatmul", "bmm", "einsum"):
         yield from _matmul(call)
     if name in ("flatten", "reshape", "view", "channel_shuffle", "pixel_shuffle"):
         yield from _order(call)
-    if name == "cat":
+    if name == "cat" and call.args:
         tensors = call.args[0]
         yield (
             "order of parts",
             "parts joined in the other order in JAX",
             lambda c: torch.cat(tuple(tensors)[::-1], *c.args[1:], **c.kwargs),
         )
+
+
+def _image(call: Call, around: Around) -> Iterator[tuple[str, str, Change]]:
+    """Of what is first done with an image that is the model's input."""
+    x = call.args[0] if call.args else None
+    leaf = around.leaves.get(call.inputs[0], "") if call.inputs else ""
+    if isinstance(x, torch.Tensor) and x.ndim in (4, 5) and leaf.startswith("input "):
+        yield (
+            "channel order",
+            "channels in reverse (RGB for BGR)",
+            lambda c: c.function(c.args[0].flip(1), *c.args[1:], **c.kwargs),
+        )
+
+
+def _terms(call: Call) -> Iterator[tuple[str, str, Change]]:
+    """Of a sum of two values, as a shortcut or position makes: one of them alone."""
+    tensors = [x for x in call.args if isinstance(x, torch.Tensor) and x.is_floating_point()]
+    if call.name.startswith("clamp") or len(tensors) != 2:
+        return
+    shape = torch.broadcast_shapes(*(x.shape for x in tensors))
+    for place, x in enumerate(tensors):
+        if x.shape == shape:
+            words = f"JAX has the {('first', 'second')[place]} of PyTorch's two terms alone"
+            yield "missing term", words, _computed(torch.Tensor.clone, x)
 
 
 def _tensor(call: Call) -> torch.Tensor:
@@ -386,7 +420,15 @@ def _activated(function: Callable[[torch.Tensor], torch.Tensor]) -> Change:
 
 
 def _times(factor: float) -> Change:
-    return lambda c: c.plain() * factor
+    """The call's result, of several the first, times a factor."""
+
+    def change(call: Call) -> Any:
+        result = call.plain()
+        if isinstance(result, tuple):
+            return (result[0] * factor, *result[1:])
+        return result * factor
+
+    return change
 
 
 def _selected(order: torch.Tensor) -> Change:
@@ -412,30 +454,56 @@ def _split_backwards(x: torch.Tensor, axis: int, a: int, b: int) -> torch.Tensor
     return x.reshape(shape).transpose(axis, axis + 1)
 
 
+def _lower(x: torch.Tensor) -> torch.Tensor:
+    """What a causal mask shows of scores."""
+    return torch.ones(x.shape[-2:], dtype=torch.bool).tril()
+
+
 def _causal(x: torch.Tensor, lower: bool) -> torch.Tensor:
-    seen = torch.ones(x.shape[-2:], dtype=torch.bool).tril()
-    return torch.where(seen == lower, x, torch.finfo(x.dtype).min)
+    return torch.where(_lower(x) == lower, x, torch.finfo(x.dtype).min)
 
 
 def _mask(call: Call) -> Iterator[tuple[str, str, Change]]:
     """Of calls that put a mask on scores."""
     if call.name == "masked_fill":
-        x, hidden = call.args[0], call.args[1]
+        x, hidden = _tensor(call), call.kwargs.get("mask", (*call.args, None, None)[1])
+        if hidden is None:
+            return
+    elif call.name == "where":
+        if len(call.args) != 3 or not isinstance(call.args[0], torch.Tensor):
+            return
+        hidden, one, other = call.args
+        if _hides(one):
+            x = other
+        elif _hides(other):
+            x, hidden = one, ~hidden
+        else:
+            return
+        if not isinstance(x, torch.Tensor):
+            return
     else:
         tensors = [x for x in call.args if isinstance(x, torch.Tensor)]
-        if len(tensors) < 2 or call.name == "where":
+        if len(tensors) < 2:
             return
         x, other = tensors[:2]
         if not other.is_floating_point() or float(other.detach().min()) > -1e4:
             return
         hidden = other < -1e4
-    yield "causal mask", "JAX has no mask", lambda c: x.clone()
     hidden = hidden.expand(x.shape)
+    causal = x.ndim > 1 and bool((hidden == ~_lower(x)).all())
+    yield "causal mask" if causal else "mask", "JAX has no mask", lambda c: x.clone()
     yield (
         "mask polarity",
         "JAX hides what PyTorch shows, and shows what it hides",
         lambda c: torch.where(hidden, x, torch.finfo(x.dtype).min),
     )
+
+
+def _hides(x: Any) -> bool:
+    """Whether this is what scores are filled with that a mask hides."""
+    if isinstance(x, torch.Tensor):
+        return x.is_floating_point() and bool(x.numel()) and float(x.detach().max()) < -1e4
+    return isinstance(x, float | int) and x < -1e4
 
 
 def _pool(call: Call, name: str) -> Iterator[tuple[str, str, Change]]:
@@ -524,17 +592,29 @@ def _resize(call: Call) -> Iterator[tuple[str, str, Change]]:
 
 
 def _variance(call: Call) -> Iterator[tuple[str, str, Change]]:
-    x = _tensor(call)
     result = call.plain()
-    count = x.numel() // result.numel()
+    both = isinstance(result, tuple)  # with the mean
+    count = _tensor(call).numel() // (result[0] if both else result).numel()
     if count < 2:
         return
-    power = 1.0 if call.name == "var" else 0.5
+    power = 1.0 if call.name.startswith("var") else 0.5
     for factor, words in (
         ((count - 1) / count, "JAX's variance is biased, PyTorch's unbiased"),
         (count / (count - 1), "JAX's variance is unbiased, PyTorch's biased"),
     ):
         yield "biased variance", words, _times(factor**power)
+
+
+def _without_hidden_bias(call: Call) -> Any:
+    """A GRU whose hidden bias of the third gate is in the other: its vectors come in pairs."""
+    given = (call.args, call.kwargs)
+    vectors = [x for x in _pytree.tree_leaves(given) if isinstance(x, torch.Tensor) and x.ndim == 1]
+    other: dict[int, torch.Tensor] = {}
+    for first, second in zip(vectors[::2], vectors[1::2], strict=True):
+        third = torch.where(torch.arange(len(second)) < len(second) // 3 * 2, 0.0, second)
+        other |= {id(first): first + third, id(second): second - third}
+    args, kwargs = _pytree.tree_map(lambda x: other.get(id(x), x), given)
+    return call.function(*args, **kwargs)
 
 
 def _matmul(call: Call) -> Iterator[tuple[str, str, Change]]:

@@ -1,6 +1,6 @@
 """`compare`: the questions in their order."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import permutations
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from flax import nnx
 
 from data.base.errors import UserError
+from data.base.words import plural
 from parity.checks.tolerance import UNIT
 from parity.comparing import (
     carrying,
@@ -24,7 +25,7 @@ from parity.comparing import (
 )
 from parity.comparing.carrying import Carried, Names
 from parity.comparing.diagnosis import Finding, Search, Standing, Trial
-from parity.comparing.pair import Loss, Pair, model_of
+from parity.comparing.pair import Loss, Pair, model_of, told
 from parity.comparing.report import Layer, Report, Section
 
 LAYOUTS = ("found", "nchw to nhwc", "same")
@@ -88,69 +89,115 @@ def _compared(
     carry: bool,
     layout: str,
 ) -> Report:
-    theirs = torch_side.prepared(torch_module)
-    given = _inputs(inputs)
+    if not isinstance(torch_module, torch.nn.Module):
+        raise UserError(
+            f"the PyTorch model is a {type(torch_module).__name__}; give a torch.nn.Module"
+        )
+    training.check(loss, optimizer)
+    theirs, given = torch_side.prepared(torch_module), _inputs(inputs)
     try:
         first = torch_side.run(theirs, given)
     except Exception as error:
-        raise UserError(f"the PyTorch model fails on this input: {_line(error)}") from error
+        raise UserError(f"the PyTorch model fails on this input: {told(error)}") from error
     if not first.outputs:
-        raise UserError("the PyTorch model gives no tensor")
-    ours = model_of(jax_model)
-    program, turned, arrays = _program(ours, given, layout)
-    carried = carrying.matched(
-        carrying.torch_owners(theirs, first.used), carrying.jax_owners(ours, program.used), names
-    )
-    state = {name: x.detach().numpy() for name, x in _tensors(theirs)}
-    weights = {**ours.weights, **carried.to_jax(state)}
-    report = Report(f"{type(torch_module).__name__} in PyTorch and {ours.line} in JAX")
-    _about_weights(report, carried)
-    if turned:
+        raise UserError("the PyTorch model gives no tensor of floating point")
+    half = any(x.dtype in (torch.float16, torch.bfloat16) for x in _state(torch_module).values())
+    best: tuple[int, Pair, jax_side.Program] | None = None
+    for pair, program in _pairs(theirs, given, first, jax_model, names, layout, half):
+        standing = pair.search(pair.run_jax(program)).standing(Trial())
+        if best is None or standing.first > best[0]:
+            best = standing.first, pair, program
+        if standing.agree:
+            break
+    assert best is not None  # without any, _pairs raises
+    _, pair, program = best
+    report = Report(f"{type(torch_module).__name__} in PyTorch and {pair.ours.line} in JAX")
+    _about_weights(report, pair.carried)
+    if any(pair.turned):
         report.notes.append("Inputs were turned from NCHW to NHWC for JAX.")
+    if half:
+        report.notes.append("PyTorch's model computes in 16 bits; both were compared in float64.")
     if not carry:
-        _weights(report, carried, state, ours.weights)
-    pair = Pair(theirs, given, first, jax_model, ours, arrays, turned, carried, weights)
-    trial = _evaluate(report, pair, program)
+        _weights(report, pair.carried, _arrays(theirs), pair.ours.weights)
+    look, base, trial = _evaluate(report, pair, program)
     if train:
-        training.compared(report, pair, trial, loss, optimizer)
+        training.compared(report, pair, look, base, trial, loss, optimizer)
     return report
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}"
 
 
 def _inputs(inputs: Any) -> list[torch.Tensor]:
     result = []
-    for x in inputs if isinstance(inputs, tuple | list) else (inputs,):
-        x = torch.as_tensor(np.asarray(x) if not isinstance(x, torch.Tensor) else x).detach().cpu()
+    for place, x in enumerate(inputs if isinstance(inputs, tuple | list) else (inputs,)):
+        if not isinstance(x, torch.Tensor) and not hasattr(x, "__array__"):
+            raise UserError(
+                f"inputs: number {place} is a {type(x).__name__}; give tensors or NumPy arrays, "
+                "several as a tuple"
+            )
+        x = torch.as_tensor(np.array(x) if not isinstance(x, torch.Tensor) else x).detach().cpu()
         result.append(x.double() if x.is_floating_point() else x)
     return result
 
 
-def _tensors(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return [*module.named_parameters(), *module.named_buffers()]
+def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers; those that are tied under each of their names."""
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
 
 
-def _program(
-    ours: jax_side.Model, given: Sequence[torch.Tensor], layout: str
-) -> tuple[jax_side.Program, bool, list[np.ndarray]]:
-    plain = [x.numpy() for x in given]
-    last = [np.moveaxis(x, 1, -1) if x.ndim in (4, 5) and x.dtype.kind == "f" else x for x in plain]
-    tries = {"nchw to nhwc": [(True, last)], "same": [(False, plain)]}.get(
-        layout, [(True, last), (False, plain)]
-    )
-    if all(a.shape == b.shape for a, b in zip(plain, last, strict=True)):
-        three = [np.moveaxis(x, 1, -1) if x.ndim == 3 and x.dtype.kind == "f" else x for x in plain]
-        tries = [(False, plain), (True, three)]
-    errors = []
-    for turned, arrays in tries:
+def _arrays(module: torch.nn.Module) -> dict[str, np.ndarray]:
+    return {name: x.detach().numpy() for name, x in _state(module).items()}
+
+
+def _layouts(given: Sequence[torch.Tensor], layout: str) -> list[tuple[bool, ...]]:
+    """Which inputs may have to reach JAX's model with channels last, the likeliest first."""
+    images = tuple(x.ndim in (4, 5) for x in given)
+    series = tuple(x.ndim == 3 for x in given)
+    plain = tuple(False for _ in given)
+    if layout == "same":
+        return [plain]
+    if layout != "found":
+        return [images if any(images) else series]
+    both = tuple(a or b for a, b in zip(images, series, strict=True))
+    return list(dict.fromkeys([images, plain, both, series]))
+
+
+def _pairs(
+    theirs: torch.nn.Module,
+    given: Sequence[torch.Tensor],
+    first: torch_side.Run,
+    jax_model: Any,
+    names: Names,
+    layout: str,
+    half: bool = False,
+) -> Iterator[tuple[Pair, jax_side.Program]]:
+    """The two models and JAX's program, once for each way of giving it the inputs that it takes."""
+    ours = model_of(jax_model, half=not half)
+    errors, runs = [], 0
+    for turned in _layouts(given, layout):
+        arrays = [
+            np.moveaxis(x.numpy(), 1, -1) if moved else x.numpy()
+            for x, moved in zip(given, turned, strict=True)
+        ]
         try:
-            return jax_side.Program(ours, arrays), turned, arrays
+            program = jax_side.Program(ours, arrays, exact=half)
         except Exception as error:
             errors.append(error)
-    raise UserError(f"the JAX model fails on this input: {_line(errors[0])}") from errors[0]
+            continue
+        runs += 1
+        carried = carrying.matched(
+            carrying.torch_owners(theirs, first.used),
+            carrying.jax_owners(ours, program.used),
+            names,
+        )
+        weights = {**ours.weights, **carried.to_jax(_arrays(theirs))}
+        yield (
+            Pair(theirs, given, first, jax_model, ours, arrays, turned, half, carried, weights),
+            program,
+        )
+    if not runs:
+        raise UserError(f"the JAX model fails on this input: {told(errors[0])}") from errors[0]
 
 
 def _about_weights(report: Report, carried: Carried) -> None:
@@ -253,25 +300,39 @@ def _weight_cause(
     return "", "", None, [name]
 
 
-def _evaluate(report: Report, pair: Pair, program: jax_side.Program) -> Trial:
-    """Evaluation mode; the trial with which PyTorch's model does what JAX's does."""
+def _evaluate(report: Report, pair: Pair, program: jax_side.Program) -> tuple[Search, Trial, Trial]:
+    """Evaluation mode: what looked in it, and two trials.
+
+    With the first PyTorch's model has JAX's constants, with the second it does what JAX's does.
+    """
     run = pair.run_jax(program)
     look = pair.search(run)
     trial = Trial()
     start = look.standing(trial)
-    _shapes(start, run)
+    _shapes(report, start, run)
     for candidate in causes.constants(start.run):
         then = look.standing(trial.with_(candidate))
         if then.difference < start.difference / 10 or then.first > start.first:
             report.notes.append(f"{candidate.words}; it was compared with them in float64.")
             trial, start = trial.with_(candidate), then
+    rounded = None if start.agree else look.rounded(start)
+    if rounded is not None:
+        then = look.standing(trial.with_(rounded))
+        if then.difference < start.difference / 10 or then.first > start.first:
+            report.notes.append(f"{rounded.words}; both were compared with JAX's.")
+            trial, start = trial.with_(rounded), then
     report.layers = _layers(look, start)
+    base = trial
     count = len(start.run.outputs)
     findings = []
     opening = start
     for cause, words, wanted in (
         ("dropout", "JAX drops values at random in evaluation", run.random),
-        ("bfloat16", "JAX computes in 16 bits where PyTorch does not", run.half),
+        (
+            "bfloat16",
+            "JAX computes in 16 bits where PyTorch does not",
+            run.half and not pair.half,
+        ),
     ):
         if not wanted or start.agree:
             continue
@@ -305,6 +366,7 @@ def _evaluate(report: Report, pair: Pair, program: jax_side.Program) -> Trial:
     for finding, better in look.causes(trial):
         findings.append(finding)
         trial = better
+    findings = [*_dropped(pair, look, trial), *findings]
     report.sections.append(
         Section(
             "forward, evaluation",
@@ -314,9 +376,40 @@ def _evaluate(report: Report, pair: Pair, program: jax_side.Program) -> Trial:
         )
     )
     report.findings += diagnosis.merged(findings)
-    if not findings and not run.half:
+    if not findings and not run.half and not pair.half:
         _float32(report, pair, look, trial)
-    return trial
+    return look, base, trial
+
+
+def _dropped(pair: Pair, look: Search, trial: Trial) -> list[Finding]:
+    """PyTorch's own dropout in evaluation, which the comparison leaves out."""
+    then = look.standing(trial)
+    if not then.run.dropped:
+        return []
+    whole = then.run.values
+    with torch.random.fork_rng(devices=[]):
+        loud = pair.run_torch(trial, dropout=True)
+    apart = max(
+        values.distance(loud.values[a].array, whole[b].array)
+        for a, b in zip(loud.outputs, then.run.outputs, strict=True)
+    )
+    call = then.run.calls[then.run.dropped[0]]
+    words = "PyTorch drops values at random in evaluation (a dropout not told `training`)"
+    return [
+        Finding(
+            "evaluation",
+            call.path,
+            "dropout",
+            call.line,
+            "",
+            "",
+            apart,
+            "dropout" if then.agree else "",
+            words,
+            then.difference if then.agree else None,
+            len(then.run.dropped),
+        )
+    ]
 
 
 def _float32(report: Report, pair: Pair, look: Search, trial: Trial) -> None:
@@ -383,16 +476,17 @@ def _float32(report: Report, pair: Pair, look: Search, trial: Trial) -> None:
     )
 
 
-def _shapes(standing: Standing, run: jax_side.Run) -> None:
+def _shapes(report: Report, standing: Standing, run: jax_side.Run) -> None:
     theirs = [standing.run.values[k].array.shape for k in standing.run.outputs]
     ours = [run.values[k].array.shape for k in run.outputs if k >= 0]
     if len(theirs) != len(ours):
         raise UserError(
-            f"PyTorch's model gives {len(theirs)} outputs, JAX's {len(ours)}: return the same"
+            f"PyTorch's model gives {plural(len(theirs), 'output')} of floating point, JAX's "
+            f"{len(ours)}: return the same"
         )
     for a, b in zip(theirs, ours, strict=True):
         if int(np.prod(a)) != int(np.prod(b)):
-            raise UserError(f"outputs of different shapes: {a} in PyTorch, {b} in JAX")
+            report.notes.append(f"Outputs are of shape {a} in PyTorch, {b} in JAX.")
 
 
 def _layers(look: Search, standing: Standing) -> list[Layer]:
@@ -420,13 +514,10 @@ def carry_weights(torch_module: torch.nn.Module, nnx_module: nnx.Module, inputs:
 
     UserError if they cannot be told apart or run.
     """
-    theirs, ours, given = torch_side.prepared(torch_module), model_of(nnx_module), _inputs(inputs)
+    theirs, given = torch_side.prepared(torch_module), _inputs(inputs)
     first = torch_side.run(theirs, given)
-    program, _, _ = _program(ours, given, "found")
-    carried = carrying.matched(
-        carrying.torch_owners(theirs, first.used), carrying.jax_owners(ours, program.used)
-    )
-    right = carried.to_jax({name: x.detach().numpy() for name, x in _tensors(theirs)})
+    pair, _ = next(_pairs(theirs, given, first, nnx_module, None, "found"))
+    right = pair.carried.to_jax(_arrays(theirs))
     for path, variable in nnx.to_flat_state(nnx.state(nnx_module, (nnx.Param, nnx.BatchStat))):
         name = jax_side.path_of(path)
         if name in right:

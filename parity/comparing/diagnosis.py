@@ -1,5 +1,6 @@
 """Where two models first differ, and why: every cause is tried before it is named."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional
+from torch.utils import _pytree
 
 from parity.comparing import torch_side, values
 from parity.comparing.causes import Around, Candidate, candidates
@@ -112,7 +114,6 @@ class Search:
     Args:
       run: gives PyTorch's run with a trial's changes.
       ours: JAX's.
-      aligned: turns a JAX output into PyTorch's order of axes.
       epsilon: an epsilon of the JAX layer at a path.
 
     """
@@ -121,12 +122,11 @@ class Search:
         self,
         run: Callable[[Trial], torch_side.Run],
         ours: JaxRun,
-        aligned: Callable[[np.ndarray, np.ndarray], np.ndarray],
         epsilon: Callable[[str], float | None],
         *,
         train: bool = False,
     ):
-        self.run, self.ours, self.aligned, self.epsilon = run, ours, aligned, epsilon
+        self.run, self.ours, self.epsilon = run, ours, epsilon
         self.prints = values.prints([value.array for value in ours.values])
         self.train = train
         self.stage = "training" if train else "evaluation"
@@ -139,7 +139,7 @@ class Search:
         difference = 0.0
         for number, other in zip(run.outputs, self.ours.outputs, strict=False):
             theirs = run.values[number].array
-            ours = self.aligned(self.ours.values[other].array, theirs)
+            ours = values.aligned(self.ours.values[other].array, theirs)
             apart = values.distance(ours, theirs)
             difference = max(difference, apart)
             if apart > SAME:
@@ -188,6 +188,31 @@ class Search:
             run.state,
             self.epsilon(path),
         )
+
+    def rounded(self, standing: Standing) -> Candidate | None:
+        """Constants that are JAX's but for rounding to float32, with JAX's in their place."""
+        run = standing.run
+        theirs = values.fixed(run.values, run.state)
+        mine = [self.ours.values[k].array for k in values.fixed(self.ours.values)]
+        places: dict[int, dict[int, np.ndarray]] = {}
+        names: list[str] = []
+        for number in theirs:
+            array = run.values[number].array
+            right = None if standing.matched[number] >= 0 else _nearly(array, mine)
+            if right is None:
+                continue
+            users = [call for call in run.calls if number in call.inputs]
+            for call in users:
+                found = places.setdefault(call.index, {})
+                found |= {k: right for k, value in enumerate(call.inputs) if value == number}
+            about = users[0].line if users else ""
+            names.append(run.values[number].leaf or f"a constant ({about})")
+        if not places:
+            return None
+        shown = ", ".join(dict.fromkeys(names))
+        changes = {index: partial(_with, given) for index, given in places.items()}
+        words = f"{shown} of PyTorch's and JAX's constants differ by a rounding to float32"
+        return Candidate("float32 constant", words, changes)
 
     def jax_place(self, standing: Standing) -> tuple[str, str]:
         """Path and line of the first JAX value that PyTorch has not, all it comes from it has."""
@@ -306,6 +331,32 @@ class Search:
                 if x.size == y.size:
                     left = max(left, values.distance(y, x))
         return left
+
+
+def _nearly(theirs: np.ndarray, ours: Sequence[np.ndarray]) -> np.ndarray | None:
+    """The first of `ours` that holds the same numbers but for a rounding to float32, turned."""
+    bound = 2.0**-22 * float(np.abs(theirs).max(initial=0.0))
+    for array in ours:
+        if array.size != theirs.size:
+            continue
+        axes = values.turned(array, theirs, bound)
+        if axes is not None:
+            return np.squeeze(array).transpose(axes).reshape(theirs.shape)
+    return None
+
+
+def _with(given: Mapping[int, np.ndarray], call: Call) -> Any:
+    """The call with some of its tensors, counted as in `inputs`, holding other numbers."""
+    places = itertools.count()
+
+    def one(x: Any) -> Any:
+        if not (isinstance(x, torch.Tensor) and x.is_floating_point()):
+            return x
+        other = given.get(next(places))
+        return x if other is None else torch.tensor(other, dtype=x.dtype)
+
+    args, kwargs = _pytree.tree_map(one, (call.args, call.kwargs))
+    return call.function(*args, **kwargs)
 
 
 def merged(findings: Sequence[Finding]) -> list[Finding]:

@@ -1,6 +1,7 @@
 """A JAX model traced to its program, which is then computed in float64 with every value kept."""
 
 import functools
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
+import flax.linen as linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ from flax import nnx
 from jax._src import source_info_util
 from jax.extend import core as jex_core
 
-from parity.comparing.values import Value
+from parity.comparing.values import Value, in_order
 
 _HERE = os.path.dirname(__file__)
 _SCOPE = "@"  # marks our scopes among those of others
@@ -32,6 +34,8 @@ _NESTED = (
     "checkpoint",
     "custom_lin",
 )
+_TRAIN = {"train", "training", "is_training"}  # what models call the flag of their mode
+_EVALUATION = {"deterministic", "use_running_average", "inference"}
 _NARROW = (jnp.dtype("float32"),)
 _HALF = (jnp.dtype("bfloat16"), jnp.dtype("float16"))
 _QUICK: dict[str, str | bool] = {
@@ -95,8 +99,9 @@ def from_nnx(module: nnx.Module, *, dropout: bool = True, half: bool = True) -> 
             merged.eval()
             if not dropout:
                 without_dropout(merged)
-        with scoped(merged):
-            outputs = merged(*inputs)
+        how = in_mode(merged, len(inputs), train)
+        with scoped(merged), _linen_without_dropout(train or not dropout):
+            outputs = merged(*inputs, **how)
         after = dict(nnx.to_flat_state(nnx.state(merged, (nnx.Param, nnx.BatchStat))))
         return outputs, {
             name: after[path][...] for name, path in paths.items() if name not in trained
@@ -117,8 +122,8 @@ def from_function(function: Callable[..., Any], tree: Any) -> Model:
     }
 
     def apply(arrays: dict[str, Any], inputs: Sequence[Any], train: bool) -> tuple[Any, Any]:
-        del train
-        return function(jax.tree.unflatten(form, [arrays[name] for name in names]), *inputs), {}
+        given = (jax.tree.unflatten(form, [arrays[name] for name in names]), *inputs)
+        return function(*given, **in_mode(function, len(given), train)), {}
 
     what = getattr(function, "__name__", "function")
     return Model(apply, weights, frozenset(names), {}, what)
@@ -133,10 +138,41 @@ def in_float64(module: nnx.Module, *, half: bool) -> None:
                 setattr(layer, name, jnp.dtype("float64"))
 
 
+def in_mode(model: Any, given: int, train: bool) -> dict[str, Any]:
+    """The arguments after the first `given` by which a model is told its mode, if it has them.
+
+    A Linen module says what it updates beside.
+    """
+    bridged = isinstance(model, nnx.bridge.ToNNX)
+    call = model.to_nnx__module if bridged else model
+    try:
+        parameters = list(inspect.signature(call).parameters.values())
+    except (TypeError, ValueError):
+        return {}
+    named = {p.name for p in parameters[:given] if p.kind is not p.KEYWORD_ONLY}
+    free = {p.name for p in parameters} - named
+    how: dict[str, Any] = dict.fromkeys(_TRAIN & free, train)
+    how |= dict.fromkeys(_EVALUATION & free, not train)
+    if bridged and train:
+        how["mutable"] = ["batch_stats"]
+    return how
+
+
+@contextmanager
+def _linen_without_dropout(wanted: bool) -> Iterator[None]:
+    """Linen's dropout drops nothing inside."""
+    with ExitStack() as stack:
+        if wanted:
+            passes = patch.object(linen.Dropout, "__call__", lambda self, x, *_, **__: x)
+            stack.enter_context(passes)
+        yield
+
+
 def without_dropout(module: nnx.Module) -> None:
-    """Switch off what drops values at random."""
+    """Switch off what drops values at random. A layer's `rate` may also be a dilation."""
     for _, layer in nnx.iter_modules(module):
-        for name in ("rate", "dropout_rate"):
+        own = "drop" in type(layer).__name__.lower()
+        for name in ("dropout_rate", *(("rate",) if own else ())):
             if name in vars(layer) and isinstance(getattr(layer, name), float | int):
                 setattr(layer, name, 0.0)
 
@@ -230,12 +266,16 @@ class Program:
         fixed = {name: w for name, w in model.weights.items() if name not in model.trained}
         chosen = {name: w for name, w in model.weights.items() if name in model.trained}
         floats = [np.issubdtype(x.dtype, np.floating) for x in inputs]
+        # the place of each input among all, of those of floating point and of whole numbers
+        self.places = [
+            [place for place, f in enumerate(floats) if f is wanted] for wanted in (True, False)
+        ]
 
         def forward(trained, fixed, floating, whole):
             floating, whole = iter(floating), iter(whole)
             given = [next(floating) if f else next(whole) for f in floats]
             outputs, state = model.apply({**trained, **fixed}, given, train)
-            outputs = [x for x in jax.tree.leaves(outputs) if hasattr(x, "dtype")]
+            outputs = [x for x in jax.tree.leaves(in_order(outputs)) if _floating(x)]
             value = loss(outputs) if loss is not None else jnp.zeros(())
             return value, (outputs, state)
 
@@ -267,10 +307,9 @@ class Program:
             flat = [self._lifted(x) if single else x for _, x in leaves]
             self._compiled = jax.jit(everything).lower(*flat).compile(compiler_options=_QUICK)
 
-    @staticmethod
-    def _name(path: Sequence[Any]) -> str:
+    def _name(self, path: Sequence[Any]) -> str:
         group, name = path[0].idx, getattr(path[1], "key", getattr(path[1], "idx", None))
-        return str(name) if group < 2 else f"input {name}"
+        return str(name) if group < 2 else f"input {self.places[group - 2][int(name or 0)]}"
 
     @staticmethod
     def _arguments(trained: dict, fixed: dict, inputs: Sequence[np.ndarray]) -> tuple:
@@ -441,7 +480,7 @@ class Program:
         result.loss = float(loss)
         result.gradients = {
             **gradients[0],
-            **{f"input {place}": g for place, g in enumerate(gradients[1])},
+            **{f"input {place}": g for place, g in zip(self.places[0], gradients[1], strict=False)},
         }
         return result
 

@@ -24,7 +24,9 @@ class Pair:
     Attributes:
       theirs: PyTorch's, a copy in float64; `given`: its inputs; `first`: its first run.
       jax_model: JAX's, as the caller gave it; `ours`: how it is run; `arrays`: its inputs.
-      turned: whether these are PyTorch's with channels last.
+      turned: of each of these, whether it is PyTorch's with channels last.
+      half: whether PyTorch's model computes in 16 bits, so that JAX's may; both then run in
+        float64.
       carried: which layers are the same; `weights`: JAX's, PyTorch's where they were carried.
 
     """
@@ -35,7 +37,8 @@ class Pair:
     jax_model: Any
     ours: jax_side.Model
     arrays: Sequence[np.ndarray]
-    turned: bool
+    turned: Sequence[bool]
+    half: bool
     carried: Carried
     weights: Mapping[str, np.ndarray]
 
@@ -59,7 +62,13 @@ class Pair:
         `how`: of PyTorch's runs, as for `run_torch`.
         """
         run_torch = partial(self.run_torch, train=train, **how)
-        return Search(run_torch, run, aligned(self.turned), epsilon(self.ours), train=train)
+        return Search(run_torch, run, epsilon(self.ours), train=train)
+
+
+def told(error: Exception) -> str:
+    """An error of a user's model in a line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}"
 
 
 def model_of(given: Any, *, dropout: bool = True, half: bool = True) -> jax_side.Model:
@@ -75,19 +84,6 @@ def model_of(given: Any, *, dropout: bool = True, half: bool = True) -> jax_side
         f"the JAX model is a {type(given).__name__}; give a Flax NNX module (a Linen one through "
         "nnx.bridge.ToNNX, initialised) or (function, parameters)"
     )
-
-
-def aligned(turned: bool) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Puts a JAX output's axes in PyTorch's order."""
-
-    def align(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-        if turned and ours.ndim > 2:
-            first = np.moveaxis(ours, -1, 1)
-            if first.shape == theirs.shape:
-                return first
-        return ours
-
-    return align
 
 
 def epsilon(model: jax_side.Model) -> Callable[[str], float | None]:

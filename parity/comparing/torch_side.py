@@ -14,7 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
-from parity.comparing.values import Value
+from parity.comparing.values import Value, in_order
 
 Change = Callable[["Call"], Any]  # computes the call's result in place of its function
 
@@ -79,6 +79,7 @@ class Run:
       state: the buffers afterwards.
       loss: its value.
       used: names of parameters and buffers in the order of their first use.
+      dropped: the calls that would have dropped values at random.
 
     """
 
@@ -89,6 +90,7 @@ class Run:
     state: dict[str, np.ndarray] = field(default_factory=dict)
     loss: float = 0.0
     used: list[str] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
 
 
 _QUESTIONS = {
@@ -155,18 +157,17 @@ class _Recorder(TorchFunctionMode):
         self,
         run: Run,
         changes: Mapping[int, Change],
-        replaced: dict[int, torch.Tensor],
         single: bool = False,
         every: Change | None = None,
+        dropout: bool = False,
     ):
         super().__init__()
-        self.single, self.every = single, every
+        self.single, self.every, self.dropout = single, every, dropout
         self.run, self.changes, self.count = run, changes, 0
         self.numbers: dict[int, int] = {}
         self.kept: list[Any] = []
         self.path: list[str] = [""]
         self.names: dict[int, str] = {}
-        self.replaced = replaced
 
     def add(self, tensor: torch.Tensor, **about: Any) -> int:
         array = tensor.detach().to(torch.float64).cpu().numpy().copy()
@@ -203,7 +204,10 @@ class _Recorder(TorchFunctionMode):
         args, kwargs = _pytree.tree_map(
             lambda x: types.get(x, x) if isinstance(x, torch.dtype) else x, (args, kwargs)
         )
-        if name.startswith("dropout") or name.endswith("_dropout"):
+        drops = name.startswith("dropout") or name.endswith("_dropout")
+        if drops and _drops(_named(function, args, kwargs)):
+            self.run.dropped.append(self.count)
+        if drops and not self.dropout:
             args, kwargs, function = args[:1] or (kwargs["input"],), {}, torch.Tensor.clone
         tensors = [
             x
@@ -241,6 +245,21 @@ class _Recorder(TorchFunctionMode):
         return result
 
 
+def _drops(given: Mapping[str, Any]) -> bool:
+    """Whether a call of dropout drops anything; PyTorch's function does unless told otherwise."""
+    active = given.get("training", given.get("train", given.get("2", True)))
+    return bool(active) and given.get("p", given.get("1", 0.5)) > 0
+
+
+def without_dropout(module: torch.nn.Module) -> None:
+    """Switch off what drops values at random inside of one call, or by means of its own."""
+    for part in module.modules():
+        own = "drop" in type(part).__name__.lower() or type(part).__name__ == "StochasticDepth"
+        for name in ("dropout", "drop_prob", *(("p",) if own else ())):
+            if isinstance(getattr(part, name, None), float):
+                setattr(part, name, 0.0)
+
+
 def _attention(
     query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
 ):
@@ -260,11 +279,12 @@ def _attention(
 
 
 def outputs_of(result: Any) -> list[torch.Tensor]:
-    """The tensors among what a model returned; of a `transformers` output its main one."""
+    """The numbers among what a model returned; of a `transformers` output its main ones."""
     for name in ("logits", "last_hidden_state"):
         if isinstance(getattr(result, name, None), torch.Tensor):
             return [getattr(result, name)]
-    return [x for x in _pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]
+    found = _pytree.tree_leaves(in_order(result))
+    return [x for x in found if isinstance(x, torch.Tensor) and x.is_floating_point()]
 
 
 @contextmanager
@@ -292,6 +312,7 @@ def run(
     buffers: Mapping[str, np.ndarray] | None = None,
     single: bool = False,
     every: Change | None = None,
+    dropout: bool = False,
 ) -> Run:
     """One pass of a float64 model, which is left as it was.
 
@@ -304,9 +325,12 @@ def run(
       buffers: values that buffers have in this run.
       single: compute in float32; the calls have the same numbers.
       every: what computes the results of all other calls.
+      dropout: in evaluation, leave calls that drop values as they are.
 
     """
     module = copy.deepcopy(module).train(train)
+    if train:
+        without_dropout(module)
     result = Run()
     for name, buffer in module.named_buffers():
         if buffers and name in buffers:
@@ -315,7 +339,7 @@ def run(
         module = module.float()
         inputs = [x.float() if x.is_floating_point() else x for x in inputs]
     inputs = [x.detach().clone().requires_grad_(train and x.is_floating_point()) for x in inputs]
-    recorder = _Recorder(result, changes or {}, {}, single, every)
+    recorder = _Recorder(result, changes or {}, single, every, dropout)
     for place, x in enumerate(inputs):
         recorder.names[id(x)] = f"input {place}"
     tensors = [*module.named_parameters(), *module.named_buffers()]
@@ -347,7 +371,10 @@ def run(
                 np.zeros(parameter.shape) if gradient is None else gradient.numpy()
             )
         for place, x in enumerate(inputs):
-            if x.grad is not None:
-                result.gradients[f"input {place}"] = x.grad.numpy()
+            if x.requires_grad:
+                gradient = x.grad
+                result.gradients[f"input {place}"] = (
+                    np.zeros(x.shape) if gradient is None else gradient.numpy()
+                )
     result.state = {name: buffer.numpy().copy() for name, buffer in module.named_buffers()}
     return result

@@ -5,9 +5,11 @@ same as one of the other if it holds the same numbers, in whatever order its axe
 often each is repeated.
 """
 
-from collections.abc import Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +17,8 @@ import numpy as np
 # smallest fault that is looked for, an epsilon of 1e-12 for 1e-6, changes a value by 5e-7.
 SAME = 1e-9
 HUGE = 1e20  # beyond it lies what masks are filled with
+# and so does what lies so far below nought, and this much further from it than all the rest
+FILL, FURTHER = 9e3, 1e3
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,41 @@ def bounded(array: np.ndarray) -> np.ndarray:
     """Infinities and the huge numbers of masks as twice the largest of the rest, of their sign."""
     x = np.nan_to_num(np.asarray(array, np.float64), nan=3 * HUGE, posinf=HUGE, neginf=-HUGE)
     huge = np.abs(x) >= HUGE
+    low = ~huge & (x <= -FILL)
+    if low.any():
+        rest = np.abs(x[~huge & ~low])
+        if rest.size and FURTHER * float(rest.max()) <= -float(x[low].max()):
+            huge |= low
     if not huge.any():
         return x
     scale = float(np.abs(x[~huge]).max(initial=0.0)) or 1.0
     return np.where(huge, np.sign(x) * 2 * scale, x)
+
+
+def in_order(result: Any) -> Any:
+    """What a model returned, its dicts as lists by their sorted keys: JAX's order, not Python's."""
+    if type(result) in (dict, OrderedDict, defaultdict):
+        return [in_order(result[key]) for key in sorted(result, key=str)]
+    return [in_order(x) for x in result] if type(result) in (list, tuple) else result
+
+
+def channels_first(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """Whether an array has to have its last axis second to be the other; the nearer if it may."""
+    if ours.ndim < 3:
+        return False
+    moved = np.moveaxis(ours, -1, 1)
+    if moved.shape != theirs.shape or ours.shape != theirs.shape:
+        return moved.shape == theirs.shape
+    return distance(moved, theirs) < distance(ours, theirs)
+
+
+def aligned(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """An array with its axes as the other has them, where order or axes of size 1 part them."""
+    if channels_first(ours, theirs):
+        return np.moveaxis(ours, -1, 1)
+    if ours.shape != theirs.shape and np.squeeze(ours).shape == np.squeeze(theirs).shape:
+        return ours.reshape(theirs.shape)
+    return ours
 
 
 def prints(arrays: Sequence[np.ndarray]) -> Prints:
@@ -127,6 +162,16 @@ def distance(ours: np.ndarray, theirs: np.ndarray) -> float:
         return 0.0 if np.array_equal(a, b, equal_nan=True) else float("inf")
     scale = float(np.abs(b).max(initial=0.0)) or float(np.abs(a).max(initial=0.0)) or 1.0
     return float(np.abs(a - b).max(initial=0.0)) / scale
+
+
+def fixed(values: Sequence[Value], buffers: Collection[str] = ()) -> list[int]:
+    """The numbers of values that come from neither inputs nor weights, but for `buffers`."""
+    found: set[int] = set()
+    for number, value in enumerate(values):
+        leaf = value.leaf is None or value.leaf == "" or value.leaf in buffers
+        if leaf and all(source in found for source in value.of):
+            found.add(number)
+    return sorted(found)
 
 
 def origins(values: Sequence[Value], matched: Sequence[bool], outputs: Sequence[int]) -> list[int]:
