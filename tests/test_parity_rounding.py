@@ -184,6 +184,24 @@ def test_a_unit_beyond_the_nearest_is_found_by_what_it_explains():
     assert units == [unit]
 
 
+def test_of_many_undecided_units_the_sides_are_drawn_along(monkeypatch):
+    """Steps with errors of the model's size, on whatever side these put each unit."""
+    many = Truth(network(), images(), {"features.7": MASK}, LOSS, error=2e-2)
+    assert many.undecided > rounding.MOST
+    monkeypatch.setattr(rounding, "MOST", 10**9)
+    held = Truth(network(), images(), {"features.7": MASK}, LOSS, error=2e-2)
+    many._noise = True
+    draws = [many._pass({}).gradients for _ in range(50)]
+
+    def beyond(truth):
+        allowed = truth.allowances(plain=False)["gradient"]
+        found = [distances(draw, truth.sample) for draw in draws]
+        return sum(any(value > allowed[key] for key, value in row.items()) for row in found)
+
+    assert beyond(many) == 0  # 42 of 50 where the sides are held fast
+    assert beyond(held) > 25
+
+
 def test_slopes_along_a_direction_are_products_with_jumps():
     """Forward mode against backward mode, of every unit in every kind of layer."""
     many = Truth(network(), images(), {"features.7": MASK}, LOSS, error=1e-3)

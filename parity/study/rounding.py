@@ -10,7 +10,8 @@ size in every layer, and what they make of each gradient and statistic is its *r
 *Sides.* A ReLU passes a gradient or does not; a max pool passes it to one of four. Where the truth
 lies within rounding of the edge, float32 may rightly take the other side, and the gradient jumps.
 Such units are *undecided*. A float32 gradient is right if it is within reach of the float64
-gradient for some choice of their sides, and of theirs alone.
+gradient for some choice of their sides, and of theirs alone. Where they are more than 200, the
+random errors may move them too, and what that makes of the gradients is part of the reach.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -282,12 +283,17 @@ class Truth:
         )
 
     def _reach(self) -> None:
-        """`allowed`: by kind and tensor, a relative distance. `units`: the undecided ones."""
+        """`allowed`: by kind and tensor, a relative distance. `units`: the undecided ones.
+
+        Where more units are undecided than can be told one by one, the draws have sides of their
+        own: what many units of their other sides make together is then an error like others.
+        """
         self._noise = True
         most: dict[str, dict[str, float]] = {}
         spread: dict[str, list[Tensor]] = {}
-        for _ in range(SAMPLES):
-            one = self._pass(self._natural)
+        share, sides = self._unit / UNIT, self._natural
+        for number in range(SAMPLES):
+            one = self._pass(sides)
             for kind, table in apart(one, self.sample).items():
                 row = most.setdefault(kind, {})
                 for key, value in table.items():
@@ -295,20 +301,26 @@ class Truth:
             for name, seen in self._sides.seen.items():
                 error = (seen - self._seen[name]).square().transpose(0, 1).flatten(1).mean(1)
                 spread.setdefault(name, []).append(error)
+            self.deviation = {
+                name: share * torch.stack(rows).mean(0).sqrt() for name, rows in spread.items()
+            }
+            if number == 0 and self._count() > MOST:
+                sides = {}
         self._noise = False
-        share = self._unit / UNIT
         self.allowed: Allowed = {
             kind: {key: CONSTANT * share * max(value, UNIT) for key, value in table.items()}
             for kind, table in most.items()
-        }
-        self.deviation = {
-            name: share * torch.stack(rows).mean(0).sqrt() for name, rows in spread.items()
         }
         units = [unit for name in self._seen for unit in self._undecided(name)]
         self.undecided = len(units)
         self.units = sorted(units, key=lambda unit: unit.margin)
 
-    def _undecided(self, name: str) -> list[Unit]:
+    def _count(self) -> int:
+        """How many units are undecided."""
+        return sum(int((self._margins(name)[0] <= EDGE).sum()) for name in self._seen)
+
+    def _margins(self, name: str) -> tuple[Tensor, Tensor]:
+        """How far each unit is from its edge, in standard deviations; the side beyond it."""
         seen, side = self._seen[name], self._natural[name]
         edge = self.deviation[name].reshape(1, -1, *[1] * (seen.ndim - 2))
         layer = dict(self._module.named_modules())[name]
@@ -325,6 +337,10 @@ class Truth:
             margin = torch.minimum(low, high) / edge.clamp_min(1e-300)
             upper = 3 - side  # between 1 and 2
             other = torch.where(low <= high, 1 - side.clamp(max=1), upper)
+        return margin, other
+
+    def _undecided(self, name: str) -> list[Unit]:
+        margin, other = self._margins(name)
         places = (margin.reshape(-1) <= EDGE).nonzero()[:, 0].tolist()
         flat, sides = margin.reshape(-1), other.reshape(-1)
         return [Unit(name, place, int(sides[place]), float(flat[place])) for place in places]
