@@ -163,9 +163,16 @@ def test_several_units_on_their_other_sides_are_found(truth):
     assert len(wanted) == 4
     rng = np.random.default_rng(2)
     right = many.on(wanted).gradients
+
+    def needed(unit):  # of two that are above 0 in one window, the pool passes one
+        there = many.on([one for one in wanted if one != unit])
+        return any(v > allowed[k] for k, v in distances(right, there).items())
+
+    needs = {unit for unit in wanted if needed(unit)}
+    assert len(needs) >= 3
     other = {k: g * (1 + UNIT * rng.normal(size=g.shape)) for k, g in right.items()}
     units, found = many.fitted(other, allowed)
-    assert set(units) == set(wanted)
+    assert set(units) == needs
     assert all(v <= allowed[k] for k, v in distances(other, found).items())
 
 

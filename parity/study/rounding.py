@@ -36,6 +36,7 @@ SAMPLES = 8  # steps with random errors; lengths of long vectors of errors hardl
 EDGE = 6 * CONSTANT
 SMALL = 0.1  # of what is allowed: a jump that does not matter
 LIKELIEST = 32  # of all undecided units, those that promise most, are looked at together
+LIKELY = 4  # of these, are tried by themselves
 PATIENCE = 3  # rounds without a gain after which no further units are looked at
 MOST = 200  # undecided units: of more, a choice that fits may be missed, and nothing follows
 
@@ -203,19 +204,18 @@ class Truth:
             if (now := excess(found)) < best[0]:
                 best = (now, units, found)
 
-        known: list[Unit] = []
+        known: dict[Unit, None] = {}
         waited = 0
         while best[0] and waited < PATIENCE:
             before = best[0]
-            more = self._likeliest(gradients, allowed, best[2], known)
-            known += more
-            jumps = self._jumps(gradients, allowed, known)
-            chosen = jumps.pursued() if jumps.units else []
-            if chosen and chosen != best[1]:
-                attempt(chosen)
+            ranked = self._likeliest(gradients, allowed, best[2], best[1])
+            known |= dict.fromkeys(ranked)
+            jumps = self._jumps(gradients, allowed, list(known))
+            attempt(jumps.pursued() if jumps.units else [])
+            for unit in ranked[:LIKELY]:  # a jump leaves out what a unit changes forward
+                if best[0]:
+                    attempt([*best[1], unit])
             waited = 0 if best[0] < before else waited + 1
-            if not more:
-                break
         if best[0]:
             shares = jumps.shares() if jumps.units else []
             attempt([unit for unit, share in shares if share > 0.5])
@@ -240,9 +240,9 @@ class Truth:
         return self._derivatives
 
     def _likeliest(
-        self, gradients: Arrays, allowed: Mapping[str, float], at: Sample, known: Sequence[Unit]
+        self, gradients: Arrays, allowed: Mapping[str, float], at: Sample, taken: Sequence[Unit]
     ) -> list[Unit]:
-        """Of the units that are not `known`, those that promise to explain most of what is off.
+        """Of the units that are not `taken`, those that promise to explain most of what is off.
 
         To first order, by the slope of the excess along each unit's jump; `at`: the sides so far.
         """
@@ -253,7 +253,7 @@ class Truth:
             off = (there - gradients[key]) / size
             length = distances.norm(off.ravel())
             direction[key] = off / length * (length - 1) / size if length > 1 else 0 * off
-        left = [unit for unit in self.units if unit not in set(known)]
+        left = [unit for unit in self.units if unit not in set(taken)]
         gain = -self._derived().along(direction, left)
         best = np.argsort(-gain, kind="stable")[:LIKELIEST]
         return [left[place] for place in best if gain[place] > 0]
