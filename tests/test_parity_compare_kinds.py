@@ -218,6 +218,10 @@ def test_flaxs_fast_variance_loses_digits_in_float32_and_is_named():
     forward = {section.title: section.passed for section in report.sections}
     assert forward == {"forward, evaluation": True, "forward, float32": False}
     assert "JAX's float32" in str(report)
+    assert "LESS EXACT" in str(report)
+    assert report.verdict.startswith("Same in float64")  # so it is no difference
+    assert "at 1 place, 1 with a verified cause" in report.verdict
+    assert not report.passed
     page = report.as_html()
     assert 'class="dot-row first' in page
     assert "further from it on" in page

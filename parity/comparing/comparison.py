@@ -26,7 +26,7 @@ from parity.comparing import (
 from parity.comparing.carrying import Carried, Names
 from parity.comparing.diagnosis import Finding, Search, Standing, Trial
 from parity.comparing.pair import Loss, Pair, model_of, told
-from parity.comparing.report import Layer, Report, Section
+from parity.comparing.report import FLOAT32, Layer, Report, Section
 
 LAYOUTS = ("found", "nchw to nhwc", "same")
 
@@ -439,7 +439,7 @@ def _float32(report: Report, pair: Pair, look: Search, trial: Trial) -> None:
     beyond = single.first_beyond(found)
     most = max((max(one.jax or 0.0, one.torch) for one in found), default=0.0) * UNIT
     report.sections.append(
-        Section("forward, float32", f"{len(found)} values, against float64", most, not beyond)
+        Section(FLOAT32, f"{len(found)} values, against float64", most, not beyond)
     )
     if not beyond:
         return
