@@ -104,8 +104,8 @@ class Report:
         count = len(self.findings)
         if self.findings and all(found.stage == "float32" for found in self.findings):
             return (
-                "Same in float64, which computes both exactly; float32 is less exact than rounding "
-                f"explains at {plural(count, 'place')}, {named} with a verified cause."
+                f"Same in float64; float32 is less exact than rounding explains at "
+                f"{plural(count, 'place')}, {named} with a verified cause."
             )
         return f"Different: {plural(count, 'difference')}, {named} with a verified cause."
 
