@@ -176,6 +176,14 @@ def test_several_units_on_their_other_sides_are_found(truth):
     assert all(v <= allowed[k] for k, v in distances(other, found).items())
 
 
+def test_gradients_that_are_no_numbers_are_on_no_side(truth):
+    near = near_an_edge()
+    for of in (near, truth):  # `truth` has no undecided unit
+        assert len(of.units) == (of is near)
+        strange = {key: np.full(g.shape, np.nan) for key, g in of.sample.gradients.items()}
+        assert of.fitted(strange, truth.allowances(plain=False)["gradient"]) == ([], of.sample)
+
+
 def test_a_unit_beyond_the_nearest_is_found_by_what_it_explains():
     """Nearness to the edge says little: of hundreds, the ranking by slopes finds the one."""
     many = Truth(network(), images(), {"features.7": MASK}, LOSS, error=2e-2)

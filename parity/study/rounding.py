@@ -197,6 +197,8 @@ class Truth:
             return sum(max(0.0, value / allowed[key] - 1) ** 2 for key, value in found.items())
 
         best: tuple[float, list[Unit], Sample] = (excess(self.sample), [], self.sample)
+        if not self.units or not np.isfinite(best[0]):  # no side explains what is no number
+            return best[1], best[2]
 
         def attempt(units: list[Unit]) -> None:
             nonlocal best
@@ -253,7 +255,8 @@ class Truth:
             off = (there - gradients[key]) / size
             length = distances.norm(off.ravel())
             direction[key] = off / length * (length - 1) / size if length > 1 else 0 * off
-        left = [unit for unit in self.units if unit not in set(taken)]
+        gone = set(taken)
+        left = [unit for unit in self.units if unit not in gone]
         gain = -self._derived().along(direction, left)
         best = np.argsort(-gain, kind="stable")[:LIKELIEST]
         return [left[place] for place in best if gain[place] > 0]
