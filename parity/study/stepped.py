@@ -147,8 +147,7 @@ def rule() -> list[str]:
         "in every sum of k terms. First a floor, the errors of the last sum alone (of scores: of "
         "all layers, unamplified; of a loss: of the scores too); what is beyond it is held against "
         "the whole model, with random errors in every layer, and may take the other side of a "
-        "ReLU's or a max pool's edge where float64 lies within rounding of it. Where more than "
-        "200 units lie so, the random errors move them as well.",
+        "ReLU's or a max pool's edge where float64 lies within rounding of it.",
         "Nearest to its bound: 100 % is the bound (the floor, where that was enough). Other side "
         "of an edge: the steps with activations that are not on float64's side. Moments and "
         "weights are held against what PyTorch's float64 optimiser makes of the step's gradients.",
