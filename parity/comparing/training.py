@@ -235,8 +235,8 @@ def _gradients(
     name = max(sizes, key=lambda key: sizes[key])
     tied = [theirs for theirs, _ in carried.pairs if theirs.tied]
     if tied:
-        apart_ = apart(replace(pair, theirs=_untied(pair.theirs)).search(run, **how).run(trial))
-        left = max(apart_.values(), default=0.0)
+        untied = replace(pair, theirs=_untied(pair.theirs)).search(run, **how).run(trial)
+        left = max(apart(untied).values(), default=0.0)
         if left <= SAME:
             words = f"PyTorch ties {tied[0].name} to a weight that JAX has twice"
             where = Finding("gradients", tied[0].name, "", "", name, "", sizes[name])
